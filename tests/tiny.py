@@ -1,0 +1,64 @@
+"""The smallest models and tokenizers that behave like real ones, built in place and the same on every run."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token if m.role == 'assistant' else '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def byte_tokenizer(bos: bool = False, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte, so that tokens can be counted by eye; ids 0 to 2 are <pad>, <eos> and <bos>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<eos>", "<bos>"]
+    vocab = {token: i for i, token in enumerate(specials + alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        backend.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<eos>" if pad_is_eos else "<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=["<pad>"] if pad_is_eos else None,
+    )
+
+
+def tiny_config(tokenizer, **changes) -> LlamaConfig:
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "initializer_range": 0.1,
+    }
+    return LlamaConfig(**sizes | changes)
+
+
+def tiny_llama(tokenizer, seed: int = 0, **changes) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config(tokenizer, **changes)).eval()
+
+
+def tiny_reward_model(tokenizer, seed: int = 0, num_labels: int = 1, **changes) -> LlamaForSequenceClassification:
+    torch.manual_seed(seed)
+    return LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=num_labels, **changes)).eval()

@@ -1,0 +1,34 @@
+"""RLHF trainers and rewards on top of Hugging Face TRL.
+
+Names are imported on first use, so `import trl_ext` is fast and does not load torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "ImitationRewardConfig": "trl_ext.reward_modeling.imitation_reward_config",
+    "ImitationRewardTrainer": "trl_ext.reward_modeling.imitation_reward_trainer",
+    "LearnedReward": "trl_ext.rewards.learned_reward",
+    "LengthIncentive": "trl_ext.rewards.length_incentive",
+    "PPOConfig": "trl_ext.ppo.ppo_config",
+    "PPOTrainer": "trl_ext.ppo.ppo_trainer",
+    "R3Reward": "trl_ext.rewards.r3",
+    "RelevanceReward": "trl_ext.rewards.relevance",
+    "RepetitionPenalty": "trl_ext.rewards.repetition_penalty",
+}
+
+__all__ = [  # noqa: RUF022, F822 - resolved by __getattr__
+    *_MODULE_OF,
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'trl_ext' has no attribute {name!r}; its public names are {sorted(_MODULE_OF)}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])
