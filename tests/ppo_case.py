@@ -1,0 +1,54 @@
+"""A PPO run small enough to look at every number of."""
+
+from dataclasses import fields
+
+import torch
+from datasets import Dataset
+from tiny import byte_tokenizer, tiny_llama
+
+from trl_ext import PPOConfig, PPOTrainer
+
+CONFIG_FIELDS = {field.name for field in fields(PPOConfig)}
+PROMPTS = ["say it", "why?", "tell me more", "go"] * 4
+
+
+def even_letters(completions, **columns):
+    """Score: how many characters of a completion have an even code. About half do at the start."""
+    return [float(sum(ord(letter) % 2 == 0 for letter in text)) for text in completions]
+
+
+def ppo_trainer(folder, *, model=None, reward_funcs=even_letters, prompts=PROMPTS, columns=None, **options) -> PPOTrainer:
+    """A trainer on the CPU; `options` go to PPOConfig or to PPOTrainer, wherever they belong."""
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 5,
+        "learning_rate": 1e-2,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+    }
+    settings |= {name: options.pop(name) for name in list(options) if name in CONFIG_FIELDS}
+    tokenizer = options.pop("processing_class", None) or byte_tokenizer()
+    return PPOTrainer(
+        model=tiny_llama(tokenizer) if model is None else model,
+        reward_funcs=reward_funcs,
+        args=PPOConfig(**settings),
+        train_dataset=Dataset.from_dict({"prompt": prompts} | (columns or {})),
+        processing_class=tokenizer,
+        **options,
+    )
+
+
+def rollout_of(trainer, rows=None) -> dict[str, torch.Tensor]:
+    """A batch of rollouts in training mode, as the trainer makes them before any update."""
+    trainer.model.train()
+    return trainer._generate_and_score_completions(rows or [{"prompt": prompt} for prompt in PROMPTS[:4]])
+
+
+def logged(trainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]

@@ -1,0 +1,148 @@
+"""The critic: what a completion will score, foretold at each of its tokens.
+
+It lives outside `trainer.model`, so that weight syncs, adapters and saved policies do not contain it. Trainer looks
+after `trainer.model` only; `Critic` does for the value function what Trainer does for that: place it, join the
+optimizer, clip, zero, save, load.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+CRITIC_FILE = "ppo_critic.safetensors"
+
+
+class ValueHead(nn.Module):
+    """V = w · h + b on the policy's last hidden state h; zero at the start, so that it begins by expecting nothing."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden_states: Tensor, **_) -> Tensor:
+        """`(B, L, H)` hidden states to `(B, L)` values."""
+        with torch.autocast(hidden_states.device.type, enabled=False):  # 16 bits are too coarse for a return
+            return self.linear(hidden_states.float()).squeeze(-1)
+
+
+class ValueModel(nn.Module):
+    """A sequence-classification model whose `score` head is read at every token instead of the last one only."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        if not any(name.split(".")[-1] == "score" for name, _ in model.named_modules()):
+            raise ValueError(
+                f"PPOTrainer(value_model={type(model).__name__}): expected a sequence-classification model with a "
+                "`score` head over every token. Load it with AutoModelForSequenceClassification, num_labels=1."
+            )
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_) -> Tensor:
+        """`(B, L)` token ids to `(B, L)` values."""
+        scores = []
+        handle = self._score_head().register_forward_hook(lambda module, args, output: scores.append(output))
+        try:
+            self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        finally:
+            handle.remove()
+        return scores[0].squeeze(-1).float()
+
+    def _score_head(self) -> nn.Module:
+        """The module named `score`, or what PEFT put in its place."""
+        return next(module for name, module in self.model.named_modules() if name.split(".")[-1] == "score")
+
+
+class Critic:
+    """A value function and all that its training needs beside Trainer's.
+
+    Args:
+        module: A `ValueHead` or a `ValueModel`.
+        accelerator: The trainer's.
+        learning_rate: Peak learning rate of the value function; the trainer's scheduler applies to it.
+    """
+
+    def __init__(self, module: ValueHead | ValueModel, accelerator: Accelerator, *, learning_rate: float):
+        self.learning_rate = learning_rate
+        self.module = accelerator.prepare_model(module)
+        self._bare = accelerator.unwrap_model(self.module)
+
+    @property
+    def reads_policy(self) -> bool:
+        """Whether it needs the policy's hidden states."""
+        return isinstance(self._bare, ValueHead)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: with an adapter, the adapter and the head."""
+        return [parameter for _, parameter in self._named()]
+
+    def values(self, completion_length: int, **inputs: Tensor) -> Tensor:
+        """V at the positions that predict the completion's tokens: the prompt's last token, and all but the last.
+
+        Args:
+            completion_length: T, the number of completion tokens, which stand at the right.
+            inputs: `hidden_states` `(B, L, H)`, `input_ids` and `attention_mask` `(B, L)`.
+
+        Returns:
+            `(B, T)` in float32.
+        """
+        return self.module(**inputs)[:, -completion_length - 1 : -1]
+
+    def join(self, optimizer: torch.optim.Optimizer, *, weight_decay: float) -> None:
+        """Let the policy's optimizer train the critic too, unless it does already."""
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        new = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        for params, decay in (
+            ([parameter for parameter in new if parameter.ndim > 1], weight_decay),
+            ([parameter for parameter in new if parameter.ndim < 2], 0.0),
+        ):
+            if params:
+                optimizer.add_param_group({"params": params, "lr": self.learning_rate, "weight_decay": decay})
+
+    def save(self, folder: str | Path) -> None:
+        """Write what is trained to `ppo_critic.safetensors` in `folder`."""
+        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
+        save_file(weights, Path(folder) / CRITIC_FILE)
+
+    def load(self, folder: str | Path) -> None:
+        """Read what `save` wrote, or raise a ValueError if it came from another kind of critic."""
+        saved, mine = load_file(Path(folder) / CRITIC_FILE), dict(self._named())
+        if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in mine.items()}:
+            raise ValueError(
+                f"PPOTrainer.train(resume_from_checkpoint={str(folder)!r}): the checkpoint's critic has other weights "
+                f"({sorted(saved)[:3]}…) than this one ({sorted(mine)[:3]}…). Resume with the same `value_model`."
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(saved[name])
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self._bare.named_parameters() if parameter.requires_grad]
+
+
+class CriticCallback(TrainerCallback):
+    """Clips the critic's gradient before each optimizer step and clears it after, as Trainer does for the policy's.
+
+    Args:
+        critic: The critic.
+        policy_rests: Whether only the critic learns in this step (warm-up).
+    """
+
+    def __init__(self, critic: Critic, policy_rests):
+        self.critic = critic
+        self.policy_rests = policy_rests
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if args.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
+        if self.policy_rests():
+            model.zero_grad()  # no gradient, no step: not even weight decay
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        for parameter in self.critic.parameters():
+            parameter.grad = None

@@ -1,0 +1,77 @@
+"""What PPO needs of the policy that TRL does not hand over: its hidden states, its start, its precision."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl.trainer import grpo_trainer
+
+from trl_ext.overrides import replaced
+
+
+@contextmanager
+def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
+    """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""
+    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+    states: list[Tensor] = []
+    handle = causal_lm.base_model.register_forward_hook(
+        lambda module, args, output: states.append(output.last_hidden_state)
+    )
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def reference_from(model: str | PreTrainedModel | PeftModel, *, has_adapter: bool) -> AbstractContextManager:
+    """While GRPOTrainer is built, let its reference be a copy of the policy object as it is.
+
+    TRL loads the reference from the checkpoint that the object once came from; it may have been trained since, or
+    never have had one. A name needs no copy, and an adapter's reference is made by TRL from the adapter itself.
+    """
+    if isinstance(model, str) or has_adapter:
+        return nullcontext()
+    return replaced(
+        grpo_trainer, create_model_from_path=lambda *args, **kwargs: copy.deepcopy(model).requires_grad_(False)
+    )
+
+
+def without_reference(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
+    """Hide TRL's frozen copy of an adapter, `ref`, from saving.
+
+    It is not the user's, and beside it transformers would find the copy, and not the adapter, when it resumes.
+    """
+    if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
+        return nullcontext()
+    return replaced(model, peft_config={name: c for name, c in model.peft_config.items() if name != "ref"})
+
+
+def adapter_tensors(model: str | PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+    """The trainable tensors of a policy that comes with an adapter; none for one that gets a new adapter."""
+    if not isinstance(model, PeftModel):
+        return {}
+    tensors = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not tensors:
+        raise ValueError(
+            "PPOTrainer(model=PeftModel): the adapter is frozen, so there is nothing to train. Load it with "
+            "PeftModel.from_pretrained(…, is_trainable=True)."
+        )
+    return tensors
+
+
+def keep_adapters_in_fp32(model: PreTrainedModel | PeftModel, originals: dict[str, Tensor]) -> None:
+    """Undo TRL's cast of adapters to bf16 on a quantised base, where steps below 2⁻⁸ of a weight are lost.
+
+    Args:
+        model: The policy after GRPOTrainer took it.
+        originals: Its `adapter_tensors` from before, with the digits that the cast has cut off.
+    """
+    if not (getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = originals.get(name, parameter.data).to(parameter.device, torch.float32)

@@ -1,0 +1,161 @@
+"""Hyperparameters of PPO."""
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+
+class _OneGeneration(int):
+    """The number 1, for GRPOConfig's checks: a group needs two samples, PPO has no groups.
+
+    >>> _OneGeneration(1) < 2, 4 % _OneGeneration(1)
+    (False, 0)
+    """
+
+    def __lt__(self, other) -> bool:
+        return False
+
+
+# Fields of GRPOConfig that PPO gives no meaning, and why. Their defaults are accepted, anything else is refused.
+MEANINGLESS = {
+    "loss_type": "PPO's means run over the real tokens of the accumulation window, which is 'dapo'",
+    "importance_sampling_level": "advantages differ from token to token, which a ratio per sequence cannot weigh",
+    "scale_rewards": "there are no groups to scale by; `score_scaling` and `whiten_advantages` do the scaling",
+    "multi_objective_aggregation": "there are no groups to normalise in; weigh rewards with `reward_weights`",
+    "delta": "two-sided clipping is another surrogate; PPO's is bounded by `epsilon` and `epsilon_high`",
+    "use_bias_correction_kl": "KL is charged in the reward, not in the loss; choose `kl_estimator`",
+    "off_policy_mask_threshold": "it masks sequences by one advantage each, PPO has one per token",
+    "sapo_temperature_neg": "it belongs to loss_type='sapo'",
+    "sapo_temperature_pos": "it belongs to loss_type='sapo'",
+    "vespo_k_pos": "it belongs to loss_type='vespo'",
+    "vespo_lambda_pos": "it belongs to loss_type='vespo'",
+    "vespo_k_neg": "it belongs to loss_type='vespo'",
+    "vespo_lambda_neg": "it belongs to loss_type='vespo'",
+    "sync_ref_model": "the reference is the policy as it was when the run began",
+    "ref_model_mixup_alpha": "it belongs to `sync_ref_model`; the reference does not move",
+    "ref_model_sync_steps": "it belongs to `sync_ref_model`; the reference does not move",
+    "label_smoothing_factor": "there are no labels to smooth",
+    "neftune_noise_alpha": "noise in the embeddings would move the ratios away from 1 before the first step",
+    "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
+}
+
+# Smallest and largest allowed value, None for no bound, and whether the smallest itself is allowed.
+RANGES = {
+    "gamma": (0.0, 1.0, False),
+    "lam": (0.0, 1.0, True),
+    "epsilon": (0.0, 1.0, False),
+    "epsilon_high": (0.0, None, False),
+    "beta": (0.0, None, True),
+    "value_clip": (0.0, None, False),
+    "value_coef": (0.0, None, True),
+    "score_clip": (0.0, None, False),
+    "missing_eos_penalty": (0.0, None, True),
+    "critic_learning_rate": (0.0, None, True),
+    "critic_warmup_rollouts": (0, None, True),
+    "num_iterations": (1, None, True),
+    "num_generations": (1, None, True),
+    "temperature": (0.0, None, False),
+}
+
+
+@dataclass
+class PPOConfig(GRPOConfig):
+    """What PPO adds to GRPO: a critic, advantages per token instead of per group, and KL in the reward.
+
+    Everything about sampling, batching and the clipped policy loss keeps its GRPO name and meaning. The generation
+    batch (`per_device_train_batch_size × gradient_accumulation_steps` completions per process, or
+    `generation_batch_size`) may have any size. Options of GRPO that mean nothing for PPO are refused.
+
+    Raises:
+        ValueError: For a value out of its range, or an option of GRPO that PPO gives no meaning.
+    """
+
+    # Changed defaults
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the policy. None: 1e-5 with LoRA, 1e-6 in full."}
+    )
+    num_generations: int | None = field(default=1, metadata={"help": "Completions sampled per prompt, 1 or more."})
+    num_iterations: int = field(default=4, metadata={"help": "Optimisation epochs over each batch of rollouts."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Turn dropout off, so that ratios start at 1 and KL at 0."}
+    )
+    scale_rewards: str = field(default="none", metadata={"help": "Fixed: PPO has no groups. See `score_scaling`."})
+
+    # Reward
+    beta: float = field(
+        default=0.05,
+        metadata={"help": "Price of one nat of KL to the reference, in units of (scaled) score. 0: free."},
+    )
+    kl_estimator: str = field(
+        default="k1", metadata={"help": "'k1': log-ratio, unbiased. 'k3': never negative, lower variance."}
+    )
+    missing_eos_penalty: float = field(
+        default=0.0, metadata={"help": "Taken off the score of a completion that did not end itself. 0: none."}
+    )
+    score_scaling: bool = field(
+        default=True, metadata={"help": "Centre scores and divide them by their deviation over the run so far."}
+    )
+    score_clip: float = field(
+        default=10.0, metadata={"help": "Largest scaled score, in deviations; needs `score_scaling`."}
+    )
+
+    # Advantages
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token, in (0, 1]."})
+    lam: float = field(default=0.95, metadata={"help": "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return."})
+    whiten_advantages: bool = field(
+        default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each batch of rollouts."}
+    )
+
+    # Critic
+    value_clip: float = field(default=0.2, metadata={"help": "Largest trusted move of a value, in units of return."})
+    value_coef: float = field(
+        default=0.1, metadata={"help": "Weight of the value loss. 0: the critic does not learn."}
+    )
+    critic_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate of the critic. None: 10 × the policy's for a head, equal for a model."},
+    )
+    critic_warmup_rollouts: int = field(
+        default=0, metadata={"help": "Batches of rollouts during which only the critic learns."}
+    )
+    detach_critic: bool = field(
+        default=True, metadata={"help": "Keep the value loss out of the policy's weights; only for the built-in head."}
+    )
+
+    def __post_init__(self):
+        self._check_ranges()
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
+        if self.num_generations == 1:
+            self.num_generations = _OneGeneration(1)
+        super().__post_init__()
+        self.num_generations = int(self.num_generations)
+        self._refuse_meaningless()
+
+    def _check_ranges(self) -> None:
+        for name, (low, high, inclusive) in RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in ("critic_learning_rate", "epsilon_high"):
+                continue
+            in_range = value is not None and (value >= low if inclusive else value > low)
+            if not in_range or (high is not None and value > high):
+                interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
+                raise ValueError(f"PPOConfig({name}={value!r}): it must be in {interval}.")
+
+    def _refuse_meaningless(self) -> None:
+        defaults = _defaults(type(self))
+        for name, reason in MEANINGLESS.items():
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"PPOConfig({name}={getattr(self, name)!r}): {reason}. Leave it at {defaults[name]!r}."
+                )
+        if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
+            raise ValueError(
+                "PPOConfig(use_transformers_continuous_batching=True) with bf16 or fp16 would turn the policy itself, "
+                "adapters included, to 16 bits, where small steps are lost. Set bf16=False, or leave it off."
+            )
+
+
+def _defaults(config: type) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING}

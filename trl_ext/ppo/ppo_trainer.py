@@ -1,0 +1,332 @@
+"""PPO with a critic, on top of TRL's GRPO."""
+
+import copy
+from contextlib import nullcontext
+from fractions import Fraction
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from trl_ext.checkpoints import ResumableTrainer
+from trl_ext.masked import masked_whiten
+from trl_ext.overrides import replaced
+from trl_ext.ppo.advantages import generalized_advantages
+from trl_ext.ppo.critic import CRITIC_FILE, Critic, CriticCallback
+from trl_ext.ppo.metrics import loss_metrics, rollout_metrics
+from trl_ext.ppo.policy import (
+    adapter_tensors,
+    keep_adapters_in_fp32,
+    last_hidden_states,
+    reference_from,
+    without_reference,
+)
+from trl_ext.ppo.ppo_config import PPOConfig
+from trl_ext.ppo.prompts import check_lengths, check_prompts
+from trl_ext.ppo.rollout_state import load_rollout_state, save_rollout_state, state_files
+from trl_ext.ppo.score_scaling import RunningMoments
+from trl_ext.ppo.scores import weighted_scores
+from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
+from trl_ext.ppo.value_function import value_function
+from trl_ext.ppo.value_loss import clipped_value_error
+from trl_ext.rewards.reward_callables import reward_callables
+
+
+class PPOTrainer(ResumableTrainer, GRPOTrainer):
+    """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
+
+        reward_t = −β · kl_t + score · 1[t is the last own token]
+        A_t      = GAE(reward, V), whitened over the batch of rollouts of all processes
+        loss     = − mean min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t) + c_v · ½ mean max((V − R)², (V_clipped − R)²)
+
+    GRPO already samples, scores and applies the clipped policy loss. PPO only changes where the advantages come
+    from, so a few methods are overridden, each of which calls its parent:
+
+        create_optimizer                      also train the critic
+        _calculate_rewards                    keep the scores, which the parent does not return
+        _generate_and_score_completions       replace the group advantages by GAE
+        _get_per_token_logps_and_entropies    keep the log-probabilities, for the ratio that is logged
+        _compute_loss                         leave KL to the reward, add the value loss
+        _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
+        _save                                 leave TRL's copy of the adapter out
+        _save_optimizer_and_scheduler, _load_optimizer_and_scheduler    the critic, the rollouts and the statistics
+
+    Args:
+        model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter. KL is measured to the
+            policy as it is now: the base under a new adapter, a frozen copy of an adapter that was trained before.
+        reward_funcs: A reward or a list of them: a function in TRL's protocol (sync or async), a reward model, or
+            the path of one, which is then a `LearnedReward`.
+        args: A `PPOConfig`.
+        value_model: None for a linear head on the policy's last hidden state; or a one-label
+            sequence-classification model with the policy's vocabulary, or the path of one, e.g. the reward model.
+        reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
+        others: All else that `GRPOTrainer` takes, by name: train_dataset (column `prompt`, text or messages; other
+            columns reach the rewards), eval_dataset, processing_class, callbacks, optimizers, peft_config, …
+
+    Raises:
+        ValueError: For bad input, with the call, what was expected, what came and what to do.
+    """
+
+    _tag_names = ["trl", "trl-ext", "ppo"]  # noqa: RUF012 - as TRL declares it
+    _name = "PPO"
+    _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs=None,
+        args: PPOConfig | None = None,
+        train_dataset=None,
+        *,
+        value_model: str | PreTrainedModel | PeftModel | None = None,
+        reward_processing_classes=None,
+        **others,
+    ):
+        args = _checked_args(args, model, others)
+        check_prompts(train_dataset, args)
+        has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
+        adapters = adapter_tensors(model)
+        with reference_from(model, has_adapter=has_adapter):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_callables(reward_funcs, reward_processing_classes, device=args.device),
+                args=args,
+                train_dataset=train_dataset,
+                **others,
+            )
+        keep_adapters_in_fp32(self.model, adapters)
+        check_lengths(train_dataset, self._tokenizer, self.model.config, args)
+        self.critic = self._make_critic(value_model)
+        self.add_callback(CriticCallback(self.critic, lambda: self._rollouts <= args.critic_warmup_rollouts))
+        self.score_moments = RunningMoments()
+        self._rollouts = 0  # batches of rollouts sampled in training
+
+    def _make_critic(self, value_model) -> Critic:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
+                "and FSDP shard. Launch it without them."
+            )
+        function = value_function(
+            value_model,
+            policy=self.model,
+            tokenizer=self._tokenizer,
+            gradient_checkpointing=self.args.gradient_checkpointing,
+        )
+        rate = self.args.learning_rate * (10 if value_model is None else 1)
+        given = self.args.critic_learning_rate
+        return Critic(function, self.accelerator, learning_rate=rate if given is None else given)
+
+    def create_optimizer(self, *args, **kwargs):
+        super().create_optimizer(*args, **kwargs)
+        self.critic.join(self.optimizer, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        if self.shuffle_dataset:  # accelerate calls this at the start of each epoch, also of a resumed one
+            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
+    # Rollouts
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids_list]
+        rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
+        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # of all processes
+        cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
+        scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
+        if self.model.training:
+            self.score_moments.update(scores[~scores.isnan()])
+        self._record(
+            {
+                "score": scores.nanmean().item(),
+                "rows_unscored": scores.isnan().sum().item(),
+                "completions/eos_ratio": 1.0 - cut.float().mean().item(),
+            }
+        )
+        self._scores = scores[self.accelerator.process_index * len(prompts) :][: len(prompts)]
+        return rewards
+
+    @torch.no_grad()
+    def _generate_and_score_completions(self, inputs):
+        aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        with replaced(
+            self, num_iterations=aligned
+        ):  # spares the parent's pass for old log-probs; the next one has them
+            rollout = super()._generate_and_score_completions(inputs)
+        self._rollouts += int(self.model.training)
+        rollout |= self._own_tokens(rollout)
+        mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
+        log_probs, values = self._evaluate_policy(rollout)
+        kl = (
+            None if ref_log_probs is None else kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
+        )
+        rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.beta)
+        advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
+        self._drop_group_metrics()
+        self._record(rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator))
+        if self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, self.accelerator)
+        return rollout | {
+            "old_per_token_logps": log_probs,
+            "advantages": advantages,
+            "values": values,
+            "returns": returns,
+        }
+
+    def _own_tokens(self, rollout: dict) -> dict[str, Tensor]:
+        """The mask of tokens to learn from, under the parent's name for it, and how many there are in all processes.
+
+        They are the policy's own tokens in rows that were scored.
+        """
+        mask = rollout["completion_mask"] * (~self._scores.isnan()).unsqueeze(1)
+        if "tool_mask" in rollout:
+            mask = mask * rollout["tool_mask"]
+        return {"tool_mask": mask, "num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
+
+    def _evaluate_policy(self, rollout: dict) -> tuple[Tensor, Tensor]:
+        """log π and V of the completion's tokens, `(B, T)` each, as the policy is now.
+
+        A pass of its own: the parent's last one was the reference's. In micro-batches of the size that the parent
+        uses for the reference, so that equal weights give equal bits.
+        """
+        args, length = self.args, rollout["completion_ids"].size(1)
+        size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        micro_batches = zip(*(tensor.split(size) for tensor in _whole_sequences(rollout).values()), strict=True)
+        passes = []
+        for input_ids, attention_mask in micro_batches:
+            tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+            with self._policy_states() as states:
+                self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)
+            passes.append((self._log_probs, self._values(tokens, states, length)))
+        log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
+        return log_probs, values
+
+    def _scaled_scores(self) -> Tensor:
+        """The scores of this process's rows, `(B,)`; 0 for rows without, which are masked."""
+        scores = self._scores
+        if self.args.score_scaling:
+            scores = self.score_moments.scale(scores, clip=self.args.score_clip)
+        return scores.nan_to_num(0.0)
+
+    # Loss
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._log_probs = outputs[0].detach()
+        return outputs
+
+    def _compute_loss(self, model, inputs):
+        with self._policy_states() as states, replaced(self, beta=0.0):  # the reward has charged for KL already
+            policy_loss = super()._compute_loss(model, inputs)
+        log_probs = self._log_probs
+        values = self._values(_whole_sequences(inputs), states, inputs["completion_ids"].size(1))
+        clip = self.args.value_clip
+        error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
+        self._record(loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator))
+        value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
+        return policy_loss + self.args.value_coef * value_loss
+
+    def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
+        hidden = {}
+        if self.critic.reads_policy:
+            hidden = {"hidden_states": states[-1].detach() if self.args.detach_critic else states[-1]}
+        return self.critic.values(length, **tokens, **hidden)
+
+    def _policy_states(self):
+        return last_hidden_states(self.model) if self.critic.reads_policy else nullcontext([])
+
+    def _tokens_per_window(self, inputs: dict) -> Tensor:
+        """What the parent divides its loss by: real tokens per accumulation window and process."""
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        if not self.model.training:
+            return tokens
+        return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+
+    # Metrics
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _drop_group_metrics(self) -> None:
+        """Take back what the parent has logged of group advantages, which do not exist here."""
+        self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
+        self._logs["advantages"].extend([float("nan")] * len(self._logs["advantages"]))
+
+    # Checkpoints
+
+    def _checkpoint_files(self):
+        processes = range(self.accelerator.num_processes)
+        return (CRITIC_FILE, *(name for process in processes for name in state_files(process)))
+
+    def _save(self, output_dir=None, state_dict=None):
+        with without_reference(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.accelerator.is_main_process:
+            self.critic.save(output_dir)
+        save_rollout_state(
+            output_dir,
+            self.accelerator.process_index,
+            rollouts=self._buffered_inputs,
+            moments=self.score_moments,
+            counters={"step": self._step, "rollouts": self._rollouts} | self._batching(),
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is not None:
+            self._load_rollout_state(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rollout_state(self, checkpoint: str) -> None:
+        process, device = self.accelerator.process_index, self.accelerator.device
+        rollouts, moments, counters = load_rollout_state(checkpoint, process, device)
+        changed = {name: (counters[name], now) for name, now in self._batching().items() if counters[name] != now}
+        if changed:
+            raise ValueError(
+                f"PPOTrainer.train(resume_from_checkpoint={checkpoint!r}): changed since (then, now): {changed}. The "
+                "checkpoint's rollouts are cut to the former. Resume with the same values."
+            )
+        self.critic.load(checkpoint)
+        self._buffered_inputs, self.score_moments = rollouts, moments
+        self._step, self._rollouts = counters["step"], counters["rollouts"]
+
+    def _batching(self) -> dict[str, int]:
+        """What rollouts are cut and repeated by."""
+        names = ("per_device_train_batch_size", "steps_per_generation", "num_iterations")
+        return {name: getattr(self.args, name) for name in names}
+
+
+def _checked_args(args: PPOConfig | None, model, others: dict) -> PPOConfig:
+    """The config with its learning rate resolved, or a ValueError for what PPO cannot take."""
+    for name in ("tools", "environment_factory"):
+        if others.get(name):
+            raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        args = PPOConfig(f"{name.split('/')[-1]}-PPO")
+    if not isinstance(args, PPOConfig):
+        raise ValueError(
+            f"PPOTrainer(args={type(args).__name__}(…)): expected a PPOConfig, which has KL in the reward and a critic. "
+            "Write PPOConfig in its place; the names that both have keep their meaning."
+        )
+    if args.learning_rate is None:
+        args = copy.copy(args)
+        has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
+        args.learning_rate = 1e-5 if has_adapter else 1e-6
+    return args
+
+
+def _whole_sequences(rollout: dict) -> dict[str, Tensor]:
+    """Prompt and completion together: `input_ids` and `attention_mask`, `(B, P + T)`."""
+    return {
+        "input_ids": torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
+        "attention_mask": torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1),
+    }

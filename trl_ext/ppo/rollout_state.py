@@ -1,0 +1,54 @@
+"""The part of PPO's state that is neither weights nor optimizer: rollouts in use, and statistics of scores.
+
+A checkpoint inside a rollout's epochs must go on with the same rollouts, or the resumed run would sample others.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trl_ext.ppo.score_scaling import RunningMoments
+
+Rollouts = list[dict[str, Tensor]]  # one per micro-batch
+
+
+def state_files(process: int) -> tuple[str, str]:
+    """Names of a process's own files in a checkpoint: its rollouts, and its counters."""
+    return f"ppo_rollouts_{process}.safetensors", f"ppo_state_{process}.json"
+
+
+def save_rollout_state(
+    folder: str | Path, process: int, *, rollouts: Rollouts | None, moments: RunningMoments, counters: dict[str, int]
+) -> None:
+    """Write the state of one process: tensors as `<micro-batch>.<name>` in safetensors, the rest as JSON."""
+    tensor_file, state_file = (Path(folder) / name for name in state_files(process))
+    tensors = {f"{i}.{name}": tensor for i, batch in enumerate(rollouts or []) for name, tensor in batch.items()}
+    save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, tensor_file)
+    state_file.write_text(json.dumps({"counters": counters, "score_moments": asdict(moments)}))
+
+
+def load_rollout_state(
+    folder: str | Path, process: int, device: torch.device
+) -> tuple[Rollouts | None, RunningMoments, dict[str, int]]:
+    """Read what `save_rollout_state` wrote; None for rollouts where there were none.
+
+    Raises:
+        ValueError: If the folder has no such files, e.g. a checkpoint of another trainer.
+    """
+    tensor_file, state_file = (Path(folder) / name for name in state_files(process))
+    if not (tensor_file.is_file() and state_file.is_file()):
+        raise ValueError(
+            f"PPOTrainer.train(resume_from_checkpoint={str(folder)!r}): there is no {state_file.name} in it, so it is "
+            "not a checkpoint of PPOTrainer with as many processes. To start from its weights, load them as the model."
+        )
+    state = json.loads(state_file.read_text())
+    batches: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in load_file(tensor_file, device=str(device)).items():
+        index, key = name.split(".", 1)
+        batches.setdefault(int(index), {})[key] = tensor
+    rollouts = [batches[i] for i in sorted(batches)] or None
+    return rollouts, RunningMoments(**state["score_moments"]), state["counters"]

@@ -1,0 +1,30 @@
+"""From what reward functions return to one score per completion.
+
+Shapes: `N` completions, `F` reward functions; NaN stands for "does not apply".
+"""
+
+import torch
+from torch import Tensor
+
+
+def weighted_scores(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Σ weight · reward over the functions that apply to a completion, `(N,)`; NaN where none does.
+
+    >>> nan = float("nan")
+    >>> weighted_scores(torch.tensor([[1.0, nan], [1.0, 2.0], [nan, nan]]), torch.tensor([1.0, 0.5]))
+    tensor([1., 2., nan])
+
+    Args:
+        rewards: `(N, F)`.
+        weights: `(F,)`.
+
+    Raises:
+        ValueError: If no completion has a score.
+    """
+    unscored = rewards.isnan().all(1)
+    if unscored.all():
+        raise ValueError(
+            f"PPOTrainer: no reward function scored any of the {len(rewards)} completions of this batch (all returned "
+            "None), so there is nothing to learn from. Make one of them apply to every batch."
+        )
+    return (rewards * weights.to(rewards)).nansum(1).masked_fill(unscored, torch.nan)
