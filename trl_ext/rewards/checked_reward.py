@@ -1,0 +1,68 @@
+"""Reward functions whose answers are checked row by row, before anything is learned from them."""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from trl.trainer.utils import get_callable_name, is_async_callable
+
+
+def checked_reward(function: Callable) -> Callable:
+    """Wrap a reward function so that a bad answer is an error that names its row.
+
+    Good answers are one finite number per completion, or `None` where the function does not apply. The wrapper keeps
+    the function's name and whether it is async.
+
+    >>> def length(completions, **kwargs):
+    ...     return [float("nan") if not text else len(text) for text in completions]
+    >>> checked_reward(length)(prompts=["", ""], completions=["abc", ""])
+    Traceback (most recent call last):
+    ...
+    ValueError: Reward function 'length' returned nan for row 1 (completion ''): expected a finite number, or None \
+where it does not apply.
+    """
+    name = get_callable_name(function)
+    if is_async_callable(function):
+
+        async def scored(**columns):
+            return check_scores(await function(**columns), columns["completions"], name)
+
+    else:
+
+        def scored(**columns):
+            return check_scores(function(**columns), columns["completions"], name)
+
+    functools.update_wrapper(scored, function, assigned=("__module__", "__doc__"), updated=())
+    scored.__name__ = name
+    return scored
+
+
+def check_scores(scores: Iterable, completions: list, name: str) -> list[float | None]:
+    """The scores as floats and Nones, or a ValueError that names the first row that is neither."""
+    if isinstance(scores, str) or not isinstance(scores, Iterable):
+        raise ValueError(
+            f"Reward function {name!r} returned {scores!r}: expected a list with one number per completion "
+            f"({len(completions)})."
+        )
+    scores = scores.tolist() if isinstance(scores, Tensor) else list(scores)
+    if len(scores) != len(completions):
+        raise ValueError(
+            f"Reward function {name!r} returned {len(scores)} scores for {len(completions)} completions: expected one "
+            "per completion; return None for those it does not apply to."
+        )
+    return [_check(score, row, completions[row], name) for row, score in enumerate(scores)]
+
+
+def _check(score, row: int, completion, name: str) -> float | None:
+    if score is None:
+        return None
+    if isinstance(score, Tensor) and score.numel() == 1:
+        score = score.item()
+    if not isinstance(score, numbers.Real) or not math.isfinite(score):
+        raise ValueError(
+            f"Reward function {name!r} returned {score!r} for row {row} (completion {completion!r}): expected a finite "
+            "number, or None where it does not apply."
+        )
+    return float(score)
