@@ -15,11 +15,13 @@ _MODULE_OF = {
     "PPOConfig": "trl_ext.ppo.ppo_config",
     "PPOTrainer": "trl_ext.ppo.ppo_trainer",
     "R3Reward": "trl_ext.rewards.r3",
+    "Route": "trl_ext.rewards.routed_product",
+    "RoutedProduct": "trl_ext.rewards.routed_product",
     "RelevanceReward": "trl_ext.rewards.relevance",
     "RepetitionPenalty": "trl_ext.rewards.repetition_penalty",
 }
 
-__all__ = [  # noqa: RUF022, F822 - resolved by __getattr__
+__all__ = [
     *_MODULE_OF,
 ]
 

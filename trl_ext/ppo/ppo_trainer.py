@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from fractions import Fraction
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -92,17 +93,21 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
                 model=model,
-                reward_funcs=reward_callables(reward_funcs, reward_processing_classes, device=args.device),
+                reward_funcs=reward_callables(reward_funcs, reward_processing_classes, args),
                 args=args,
                 train_dataset=train_dataset,
                 **others,
             )
         keep_adapters_in_fp32(self.model, adapters)
-        check_lengths(train_dataset, self._tokenizer, self.model.config, args)
+        if isinstance(train_dataset, Dataset):  # of a stream, each batch when it comes
+            self._check_lengths(train_dataset["prompt"], "train_dataset")
         self.critic = self._make_critic(value_model)
         self.add_callback(CriticCallback(self.critic, lambda: self._rollouts <= args.critic_warmup_rollouts))
         self.score_moments = RunningMoments()
         self._rollouts = 0  # batches of rollouts sampled in training
+
+    def _check_lengths(self, prompts, name: str) -> None:
+        check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
 
     def _make_critic(self, value_model) -> Critic:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -153,6 +158,7 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
+        self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with replaced(
             self, num_iterations=aligned

@@ -1,5 +1,7 @@
 """Checks of what `PPOTrainer` is given to start from, made before any token is sampled."""
 
+from collections.abc import Iterable
+
 from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl import apply_chat_template, is_conversational
@@ -26,22 +28,26 @@ def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig, *,
 
 
 def check_lengths(
-    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, args: PPOConfig
+    prompts: Iterable[str | list],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    args: PPOConfig,
+    *,
+    name: str = "train_dataset",
 ) -> None:
     """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
 
-    Of a stream nothing is checked. Prompts with fewer bytes than the window has room for are passed over unread:
-    a token is at least a byte.
+    A prompt with no more bytes than there is room for is passed over unread: a token is at least a byte.
     """
     window = getattr(config.get_text_config(), "max_position_embeddings", None)  # unlimited where it has none
-    if window is None or isinstance(dataset, IterableDataset):
+    if window is None:
         return
     room = window - args.max_completion_length
-    for row, prompt in enumerate(dataset["prompt"]):
+    for row, prompt in enumerate(prompts):
         length = _length(prompt, tokenizer, args, room)
         if length > room:
             raise ValueError(
-                f"PPOTrainer(train_dataset=…): the prompt of row {row} has {length} tokens, which with "
+                f"PPOTrainer({name}=…): the prompt of row {row} has {length} tokens, which with "
                 f"max_completion_length={args.max_completion_length} passes the model's window of {window}. Drop or "
                 "shorten such prompts, or lower max_completion_length."
             )

@@ -2,23 +2,24 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig
 
 from trl_ext.rewards.checked_reward import checked_reward
 from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.r3 import R3Reward
 
 
 def reward_callables(
-    rewards: object | list, tokenizers: PreTrainedTokenizerBase | list | None = None, *, device: torch.device
+    rewards: object | list, tokenizers: PreTrainedTokenizerBase | list | None, args: GRPOConfig
 ) -> list[Callable]:
     """Reward functions as they are, reward models and their paths as `LearnedReward`; each checked row by row.
 
     Args:
         rewards: One reward or a list of them.
         tokenizers: Of the reward models, in the order of `rewards`; None where it is found beside the model.
-        device: Where reward models run.
+        args: The trainer's config: its device is where reward models run.
     """
     rewards = rewards if isinstance(rewards, list | tuple) else [rewards]
     tokenizers = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
@@ -27,14 +28,19 @@ def reward_callables(
             f"PPOTrainer(reward_processing_classes=…): {len(tokenizers)} tokenizers came for {len(rewards)} rewards: "
             "expected one each, None for a function."
         )
-    return [checked_reward(_callable(*pair, device)) for pair in zip(rewards, tokenizers, strict=True)]
+    return [checked_reward(_callable(*pair, args)) for pair in zip(rewards, tokenizers, strict=True)]
 
 
-def _callable(reward: object, tokenizer: PreTrainedTokenizerBase | None, device: torch.device) -> Callable:
+def _callable(reward: object, tokenizer: PreTrainedTokenizerBase | None, args: GRPOConfig) -> Callable:
     if isinstance(reward, str | nn.Module):
-        return LearnedReward(reward, tokenizer, device=device)
+        return LearnedReward(reward, tokenizer, device=args.device)
     if not callable(reward):
         raise ValueError(
             f"PPOTrainer(reward_funcs=…): {reward!r} is neither a function nor a reward model nor the path of one."
+        )
+    if isinstance(reward, R3Reward) and reward.max_completion_length != args.max_completion_length:
+        raise ValueError(
+            f"R3Reward(max_completion_length={reward.max_completion_length}) in a trainer with "
+            f"max_completion_length={args.max_completion_length}: the two scale one score, so give both the same."
         )
     return reward

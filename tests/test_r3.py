@@ -1,0 +1,222 @@
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+from encoders import OneHot, saved_bert, word_tokenizer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from trl_ext import R3Reward, RelevanceReward
+from trl_ext.rewards.r3 import closed_scale, explained_share
+from trl_ext.rewards.texts import characters
+
+QUESTION = "why is the sky blue"  # .2 of each word
+FACTORS = ["r3/relevance_prompt", "r3/relevance_reference", "r3/length_incentive", "r3/repetition_penalty"]
+
+
+@pytest.fixture
+def one_hot():
+    return OneHot()
+
+
+@pytest.fixture
+def reward(one_hot):
+    return R3Reward(relevance=RelevanceReward(one_hot, tokenizer=word_tokenizer()))
+
+
+@pytest.fixture(scope="module")
+def bert_path(tmp_path_factory):
+    return saved_bert(tmp_path_factory.mktemp("bert"))
+
+
+def test_open_by_hand(reward):
+    """Eight words, (the sky is) twice: M(ŷ) = .25 each of the sky is blue."""
+    scores = reward(prompts=[QUESTION], completions=["the sky is blue the sky is blue"], query_type=["open"])
+    # r_x = 4 · .2 · .25 = .2   LI = 8/100   RP = 4/6: tsi sib ibt bts [tsi] [sib]
+    assert scores == pytest.approx([0.2 * 0.08 * 4 / 6])
+
+
+def test_closed_by_hand(reward):
+    """The length of a closed answer earns nothing; F brings its relevance to the range of open answers."""
+    columns = {"prompts": [QUESTION] * 2, "query_type": ["closed"] * 2, "reference": ["blue sky", "two"]}
+    scores = reward(**columns, completions=["blue", "two two two two two"])
+    # r_y = .5 · 1, F = .5 · 5.12 / 3.5, RP = 1   and   r_y = 1, F = 5.12 / 3.5, RP = 1/3
+    assert scores == pytest.approx([0.5 * 5.12 / 3.5, 5.12 / 3.5 / 3])
+
+
+def test_the_papers_f():
+    """L = 512: F(v) = 1.463 v."""
+    scale = closed_scale(max_completion_length=512, top_relevance=3.5)
+    assert scale == pytest.approx(1.463, abs=5e-4)
+    assert closed_scale(max_completion_length=350, top_relevance=3.5) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("completion", "length", "distinct"),
+    [("", 0, 1), ("sky", 1, 1), ("sky sky", 2, 1), ("sky sky sky sky", 4, 1 / 2), ("?!", 1, 1), ("! ! ! !", 4, 1 / 2)],
+)
+def test_edge_cases_when_open(reward, completion, length, distinct):
+    """No token scores 0; the relevance of `sky` is .2, of punctuation, no word of the question, 0."""
+    relevance = 0.2 if "sky" in completion else 0.0
+    [score] = reward(prompts=[QUESTION], completions=[completion], query_type=["open"])
+    assert score == pytest.approx(relevance * length / 100 * distinct)
+
+
+def test_an_empty_closed_answer_scores_its_relevance(reward):
+    """No n-gram to repeat and no length to multiply: only M(y) · M('') counts, 0 where the text has no token at all."""
+    assert reward(prompts=["q"], completions=[""], query_type=["closed"], reference=["two"]) == [0.0]
+
+
+def test_a_batch_is_its_rows(bert_path):
+    reward = R3Reward(relevance=RelevanceReward(bert_path), max_completion_length=64)
+    columns = {
+        "prompts": ["why?", "what is 1+1?", "why?", "and?"],
+        "completions": ["because because because because", "2", "", "so, so, so it goes."],
+        "query_type": ["open", "closed", "open", "closed"],
+        "reference": [None, "two", None, "so it goes"],
+    }
+    alone = [reward(**{name: [column[i]] for name, column in columns.items()})[0] for i in range(4)]
+    assert reward(**columns) == pytest.approx(alone, abs=1e-5)
+    assert alone[2] == 0.0
+
+
+def test_each_factor_sees_only_its_rows(one_hot, reward):
+    """Open rows need no reference and closed ones pay for no prompt: two forward passes, two texts each."""
+    columns = {"prompts": [QUESTION, "two is"], "query_type": ["open", "closed"], "reference": [None, "two"]}
+    reward(**columns, completions=["sky", "the"])
+    assert [rows for rows, _ in one_hot.shapes] == [2, 2]
+    reward(prompts=[QUESTION] * 8, completions=["sky " * n for n in range(1, 9)], query_type=["open"] * 8)
+    assert sum(rows for rows, _ in one_hot.shapes[2:]) == 9  # the prompt once
+
+
+def test_means_are_over_the_rows_of_a_factor(reward):
+    logged = {}
+    reward(
+        prompts=[QUESTION, QUESTION, "two"],
+        completions=["sky", "sky sky sky sky", "two"],
+        query_type=["open", "open", "closed"],
+        reference=[None, None, "blue two"],
+        log_metric=logged.__setitem__,
+    )
+    assert logged == pytest.approx(
+        {
+            "r3/relevance_prompt": 0.2,
+            "r3/length_incentive": (0.01 + 0.04) / 2,
+            "r3/repetition_penalty": (1 + 1 / 2 + 1) / 3,
+            "r3/relevance_reference": 0.5,  # r_y, not F(r_y)
+            "r3/length_share": 1.0,  # r_x is the same in both samples of the prompt
+        }
+    )
+
+
+def test_share_of_variance_by_hand():
+    """Deviations (−1, 1) and (−2, 2) of length, (1, −1) and (−3, 3) of the product: (−2 + 12)² / (10 · 20)."""
+    part, whole = [1.0, 3.0, 10.0, 14.0], [5.0, 3.0, 0.0, 6.0]
+    assert explained_share(part, whole, groups=["a", "a", "b", "b"]) == pytest.approx(100 / 200)
+    assert explained_share(part, whole, groups=["a", "b", "c", "d"]) is None
+    assert explained_share([0.1] * 3, [0.3, 0.2, 0.1], groups=["a"] * 3) is None
+
+
+def test_conversations_score_as_their_texts(reward):
+    prompt = [{"role": "system", "content": "sky sky sky"}, {"role": "user", "content": QUESTION}]
+    said = [{"role": "assistant", "content": "the sky is blue"}]
+    assert reward(prompts=[prompt], completions=[said], query_type=["open"]) == reward(
+        prompts=[QUESTION], completions=["the sky is blue"], query_type=["open"]
+    )
+
+
+def test_the_tokenizer_is_that_of_length_and_repetition(one_hot):
+    relevance = RelevanceReward(one_hot, tokenizer=word_tokenizer())
+    columns = {"prompts": [QUESTION], "completions": ["sky"], "query_type": ["open"]}
+    assert R3Reward(relevance=relevance, tokenize=characters)(**columns) == pytest.approx([0.2 * 0.03])
+
+
+def test_it_is_a_value(bert_path):
+    reward = R3Reward(relevance=RelevanceReward(bert_path), max_completion_length=64)
+    columns = {"prompts": ["why?"], "completions": ["because of air"], "query_type": ["open"]}
+    copy = pickle.loads(pickle.dumps(reward))
+    assert copy == reward and hash(copy) == hash(reward) and copy(**columns) == reward(**columns)
+    assert replace(reward, max_completion_length=512) != reward
+    assert "routes" not in repr(reward) and "max_completion_length=64" in repr(reward)
+    assert R3Reward() == R3Reward(relevance=RelevanceReward("facebook/contriever", to="prompt"))
+
+
+def test_missing_columns_and_unknown_types_are_refused(reward):
+    columns = {"prompts": [QUESTION, "q"], "completions": ["sky", "two"]}
+    with pytest.raises(
+        ValueError, match=r"R3Reward expected a column `query_type` with the values \['open', 'closed'\]"
+    ):
+        reward(**columns)
+    with pytest.raises(
+        ValueError, match=r"no route for query type 'poem'; its routes are \['open', 'closed'\]. Add one"
+    ):
+        reward(**columns, query_type=["open", "poem"])
+    with pytest.raises(ValueError, match="no route for query type None"):
+        reward(**columns, query_type=["open", None])
+    with pytest.raises(ValueError, match="expected a column `reference`"):
+        reward(**columns, query_type=["open", "closed"])
+    with pytest.raises(
+        ValueError, match="expected a text in the column `reference`, got None beside the completion 'two'"
+    ):
+        reward(**columns, query_type=["open", "closed"], reference=["sky", None])
+    assert len(reward(**columns, query_type=["open", "open"])) == 2  # no route needs a reference
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_completion_length": 0}, r"R3Reward\(max_completion_length=0\): expected a positive number"),
+        ({"top_relevance": -1.0}, r"R3Reward\(top_relevance=-1.0\): expected a positive number"),
+        ({"relevance": RelevanceReward(similarity="cosine")}, r"cosine is at most 1.*top_relevance=1.0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        R3Reward(**options)
+
+
+def prompts(conversational: bool) -> Dataset:
+    texts = ["Why is the sky blue?", "What is 1 + 1?"] * 4
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": text}] for text in texts] if conversational else texts,
+            "query_type": ["open", "closed"] * 4,
+            "reference": [None, "2"] * 4,
+        }
+    )
+
+
+@pytest.mark.parametrize("conversational", [False, True], ids=["standard", "conversational"])
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)], ids=["grpo", "rloo"]
+)
+def test_in_trls_own_trainers(trainer_class, config_class, conversational, policy, tokenizer, bert_path, tmp_path):
+    """Unchanged trainers: the score is logged under the class's name, each factor under its own."""
+    args = config_class(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=8,
+        max_steps=2,
+        logging_steps=1,
+        beta=0.0,  # the model here has no name to load a reference by
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+    )
+    trainer = trainer_class(
+        model=policy,
+        processing_class=tokenizer,
+        reward_funcs=R3Reward(relevance=RelevanceReward(bert_path, device="cpu"), max_completion_length=8),
+        args=args,
+        train_dataset=prompts(conversational),
+    )
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "rewards/R3Reward/mean" in entry]
+    assert len(steps) == 2
+    for name in [*FACTORS, "rewards/R3Reward/mean"]:
+        values = [entry[name] for entry in steps if name in entry]
+        assert values and all(math.isfinite(value) for value in values), name
+    assert all(0 < entry["r3/repetition_penalty"] <= 1 for entry in steps)

@@ -1,0 +1,108 @@
+"""Texts to vectors, by a frozen encoder. N texts, T tokens of the longest in a batch, D dimensions."""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from trl_ext.overrides import replaced
+
+
+def encode(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, texts: list[str], *, max_length: int, batch_size: int
+) -> Tensor:
+    """One vector per text, `(N, D)` in fp32.
+
+    Mean of the last hidden state over a text's tokens; a `SentenceTransformer` (`tokenizer` None) pools in its own way.
+    What is longer than `max_length` tokens, or than the encoder's window, loses its beginning.
+    """
+    model.eval()
+    if tokenizer is None:
+        return _encode_with_sentence_transformer(model, texts, max_length=max_length, batch_size=batch_size)
+    window = model.config.to_dict().get("max_position_embeddings", max_length)
+    with replaced(tokenizer, truncation_side="left"):
+        longest = min(max_length, window, tokenizer.model_max_length)
+        ids = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length together: little padding
+    batches = [[ids[i] for i in order[start : start + batch_size]] for start in range(0, len(ids), batch_size)]
+    vectors = torch.cat([mean_pooled(model, batch) for batch in batches])
+    return vectors[torch.tensor(order).argsort()]
+
+
+@torch.no_grad()
+def mean_pooled(model: nn.Module, ids: list[list[int]]) -> Tensor:
+    """Masked mean of the last hidden state, `(N, D)`; 0 for a text without tokens.
+
+        M(x) = Σ_t h_t · mask_t / Σ_t mask_t
+
+    Padding goes to the right whatever the tokenizer prefers: on the left it would shift a BERT's positions.
+    """
+    device = next(model.parameters()).device
+    padded = pad_sequence([torch.tensor(row or [0]) for row in ids], batch_first=True).to(device)  # (N, T)
+    lengths = torch.tensor([[len(row)] for row in ids], device=device)
+    mask = torch.arange(padded.size(1), device=device) < lengths
+    hidden = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state.float()
+    return hidden.masked_fill(~mask[..., None], 0.0).sum(1) / lengths.clamp(min=1)
+
+
+def _encode_with_sentence_transformer(model, texts: list[str], *, max_length: int, batch_size: int) -> Tensor:
+    with _left_truncation(model, max_length):
+        vectors = model.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+    return vectors.float()
+
+
+@contextmanager
+def _left_truncation(model, max_length: int) -> Iterator[None]:
+    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # static embeddings read a text whole
+        yield
+        return
+    longest = min(max_length, model.max_seq_length or max_length)
+    with replaced(model.tokenizer, truncation_side="left"), replaced(model, max_seq_length=longest):
+        yield
+
+
+@functools.cache
+def load_encoder(
+    path: str, device: str | torch.device, dtype: str | torch.dtype
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """The frozen encoder at a path or hub id, with its tokenizer; loaded once per process, device and dtype."""
+    path = os.path.expanduser(path)
+    try:
+        if (Path(path) / "modules.json").is_file():
+            return _load_sentence_transformer(path, device, dtype).requires_grad_(False), None
+        model = AutoModel.from_pretrained(path, dtype=dtype).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:  # ValueError: a folder of something else
+        raise ValueError(
+            f"RelevanceReward(encoder={path!r}): expected a folder written by save_pretrained or the id of a model on "
+            "the Hugging Face hub, and could load neither. Check the spelling; for an id, also that the hub can be "
+            f"reached (HF_HUB_OFFLINE) or that the model was downloaded before. transformers says: {error}"
+        ) from error
+    return model.requires_grad_(False), tokenizer
+
+
+def _load_sentence_transformer(path: str, device: str | torch.device, dtype: str | torch.dtype) -> nn.Module:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(f"{path} is a sentence-transformers model: pip install 'trl-ext[encoders]'.") from error
+    return SentenceTransformer(path, device=str(device), model_kwargs={"dtype": dtype})
+
+
+def is_sentence_transformer(encoder) -> bool:
+    library = sys.modules.get("sentence_transformers")  # without it there can be no instance
+    return library is not None and isinstance(encoder, library.SentenceTransformer)
+
+
+def is_missing_folder(path: str | os.PathLike) -> bool:
+    """True where nothing is at `path` and it cannot be meant as a hub id, `name` or `owner/name`."""
+    could_be_id = isinstance(path, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path)
+    return not could_be_id and not Path(path).expanduser().exists()

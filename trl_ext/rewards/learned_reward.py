@@ -1,0 +1,179 @@
+"""A trained reward model as a reward function."""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterable
+
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.rewards.scorer import load_scorer, score_sequences
+
+__all__ = ["LearnedReward", "load_scorer"]
+
+Text = str | list[dict]
+
+
+class LearnedReward:
+    """Scores each completion with a reward model, on the tokens that `RewardTrainer` would have shown it.
+
+    Prompt and completion are read together: text with the BOS that its tokenizer adds, messages through its chat
+    template, and the end token (of messages: of the turn) if and only if the completion ended. TRL itself scores
+    text without either, that is, at a position which training never saw. What the policy sampled is decoded and
+    tokenised anew, so that policy and reward model need not share a tokenizer.
+
+    Args:
+        model: A path or hub id (of a model, or of an adapter), or a sequence-classification model with one label.
+        tokenizer: The reward model's; None: the one saved beside it.
+        batch_size: Sequences per forward pass; those of like length go together.
+        max_length: Longest sequence in tokens; a longer one loses its beginning. None: the model's window.
+        eos_token_ids: Tokens with which the policy ends a completion, where it is not said otherwise. None: the
+            end token of `tokenizer`.
+        device: Where it runs; None: where the model is, or, loaded from a path, this process's device.
+
+    Attributes:
+        module: The model. Each call leaves it in the mode, train or eval, in which it was.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        eos_token_ids: int | Iterable[int] | None = None,
+        device: str | torch.device | None = None,
+    ):
+        options = {
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "eos_token_ids": eos_token_ids,
+            "device": device,
+        }
+        self._recipe = functools.partial(type(self), model, tokenizer, **options)
+        if batch_size < 1 or (max_length is not None and max_length < 1):
+            raise ValueError(f"LearnedReward({batch_size=}, {max_length=}): expected at least 1.")
+        self.module = load_scorer(model) if isinstance(model, str) else _one_label(model)
+        source = model if isinstance(model, str) else self.module.config._name_or_path
+        self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__
+        self.tokenizer = tokenizer or _tokenizer_of(source, self.module)
+        if device is not None or isinstance(model, str):
+            self.module.to(_default_device() if device is None else device)
+        self.batch_size = batch_size
+        self.max_length = max_length or _window(self.module, self.tokenizer)
+        self.eos_token_ids = _as_set(self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids)
+        self._pad_token_id = _set_pad_token(self.module, self.tokenizer)
+        self._warned = False
+
+    def __reduce__(self):
+        model = self._recipe.args[0]
+        return (self._recipe, ()) if isinstance(model, str) else super().__reduce__()
+
+    def __call__(
+        self,
+        *,
+        prompts: list[Text],
+        completions: list[Text],
+        completion_ids: list[list[int]] | None = None,
+        completion_ended: list[bool] | None = None,
+        **columns,
+    ) -> list[float]:
+        """One score per completion.
+
+        Args:
+            prompts, completions: Text, or messages.
+            completion_ids: What the policy sampled; a completion ended if its last token is one of `eos_token_ids`.
+            completion_ended: Which completions ended, if that is known. Without both, all are taken to have ended.
+        """
+        if completion_ended is None:
+            completion_ended = self._ended(completion_ids) if completion_ids is not None else [True] * len(prompts)
+        texts = zip(prompts, completions, completion_ended, strict=True)
+        ids = self._shortened([self.token_ids(*text) for text in texts])
+        return score_sequences(self.module, ids, pad_token_id=self._pad_token_id, batch_size=self.batch_size)
+
+    def token_ids(self, prompt: Text, completion: Text, ended: bool = True) -> list[int]:
+        """The tokens of prompt and completion as the reward model was trained to read them."""
+        if not isinstance(prompt, str):
+            return self._chat_ids([*prompt, *completion], ended)
+        eos = self.tokenizer.eos_token
+        needs_eos = ended and eos is not None and not completion.endswith(eos)
+        return self.tokenizer(prompt + completion + (eos if needs_eos else ""))["input_ids"]
+
+    def _chat_ids(self, messages: list[dict], ended: bool) -> list[int]:
+        render = functools.partial(self.tokenizer.apply_chat_template, messages, return_dict=True)
+        if not ended:
+            try:
+                return render(continue_final_message=True)["input_ids"]
+            except ValueError:  # the template changes the last message, so that its end cannot be left open
+                pass
+        return render()["input_ids"]
+
+    def _ended(self, completion_ids: list[list[int]]) -> list[bool]:
+        return [len(ids) > 0 and int(ids[-1]) in self.eos_token_ids for ids in completion_ids]
+
+    def _shortened(self, ids: list[list[int]]) -> list[list[int]]:
+        too_long = sum(len(row) > self.max_length for row in ids)
+        if too_long and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"LearnedReward {self.__name__!r}: {too_long} of {len(ids)} sequences are longer than "
+                f"max_length={self.max_length} tokens and lose their beginning; said once. Shorten the prompts.",
+                stacklevel=3,
+            )
+        return [row[-self.max_length :] for row in ids]
+
+
+def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    if model.config.num_labels != 1:
+        raise ValueError(
+            f"LearnedReward(model={type(model).__name__}): expected a sequence-classification model with one label, "
+            f"got {model.config.num_labels} labels. Load it with num_labels=1."
+        )
+    return model
+
+
+def _tokenizer_of(source: str, module: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside the model, or beside the base of an adapter that has none."""
+    for path in dict.fromkeys([source, module.config._name_or_path]):
+        try:
+            if path:
+                return AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError):  # none there
+            continue
+    raise ValueError(
+        f"LearnedReward({source or type(module).__name__!r}): found no tokenizer beside the model. Save the one that "
+        "it was trained with there, or pass it as `tokenizer`."
+    )
+
+
+def _window(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest sequence that model and tokenizer allow."""
+    positions = getattr(module.config.get_text_config(), "max_position_embeddings", None)  # some have none
+    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+
+
+def _set_pad_token(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The model's pad token, by which it finds the last real one; set from the tokenizer, as TRL does, if missing."""
+    config = module.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if config.pad_token_id is None:
+        raise ValueError(
+            f"LearnedReward({type(module).__name__}): neither the model nor its tokenizer has a pad token. Set "
+            "`tokenizer.pad_token`."
+        )
+    return config.pad_token_id
+
+
+def _default_device() -> torch.device:
+    """This process's accelerator, or the CPU where there is none."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0))) if accelerator else torch.device("cpu")
+
+
+def _as_set(ids: int | Iterable[int] | None) -> frozenset[int]:
+    return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)

@@ -1,0 +1,105 @@
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from statistics import mean
+
+from trl_ext.rewards.length_incentive import TOKENS_PER_POINT, LengthIncentive
+from trl_ext.rewards.relevance import RelevanceReward
+from trl_ext.rewards.repetition_penalty import RepetitionPenalty
+from trl_ext.rewards.routed_product import Factor, LogMetric, Route, RoutedProduct
+from trl_ext.rewards.texts import Tokenize, last_user_text, wordpunct
+
+
+def closed_scale(*, max_completion_length: int, top_relevance: float) -> float:
+    """The factor of F, which lets the best closed answer earn what an open one of full length can.
+
+        F(v) = v · (L / 100) / 3.5
+
+    Args:
+        max_completion_length: L, in tokens.
+        top_relevance: The relevance that counts as best, 3.5 in the paper. Relevance above it earns more still.
+    """
+    return max_completion_length / TOKENS_PER_POINT / top_relevance
+
+
+def explained_share(part: list[float], whole: list[float], *, groups: list[str]) -> float | None:
+    """Share of the variance of `whole` inside groups that `part` explains; None where either never varies.
+
+        R² = (Σ a b)² / (Σ a² Σ b²)    a, b: deviations of `part` and `whole` from their group's mean
+
+    >>> explained_share([1.0, 2.0, 5.0], [10.0, 20.0, 7.0], groups=["x", "x", "y"])
+    1.0
+    """
+    a, b = _deviations(part, groups), _deviations(whole, groups)
+    spread = sum(x * x for x in a) * sum(y * y for y in b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) ** 2 / spread if spread else None
+
+
+def _deviations(values: list[float], groups: list[str]) -> list[float]:
+    members = defaultdict(list)
+    for value, group in zip(values, groups, strict=True):
+        members[group].append(value)
+    means = {group: mean(own) for group, own in members.items()}  # exact: equal values deviate by exactly 0
+    return [value - means[group] for value, group in zip(values, groups, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class R3Reward(RoutedProduct):
+    """Regularised relevance reward, R³ (Kim and Seo, 2024, arXiv:2402.03469): a reward without a reward model.
+
+        R³ = r_x · LI · RP    where the column `query_type` is 'open': be relevant, say much, do not repeat yourself
+        R³ = F(r_y) · RP      where it is 'closed': be near the column `reference`, however short
+        F(v) = v · (L / 100) / 3.5
+
+    Needs the columns `prompt`, `query_type` and, in closed rows, `reference`. The mean of each factor over its rows is
+    logged as `r3/relevance_prompt` (r_x), `r3/relevance_reference` (r_y), `r3/length_incentive` (LI) and
+    `r3/repetition_penalty` (RP); where a prompt has several completions, `r3/length_share` is the share of the variance
+    of r_x · LI among them that LI explains: near 1, the reward ranks them by length. For other products, see
+    `RoutedProduct`.
+
+        GRPOTrainer(..., reward_funcs=R3Reward(max_completion_length=256), args=GRPOConfig(max_completion_length=256))
+        R3Reward(relevance=RelevanceReward("facebook/mcontriever"), tokenize=characters, top_relevance=...)
+
+    Args:
+        max_completion_length: L, the trainer's limit on a completion, in tokens.
+        relevance: Encoder and similarity of both relevances; `to` is the route's choice.
+        top_relevance: The relevance that is worth a completion of full length. Measure it for an encoder other than
+            Contriever; for cosine it is at most 1.
+        tokenize: What LI and RP count, as in `LengthIncentive`.
+    """
+
+    routes: tuple[Route, ...] = field(init=False, repr=False)
+    max_completion_length: int = 512
+    relevance: RelevanceReward = field(default_factory=RelevanceReward)
+    top_relevance: float = 3.5
+    tokenize: Tokenize = wordpunct
+
+    def __post_init__(self):
+        self._check()
+        length, repetition = LengthIncentive(tokenize=self.tokenize), RepetitionPenalty(tokenize=self.tokenize)
+        scale = closed_scale(max_completion_length=self.max_completion_length, top_relevance=self.top_relevance)
+        routes = (
+            Route("open", (replace(self.relevance, to="prompt"), length, repetition)),
+            Route("closed", (replace(self.relevance, to="reference"), repetition), scale=scale),
+        )
+        object.__setattr__(self, "routes", routes)
+
+    def _log(self, log_metric: LogMetric, values: dict[Factor, dict[int, float]], columns: dict) -> None:
+        super()._log(log_metric, values, columns)
+        relevance, length, _ = (values.get(factor, {}) for factor in self.routes[0].factors)
+        share = explained_share(
+            [length[i] for i in relevance],
+            [length[i] * relevance[i] for i in relevance],
+            groups=[last_user_text(columns["prompts"][i]) for i in relevance],
+        )
+        if share is not None:
+            log_metric("r3/length_share", share)
+
+    def _check(self) -> None:
+        for option in ("max_completion_length", "top_relevance"):
+            if getattr(self, option) <= 0:
+                raise ValueError(f"R3Reward({option}={getattr(self, option)}): expected a positive number.")
+        if self.relevance.similarity == "cosine" and self.top_relevance > 1:
+            raise ValueError(
+                f"R3Reward(top_relevance={self.top_relevance}) with cosine relevance: a cosine is at most 1, so closed "
+                "answers would earn less than the paper means. Give top_relevance=1.0, or the best cosine you see."
+            )

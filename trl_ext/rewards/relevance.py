@@ -1,0 +1,136 @@
+"""Relevance of a completion to its question or to a reference answer. N completions, D dimensions."""
+
+import os
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from trl_ext.rewards.encoder import encode, is_missing_folder, is_sentence_transformer, load_encoder
+from trl_ext.rewards.texts import last_user_text, text_of
+
+
+def similarities(left: Tensor, right: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:
+    """Dot product or cosine of each pair of rows, `(N,)` from two of `(N, D)`; a zero vector is like nothing, 0.
+
+    >>> similarities(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]), kind="dot")
+    tensor([9.])
+    """
+    if kind == "cosine":
+        left, right = nn.functional.normalize(left, dim=1), nn.functional.normalize(right, dim=1)
+    return (left * right).sum(1)
+
+
+@dataclass(frozen=True)
+class RelevanceReward:
+    """How near a completion's vector is to its prompt's, or to its reference answer's (R³, arXiv:2402.03469).
+
+        r_x = M(x) · M(ŷ)    to="prompt": x is the last user turn, without template or system prompt
+        r_y = M(y) · M(ŷ)    to="reference": y is the column `reference`
+
+    M is the masked mean of an encoder's last hidden state. Alone it is easily gamed, by copying the question; R³
+    multiplies it by length and by lack of repetition.
+
+        RelevanceReward()                                                   # facebook/contriever, as in the paper
+        RelevanceReward("facebook/mcontriever", to="reference")             # any encoder, by id or by folder
+        RelevanceReward(AutoModel.from_pretrained(p), tokenizer=AutoTokenizer.from_pretrained(p))
+        RelevanceReward(SentenceTransformer("BAAI/bge-m3"), similarity="cosine")
+
+    Args:
+        encoder: Id or folder, loaded frozen on first use and shared by all rewards that name it; only the name is
+            pickled. Or an object: a transformers model with its `tokenizer`, or a `SentenceTransformer`, which pools
+            in its own way, as does a local folder of one. An object is put into eval mode and otherwise left alone.
+        tokenizer: Only for a transformers model given as an object.
+        to: `"prompt"` or `"reference"`.
+        similarity: `"dot"` (unbounded, about 1 for Contriever) or `"cosine"` (in [−1, 1]).
+        max_length: Longest text in tokens; beginnings are cut, and never more is read than the encoder's window.
+        batch_size: Texts per forward pass, sorted by length; repeated ones are encoded once.
+        device: Of an encoder given by name; by default CUDA where there is one, else the CPU.
+        dtype: Of an encoder given by name; by default fp32.
+    """
+
+    encoder: str | os.PathLike | nn.Module = "facebook/contriever"
+    _: KW_ONLY
+    tokenizer: PreTrainedTokenizerBase | None = None
+    to: Literal["prompt", "reference"] = "prompt"
+    similarity: Literal["dot", "cosine"] = "dot"
+    max_length: int = 512
+    batch_size: int = 64
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+
+    def __post_init__(self):
+        self._check_choices()
+        if isinstance(self.encoder, (str, os.PathLike)):
+            self._check_name()
+        else:
+            self._check_object()
+
+    @property
+    def name(self) -> str:
+        return f"relevance_{self.to}"
+
+    def __call__(self, *, prompts: list, completions: list, reference: list | None = None, **kwargs) -> list[float]:
+        answers = [text_of(completion) for completion in completions]
+        targets = [last_user_text(p) for p in prompts] if self.to == "prompt" else self._references(reference, answers)
+        texts = list(dict.fromkeys(targets + answers))
+        row = {text: i for i, text in enumerate(texts)}
+        model, tokenizer = self._load()
+        vectors = encode(model, tokenizer, texts, max_length=self.max_length, batch_size=self.batch_size)
+        left, right = vectors[[row[text] for text in targets]], vectors[[row[text] for text in answers]]
+        return similarities(left, right, kind=self.similarity).tolist()
+
+    def _load(self) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+        if not isinstance(self.encoder, (str, os.PathLike)):
+            return self.encoder, self.tokenizer
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return load_encoder(os.fspath(self.encoder), device, self.dtype or torch.float32)
+
+    def _references(self, reference: list | None, answers: list[str]) -> list[str]:
+        if reference is None:
+            raise ValueError(
+                "RelevanceReward(to='reference') expected a column `reference` with the right answers, and the dataset "
+                "has none. Add it, or measure relevance to the prompt."
+            )
+        for text, answer in zip(reference, answers, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"RelevanceReward(to='reference') expected a text in the column `reference`, got {text!r} beside "
+                    f"the completion {answer[:60]!r}. Fill it in, or give the row a query type that needs no reference."
+                )
+        return list(reference)
+
+    def _check_choices(self) -> None:
+        for option, choices in {"to": ("prompt", "reference"), "similarity": ("dot", "cosine")}.items():
+            if getattr(self, option) not in choices:
+                raise ValueError(f"RelevanceReward({option}={getattr(self, option)!r}): expected one of {choices}.")
+        for option in ("max_length", "batch_size"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"RelevanceReward({option}={getattr(self, option)}): expected at least 1.")
+
+    def _check_name(self) -> None:
+        if is_missing_folder(self.encoder):
+            raise ValueError(
+                f"RelevanceReward(encoder={str(self.encoder)!r}): there is no such folder. Give one written by "
+                "save_pretrained, or the id of a model on the Hugging Face hub such as 'facebook/contriever'."
+            )
+        if self.tokenizer is not None:
+            raise ValueError(
+                f"RelevanceReward(encoder={str(self.encoder)!r}, tokenizer=…): an encoder given by name brings its "
+                "own tokenizer. Leave `tokenizer` out, or give the loaded model as `encoder`."
+            )
+
+    def _check_object(self) -> None:
+        given = f"RelevanceReward(encoder=<{type(self.encoder).__name__}>"
+        if is_sentence_transformer(self.encoder) != (self.tokenizer is None):
+            raise ValueError(
+                f"{given}, tokenizer={'None' if self.tokenizer is None else '…'}): expected a transformers model with "
+                "its tokenizer, or a SentenceTransformer without one. Give both, or the encoder's id."
+            )
+        if self.device is not None or self.dtype is not None:
+            raise ValueError(
+                f"{given}, device={self.device}, dtype={self.dtype}): an object is used as it is. Move it yourself, "
+                "`encoder.to(device, dtype)`, and leave both out."
+            )

@@ -1,0 +1,36 @@
+from dataclasses import dataclass
+
+from trl_ext.rewards.texts import Tokenize, tokens_of, wordpunct
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepetitionPenalty:
+    """Share of a completion's n-grams that are distinct: 1 says everything once, near 0 is a loop (arXiv:2402.03469).
+
+        RP = number of distinct n-grams / number of n-grams, 1 where there is none
+
+    >>> RepetitionPenalty(ngram=2)(completions=["a b c d", "no no no no no"])
+    [1.0, 0.25]
+
+    Args:
+        ngram: Tokens per n-gram; 3 in the paper. Larger overlooks more: only longer loops count.
+        tokenize: Function from text to a list of tokens, as in `LengthIncentive`.
+    """
+
+    ngram: int = 3
+    tokenize: Tokenize = wordpunct
+
+    name = "repetition_penalty"
+
+    def __post_init__(self):
+        if self.ngram < 1:
+            raise ValueError(
+                f"RepetitionPenalty(ngram={self.ngram}): an n-gram has at least 1 token. Use 3, as R³ does."
+            )
+
+    def __call__(self, *, completions: list, **kwargs) -> list[float]:
+        return [self._distinct_share(tokens_of(completion, self.tokenize)) for completion in completions]
+
+    def _distinct_share(self, tokens: list[str]) -> float:
+        ngrams = list(zip(*(tokens[i:] for i in range(self.ngram)), strict=False))
+        return len(set(ngrams)) / len(ngrams) if ngrams else 1.0  # too short to repeat itself

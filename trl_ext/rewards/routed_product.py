@@ -1,0 +1,103 @@
+"""Scores that are products of factors, which ones by the type of the query."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from statistics import fmean
+from typing import Protocol
+
+LogMetric = Callable[[str, float], None]
+
+
+class Factor(Protocol):
+    """A reward function of TRL that never returns None, hashes, and has a name to be logged under."""
+
+    name: str
+
+    def __call__(self, *, completions: list, **columns) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a type of query is scored.
+
+        score = scale · Π factors
+
+    A product, because a factor of 0 must veto the rest: a long answer to another question earns nothing.
+
+    Args:
+        query_type: Value of the column `query_type`.
+        factors: What to multiply.
+        scale: Brings the routes of a product to one range. Group-normalised advantages (GRPO) do not feel it.
+    """
+
+    query_type: str
+    factors: tuple[Factor, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RoutedProduct:
+    """Multiply the factors that a query's type asks for; a factor sees only its rows, and equal factors run once.
+
+    Logs each factor's mean over the rows where it applied, as `r3/<name of the factor>`. The ablations of R³ are other
+    routes, for instance neither relevance nor routing:
+
+    >>> from trl_ext import LengthIncentive, RepetitionPenalty
+    >>> factors = (LengthIncentive(), RepetitionPenalty())
+    >>> control = RoutedProduct((Route("open", factors), Route("closed", factors)))
+    >>> control(completions=["no no no no no", "Seoul."], query_type=["open", "closed"])  # .05 · 1/3, .02 · 1
+    [0.016666666666666666, 0.02]
+
+    Args:
+        routes: One `Route` for each query type that the data set has.
+    """
+
+    routes: tuple[Route, ...]
+
+    def __call__(
+        self, *, query_type: list[str] | None = None, log_metric: LogMetric | None = None, **columns
+    ) -> list[float]:
+        routes = self._routes_of(query_type, columns)
+        values = self._factor_values(routes, columns)
+        if log_metric is not None:
+            self._log(log_metric, values, columns)
+        return [route.scale * prod(values[f][i] for f in route.factors) for i, route in enumerate(routes)]
+
+    def _factor_values(self, routes: list[Route], columns: dict) -> dict[Factor, dict[int, float]]:
+        """Of each factor, its value in every row that asks for it."""
+        values = {}
+        for factor in dict.fromkeys(factor for route in routes for factor in route.factors):
+            rows = [i for i, route in enumerate(routes) if factor in route.factors]
+            values[factor] = dict(zip(rows, factor(**take(columns, rows)), strict=True))
+        return values
+
+    def _log(self, log_metric: LogMetric, values: dict[Factor, dict[int, float]], columns: dict) -> None:
+        for factor, of_row in values.items():
+            log_metric(f"r3/{factor.name}", fmean(of_row.values()))
+
+    def _routes_of(self, query_type: list[str] | None, columns: dict) -> list[Route]:
+        name, routes = type(self).__name__, {route.query_type: route for route in self.routes}
+        if query_type is None:
+            raise ValueError(
+                f"{name} expected a column `query_type` with the values {list(routes)}, and got the columns "
+                f"{sorted(columns)}. Add it to the dataset: it says how each query is scored."
+            )
+        unknown = [kind for kind in query_type if kind not in routes]
+        if unknown:
+            raise ValueError(
+                f"{name} has no route for query type {unknown[0]!r}; its routes are {list(routes)}. "
+                "Add one, or fix the dataset's `query_type` column."
+            )
+        return [routes[kind] for kind in query_type]
+
+
+def take(columns: dict, rows: list[int]) -> dict:
+    """The given rows of each column; what is no column, such as TRL's `trainer_state`, as it is.
+
+    >>> take({"completions": ["a", "b", "c"], "trainer_state": None}, [0, 2])
+    {'completions': ['a', 'c'], 'trainer_state': None}
+    """
+    return {
+        name: [column[i] for i in rows] if isinstance(column, Sequence) else column for name, column in columns.items()
+    }
