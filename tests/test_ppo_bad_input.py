@@ -1,0 +1,145 @@
+"""Each is a ValueError that names the call, what was expected, what came, and what to do."""
+
+import pytest
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from ppo_case import PROMPTS, even_letters, ppo_trainer, rollout_of
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from trl import GRPOConfig
+
+from trl_ext import LearnedReward, PPOTrainer, R3Reward
+
+
+def test_plain_grpo_config():
+    with pytest.raises(ValueError, match=r"PPOTrainer\(args=GRPOConfig\(…\)\): expected a PPOConfig.*Write PPOConfig"):
+        PPOTrainer(tiny_llama(byte_tokenizer()), even_letters, GRPOConfig("unused", bf16=False, report_to="none"))
+
+
+@pytest.mark.parametrize("name", ["tools", "environment_factory"])
+def test_tools_and_environments(tmp_path, name):
+    with pytest.raises(ValueError, match=f"PPOTrainer\\({name}=…\\): tools and environments are not supported"):
+        ppo_trainer(tmp_path, **{name: [even_letters]})
+
+
+def test_empty_data_set(tmp_path):
+    with pytest.raises(ValueError, match="train_dataset=…\\) is empty: expected rows with a column `prompt`"):
+        ppo_trainer(tmp_path, prompts=[])
+
+
+def test_no_prompt_column(tmp_path):
+    args = ppo_trainer(tmp_path).args
+    with pytest.raises(ValueError, match=r"has columns \['text'\]: expected a column `prompt`. Rename yours"):
+        PPOTrainer(tiny_llama(byte_tokenizer()), even_letters, args, Dataset.from_dict({"text": ["a"]}))
+
+
+def test_fewer_prompts_than_a_batch_of_rollouts(tmp_path):
+    with pytest.raises(ValueError, match="has 16 prompts, but one batch of rollouts takes 20"):
+        ppo_trainer(tmp_path, per_device_train_batch_size=20)
+
+
+def test_prompt_longer_than_the_window(tmp_path):
+    message = "prompt of row 3 has 252 tokens, which with max_completion_length=5 passes the model's window of 256"
+    with pytest.raises(ValueError, match=message):
+        ppo_trainer(tmp_path, prompts=[*PROMPTS[:3], "x" * 252, *PROMPTS])
+    ppo_trainer(tmp_path, prompts=[*PROMPTS[:3], "x" * 251, *PROMPTS])  # fits
+
+
+def test_prompt_longer_than_the_window_in_a_stream(tmp_path):
+    """Its length is known only when it comes: the batch of rollouts is refused before it is sampled."""
+    trainer = ppo_trainer(tmp_path)
+    with pytest.raises(ValueError, match="has 300 tokens"):
+        rollout_of(trainer, [{"prompt": "x" * 300}] * 4)
+
+
+def test_conversational_prompt_longer_than_the_window(tmp_path):
+    with pytest.raises(ValueError, match="prompt of row 1 has"):
+        ppo_trainer(tmp_path, prompts=[[{"role": "user", "content": "x" * n}] for n in [9, 250] * 4])
+
+
+def test_no_row_was_scored(tmp_path):
+    trainer = ppo_trainer(tmp_path, reward_funcs=lambda completions, **_: [None] * len(completions))
+    with pytest.raises(ValueError, match="no reward function scored any of the 4 completions"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "good"])
+def test_bad_score_names_its_row(tmp_path, bad):
+    def grader(completions, **columns):
+        return [1.0, bad, 1.0, 1.0]
+
+    with pytest.raises(ValueError, match=f"Reward function 'grader' returned {bad!r} for row 1"):
+        ppo_trainer(tmp_path, reward_funcs=grader).train()
+
+
+def test_scores_of_another_number(tmp_path):
+    with pytest.raises(ValueError, match="returned 1 scores for 4 completions"):
+        ppo_trainer(tmp_path, reward_funcs=lambda completions, **_: [1.0]).train()
+
+
+def test_not_a_reward(tmp_path):
+    with pytest.raises(ValueError, match="3 is neither a function nor a reward model nor the path of one"):
+        ppo_trainer(tmp_path, reward_funcs=[3])
+
+
+def test_reward_model_with_two_labels(tmp_path):
+    tokenizer = byte_tokenizer()
+    model = tiny_reward_model(tokenizer, num_labels=2)
+    with pytest.raises(ValueError, match="label"):
+        ppo_trainer(tmp_path, reward_funcs=model, reward_processing_classes=tokenizer)
+    with pytest.raises(ValueError, match="label"):
+        LearnedReward(model, tokenizer)
+
+
+def test_value_model_with_two_labels(tmp_path):
+    with pytest.raises(ValueError, match="it has 2 labels; a value is one number"):
+        ppo_trainer(tmp_path, value_model=tiny_reward_model(byte_tokenizer(), num_labels=2))
+
+
+def test_value_model_with_another_vocabulary(tmp_path):
+    model = tiny_reward_model(byte_tokenizer(), vocab_size=300)
+    with pytest.raises(ValueError, match=r"a vocabulary of 300 tokens, but reads the policy's own tokens .*259"):
+        ppo_trainer(tmp_path, value_model=model)
+
+
+def test_value_model_with_another_tokenizer(tmp_path):
+    """The same number of tokens, but others."""
+    tokenizer = byte_tokenizer()
+    tiny_reward_model(tokenizer).save_pretrained(tmp_path / "value")
+    text = tokenizer.backend_tokenizer.to_str().replace('"!":3,"\\"":4', '"!":4,"\\"":3')
+    tokenizer.save_pretrained(tmp_path / "value")
+    (tmp_path / "value" / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="it has another tokenizer, but reads the policy's own tokens"):
+        ppo_trainer(tmp_path, value_model=str(tmp_path / "value"))
+
+
+def test_value_model_without_a_score_head(tmp_path):
+    policy = tiny_llama(byte_tokenizer())
+    policy.config.num_labels = 1
+    with pytest.raises(ValueError, match="expected a sequence-classification model with a `score` head"):
+        ppo_trainer(tmp_path, value_model=policy)
+
+
+def test_frozen_adapter(tmp_path):
+    get_peft_model(tiny_llama(byte_tokenizer()), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    frozen = PeftModel.from_pretrained(tiny_llama(byte_tokenizer()), tmp_path)
+    with pytest.raises(ValueError, match=r"the adapter is frozen.*is_trainable=True"):
+        ppo_trainer(tmp_path, model=frozen)
+
+
+def test_r3_without_its_columns(tmp_path):
+    trainer = ppo_trainer(tmp_path, reward_funcs=R3Reward(max_completion_length=5))
+    with pytest.raises(ValueError, match="query_type"):
+        trainer.train()
+
+
+def test_r3_for_another_completion_length(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"R3Reward\(max_completion_length=512\) in a trainer with max_completion_length=5"
+    ):
+        ppo_trainer(tmp_path, reward_funcs=[R3Reward()])
+
+
+def test_a_stream_is_accepted(tmp_path):
+    stream = IterableDataset.from_generator(lambda: ({"prompt": prompt} for prompt in PROMPTS * 10))
+    trainer = ppo_trainer(tmp_path)
+    PPOTrainer(trainer.model, even_letters, trainer.args, stream, processing_class=trainer.processing_class).train()

@@ -1,0 +1,123 @@
+import dataclasses
+
+import pytest
+from trl import GRPOConfig, TrlParser
+
+from trl_ext import PPOConfig
+from trl_ext.ppo.ppo_config import MEANINGLESS
+
+
+def config(**changes):
+    return PPOConfig(**{"output_dir": "unused", "bf16": False, "report_to": "none"} | changes)
+
+
+def test_defaults():
+    args = config()
+    expected = {
+        "num_generations": 1, "num_iterations": 4, "beta": 0.05, "kl_estimator": "k1", "gamma": 1.0, "lam": 0.95,
+        "epsilon": 0.2, "value_clip": 0.2, "value_coef": 0.1, "critic_learning_rate": None, "detach_critic": True,
+        "critic_warmup_rollouts": 0, "whiten_advantages": True, "score_scaling": True, "score_clip": 10.0,
+        "missing_eos_penalty": 0.0, "learning_rate": None, "disable_dropout": True, "loss_type": "dapo",
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert type(args.num_generations) is int
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_any_generation_batch_size(size, accumulation):
+    args = config(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=size,
+    )
+    assert (args.generation_batch_size, args.steps_per_generation) == (size * accumulation, accumulation)
+
+
+def test_groups_must_still_fill_the_batch():
+    with pytest.raises(ValueError, match="must be divisible by num_generations"):
+        config(per_device_train_batch_size=3, num_generations=2)
+
+
+OTHER_VALUES = {
+    "loss_type": "grpo", "importance_sampling_level": "sequence", "scale_rewards": "group",
+    "multi_objective_aggregation": "normalize_then_sum", "delta": 2.0, "use_bias_correction_kl": False,
+    "off_policy_mask_threshold": 0.5, "sapo_temperature_neg": 2.0, "sapo_temperature_pos": 2.0, "vespo_k_pos": 1.0,
+    "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0, "sync_ref_model": True,
+    "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 64, "max_tool_calling_iterations": 3,
+    "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANINGLESS)
+def test_options_without_meaning_are_refused(name):
+    assert OTHER_VALUES[name] != getattr(config(), name)
+    with pytest.raises(ValueError, match=rf"PPOConfig\({name}=.*Leave it at"):
+        config(**{name: OTHER_VALUES[name]})
+
+
+ACCEPTED = {  # the rest of what GRPOConfig adds to TrainingArguments: it means for PPO what it means for GRPO
+    "model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "cast_lm_head_to_fp32",
+    "num_generations", "num_generations_eval", "max_completion_length", "ds3_gather_for_generation",
+    "shuffle_dataset", "pad_to_multiple_of", "generation_batch_size", "steps_per_generation", "temperature", "top_p",
+    "top_k", "min_p", "generation_kwargs", "chat_template_kwargs", "repetition_penalty", "cache_implementation",
+    "use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex",
+    "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port",
+    "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size",
+    "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min", "vllm_importance_sampling_cap", "beta", "num_iterations", "epsilon",
+    "epsilon_high", "reward_weights", "mask_truncated_completions", "top_entropy_quantile", "entropy_coef",
+    "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
+    "log_completions", "log_multimodal", "num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo",
+    "use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_transformers_paged",
+}  # fmt: skip
+
+
+def test_every_field_of_grpo_was_read():
+    """A new option upstream must be put on one of the two lists before it reaches a user."""
+    from transformers import TrainingArguments
+
+    inherited = {f.name for f in dataclasses.fields(GRPOConfig)} - {
+        f.name for f in dataclasses.fields(TrainingArguments)
+    }
+    assert inherited - ACCEPTED - set(MEANINGLESS) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("gamma", 0.0), ("gamma", 1.1), ("lam", -0.1), ("lam", 1.01), ("epsilon", 0.0), ("epsilon_high", 0.0),
+        ("beta", -0.1), ("value_clip", 0.0), ("value_coef", -1.0), ("score_clip", 0.0), ("missing_eos_penalty", -1.0),
+        ("critic_learning_rate", -1e-3), ("critic_warmup_rollouts", -1), ("num_iterations", 0), ("num_generations", 0),
+        ("temperature", 0.0), ("gamma", float("nan")),
+    ],
+)  # fmt: skip
+def test_values_out_of_range(name, bad):
+    with pytest.raises(ValueError, match=rf"PPOConfig\({name}={bad!r}\): it must be in "):
+        config(**{name: bad})
+
+
+def test_unknown_estimator():
+    with pytest.raises(ValueError, match=r"kl_estimator='k2'\): choose 'k1' or 'k3'"):
+        config(kl_estimator="k2")
+
+
+def test_16_bit_continuous_batching_is_refused():
+    with pytest.raises(ValueError, match="Set bf16=False"):
+        config(use_transformers_continuous_batching=True, bf16=True, use_cpu=True)
+
+
+def test_command_line():
+    (args,) = TrlParser(PPOConfig).parse_args_and_config(
+        ["--output_dir", "x", "--bf16", "False", "--report_to", "none", "--lam", "0.9", "--learning_rate", "1e-4"]
+    )
+    assert (args.lam, args.learning_rate, args.num_generations) == (0.9, 1e-4, 1)
+
+
+def test_every_field_has_help():
+    assert all(f.metadata.get("help") for f in dataclasses.fields(PPOConfig) if f.name not in GRPO_FIELDS)
+
+
+GRPO_FIELDS = {f.name for f in dataclasses.fields(GRPOConfig)}
