@@ -1,0 +1,193 @@
+"""What trl_ext assumes about TRL and transformers.
+
+A failure here means that an upgrade moved a seam: read the upstream change, then adapt what the test names.
+"""
+
+import inspect
+
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from ppo_case import PROMPTS, even_letters, ppo_trainer
+from tiny import byte_tokenizer, tiny_llama
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer, RewardTrainer
+from trl.trainer import grpo_trainer as grpo_module
+
+from trl_ext.overrides import replaced
+
+SIGNATURES = {
+    (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
+    (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
+    (RewardTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    (RewardTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
+    (Trainer, "_save_optimizer_and_scheduler"): ["self", "output_dir"],
+    (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
+    (Trainer, "_save"): ["self", "output_dir", "state_dict"],
+    (Trainer, "get_batch_samples"): ["self", "epoch_iterator", "num_batches", "device"],
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), SIGNATURES, ids=lambda value: getattr(value, "__name__", value))
+def test_seam_keeps_its_signature(owner, name):
+    assert list(inspect.signature(getattr(owner, name)).parameters) == SIGNATURES[owner, name]
+
+
+@pytest.fixture
+def grpo_trainer(tmp_path):
+    args = GRPOConfig(
+        str(tmp_path), bf16=False, report_to="none", per_device_train_batch_size=4, num_generations=2,
+        max_completion_length=5, beta=0.0,
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        tiny_llama(byte_tokenizer()), even_letters, args, Dataset.from_dict({"prompt": PROMPTS}),
+        processing_class=byte_tokenizer(),
+    )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+@pytest.fixture
+def rollout(grpo_trainer):
+    return grpo_trainer._generate_and_score_completions([{"prompt": prompt} for prompt in "aabb"])
+
+
+def test_advantages_per_token_are_accepted(grpo_trainer, rollout):
+    """PPOTrainer._generate_and_score_completions: GRPO's loss treats (B, T) advantages like (B,) ones."""
+    rollout["advantages"] = torch.tensor([1.0, -1.0, 0.5, 2.0])
+    wide = rollout | {"advantages": rollout["advantages"].unsqueeze(1).expand(rollout["completion_mask"].shape)}
+    model = grpo_trainer.model
+    torch.testing.assert_close(grpo_trainer._compute_loss(model, rollout), grpo_trainer._compute_loss(model, wide))
+
+
+def test_loss_ignores_what_tool_mask_masks(grpo_trainer, rollout):
+    """PPOTrainer._own_tokens: rows without a score are left out through `tool_mask`."""
+    rollout |= {
+        "advantages": torch.randn(rollout["completion_mask"].shape),
+        "tool_mask": rollout["completion_mask"].clone(),
+    }
+    rollout["tool_mask"][1] = 0
+    loss = grpo_trainer._compute_loss(grpo_trainer.model, rollout)
+    rollout["advantages"][1] = 99.0
+    assert torch.equal(grpo_trainer._compute_loss(grpo_trainer.model, rollout), loss)
+
+
+def test_loss_divides_by_num_items_in_batch(grpo_trainer, rollout):
+    """PPOTrainer._tokens_per_window divides the value loss by the same number."""
+    rollout["advantages"] = torch.ones(rollout["completion_mask"].shape)
+    loss = grpo_trainer._compute_loss(grpo_trainer.model, rollout)
+    torch.testing.assert_close(loss, torch.tensor(-1.0))  # ratio 1, advantage 1: minus the mean of ones
+    rollout["num_items_in_batch"] = 2 * rollout["num_items_in_batch"]
+    torch.testing.assert_close(grpo_trainer._compute_loss(grpo_trainer.model, rollout), torch.tensor(-0.5))
+    grpo_trainer.current_gradient_accumulation_steps = 4
+    torch.testing.assert_close(grpo_trainer._compute_loss(grpo_trainer.model, rollout), torch.tensor(-0.125))
+
+
+def test_old_log_probs_are_used_when_given(grpo_trainer, rollout):
+    """PPOTrainer hands its own old log-probabilities to the loss under this name."""
+    assert "old_per_token_logps" not in rollout
+    rollout["advantages"] = torch.ones(rollout["completion_mask"].shape)
+    rollout["old_per_token_logps"] = torch.zeros(rollout["completion_mask"].shape)
+    assert grpo_trainer._compute_loss(grpo_trainer.model, rollout).abs() < 0.1  # the ratio is π, about 1/259
+
+
+def test_first_output_is_the_log_probs(grpo_trainer, rollout):
+    """PPOTrainer._get_per_token_logps_and_entropies keeps it; the names of its inputs are used in _evaluate_policy."""
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+    mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+    length = rollout["completion_ids"].size(1)
+    with torch.no_grad():
+        log_probs = grpo_trainer._get_per_token_logps_and_entropies(
+            grpo_trainer.model, input_ids=ids, attention_mask=mask, logits_to_keep=length
+        )[0]
+        logits = grpo_trainer.model(ids, attention_mask=mask).logits[:, -length - 1 : -1].log_softmax(-1)
+    own = rollout["completion_mask"].bool()
+    expected = logits.gather(2, rollout["completion_ids"].unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(log_probs[own], expected[own])
+
+
+def test_beta_of_the_trainer_switches_the_kl_of_the_loss(tmp_path):
+    """PPOTrainer._compute_loss sets it to 0 while the parent runs."""
+    trainer = ppo_trainer(tmp_path, beta=0.3)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    rollout = GRPOTrainer._generate_and_score_completions(trainer, [{"prompt": "a"}] * 4)
+    rollout["ref_per_token_logps"] += 1.0
+    with replaced(trainer, beta=0.0):
+        without = GRPOTrainer._compute_loss(trainer, trainer.model, rollout)
+    assert (GRPOTrainer._compute_loss(trainer, trainer.model, rollout) - without).abs() > 1e-2
+
+
+def test_num_iterations_switches_the_pass_for_old_log_probs(tmp_path):
+    """PPOTrainer._generate_and_score_completions spares that pass; if it cannot, it is only slower."""
+    trainer = ppo_trainer(tmp_path, num_iterations=4)
+    calls = []
+    with replaced(trainer, _get_per_token_logps_and_entropies=counted(trainer, calls)):
+        trainer.model.train()
+        trainer._generate_and_score_completions([{"prompt": "a"}] * 4)
+    assert len(calls) == 2  # the reference's and PPO's own
+
+
+def counted(trainer, calls):
+    method = trainer._get_per_token_logps_and_entropies
+
+    def call(*args, **kwargs):
+        calls.append(1)
+        return method(*args, **kwargs)
+
+    return call
+
+
+def test_the_reference_is_made_by_create_model_from_path(tmp_path):
+    """policy.reference_from replaces it while GRPOTrainer is built."""
+    policy = tiny_llama(byte_tokenizer())  # no checkpoint to load a reference from
+    args = GRPOConfig(str(tmp_path), bf16=False, report_to="none", per_device_train_batch_size=8, beta=0.1)
+    asked = []
+
+    def make(*args, **kwargs):
+        asked.append(args)
+        return tiny_llama(byte_tokenizer())
+
+    with replaced(grpo_module, create_model_from_path=make):
+        trainer = GRPOTrainer(
+            policy, even_letters, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=byte_tokenizer()
+        )
+    assert len(asked) == 1 and trainer.ref_model is not None
+
+
+def test_an_adapter_gets_a_frozen_copy_as_reference(tmp_path):
+    """policy.without_reference hides the adapter `ref` from what is saved."""
+    model = get_peft_model(tiny_llama(byte_tokenizer()), LoraConfig(target_modules=["q_proj"]))
+    trainer = ppo_trainer(tmp_path, model=model, beta=0.1)
+    assert set(trainer.model.peft_config) == {"default", "ref"}
+    assert not any(p.requires_grad for n, p in trainer.model.named_parameters() if ".ref." in n)
+
+
+def test_the_sampler_is_told_the_epoch(tmp_path):
+    """PPOTrainer._get_train_sampler gives it `set_epoch`: without, a resumed run sees other prompts than one unbroken."""
+    loader = ppo_trainer(tmp_path).get_train_dataloader()
+
+    def prompts(epoch):
+        loader.set_epoch(epoch)
+        return [row["prompt"] for row in next(iter(loader))]
+
+    orders = [prompts(epoch) for epoch in range(6)]
+    assert prompts(3) == orders[3] and len({tuple(order) for order in orders}) > 1
+
+
+def test_the_rollout_buffer_is_a_list_of_dicts_of_tensors(tmp_path):
+    """rollout_state.save_rollout_state writes `_buffered_inputs`, and `_step` counts micro-batches."""
+    trainer = ppo_trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1)
+    trainer.train()
+    assert trainer._step == 2 and len(trainer._buffered_inputs) == 2
+    assert all(isinstance(v, torch.Tensor) for batch in trainer._buffered_inputs for v in batch.values())
+
+
+def test_reduce_sums_over_processes():
+    """masked.masked_sums relies on `Accelerator.reduce`."""
+    assert Accelerator(cpu=True).reduce(torch.tensor([1.0, 2.0]), reduction="sum").tolist() == [1.0, 2.0]
