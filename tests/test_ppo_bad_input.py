@@ -119,6 +119,14 @@ def test_value_model_without_a_score_head(tmp_path):
         ppo_trainer(tmp_path, value_model=policy)
 
 
+@pytest.mark.parametrize("wrap", [lambda model, tokenizer: model, LearnedReward])
+def test_value_model_that_is_also_the_reward(tmp_path, wrap):
+    tokenizer = byte_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    with pytest.raises(ValueError, match="also one of reward_funcs, and training it would change the scores"):
+        ppo_trainer(tmp_path, value_model=model, reward_funcs=[even_letters, wrap(model, tokenizer)])
+
+
 def test_frozen_adapter(tmp_path):
     get_peft_model(tiny_llama(byte_tokenizer()), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     frozen = PeftModel.from_pretrained(tiny_llama(byte_tokenizer()), tmp_path)

@@ -13,6 +13,14 @@ from trl.trainer import grpo_trainer
 from trl_ext.overrides import replaced
 
 
+def whole_sequences(rollout: dict) -> dict[str, Tensor]:
+    """Prompt and completion together: `input_ids` and `attention_mask`, `(B, P + T)`."""
+    return {
+        "input_ids": torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
+        "attention_mask": torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1),
+    }
+
+
 @contextmanager
 def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
     """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""

@@ -1,6 +1,5 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
-import copy
 from contextlib import nullcontext
 from fractions import Fraction
 
@@ -10,24 +9,23 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
 
-from trl_ext.checkpoints import ResumableTrainer
 from trl_ext.masked import masked_whiten
 from trl_ext.overrides import replaced
 from trl_ext.ppo.advantages import generalized_advantages
-from trl_ext.ppo.critic import CRITIC_FILE, Critic, CriticCallback
+from trl_ext.ppo.arguments import check_lengths, check_prompts, check_value_model, checked_args
+from trl_ext.ppo.critic import Critic, CriticCallback
 from trl_ext.ppo.metrics import loss_metrics, rollout_metrics
 from trl_ext.ppo.policy import (
     adapter_tensors,
     keep_adapters_in_fp32,
     last_hidden_states,
     reference_from,
+    whole_sequences,
     without_reference,
 )
 from trl_ext.ppo.ppo_config import PPOConfig
-from trl_ext.ppo.prompts import check_lengths, check_prompts
-from trl_ext.ppo.rollout_state import load_rollout_state, save_rollout_state, state_files
+from trl_ext.ppo.rollout_state import PPOCheckpoints
 from trl_ext.ppo.score_scaling import RunningMoments
 from trl_ext.ppo.scores import weighted_scores
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
@@ -36,7 +34,7 @@ from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
 
 
-class PPOTrainer(ResumableTrainer, GRPOTrainer):
+class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -53,7 +51,8 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         _compute_loss                         leave KL to the reward, add the value loss
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
         _save                                 leave TRL's copy of the adapter out
-        _save_optimizer_and_scheduler, _load_optimizer_and_scheduler    the critic, the rollouts and the statistics
+
+    `PPOCheckpoints` adds the critic, the rollouts in use and the statistics to what Trainer saves and loads.
 
     Args:
         model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter. KL is measured to the
@@ -86,9 +85,10 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         reward_processing_classes=None,
         **others,
     ):
-        args = _checked_args(args, model, others)
-        check_prompts(train_dataset, args)
         has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
+        args = checked_args(args, model, others, has_adapter=has_adapter)
+        check_prompts(train_dataset, args)
+        check_value_model(value_model, reward_funcs)
         adapters = adapter_tensors(model)
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
@@ -173,7 +173,7 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         )
         rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.beta)
         advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self._drop_group_metrics()
+        self._replace_group_metrics(advantages, mask)
         self._record(rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator))
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
@@ -202,7 +202,7 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         """
         args, length = self.args, rollout["completion_ids"].size(1)
         size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        micro_batches = zip(*(tensor.split(size) for tensor in _whole_sequences(rollout).values()), strict=True)
+        micro_batches = zip(*(tensor.split(size) for tensor in whole_sequences(rollout).values()), strict=True)
         passes = []
         for input_ids, attention_mask in micro_batches:
             tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -230,7 +230,7 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         with self._policy_states() as states, replaced(self, beta=0.0):  # the reward has charged for KL already
             policy_loss = super()._compute_loss(model, inputs)
         log_probs = self._log_probs
-        values = self._values(_whole_sequences(inputs), states, inputs["completion_ids"].size(1))
+        values = self._values(whole_sequences(inputs), states, inputs["completion_ids"].size(1))
         clip = self.args.value_clip
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
         self._record(loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator))
@@ -259,80 +259,17 @@ class PPOTrainer(ResumableTrainer, GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _drop_group_metrics(self) -> None:
-        """Take back what the parent has logged of group advantages, which do not exist here."""
+    def _replace_group_metrics(self, advantages: Tensor, mask: Tensor) -> None:
+        """Take back what the parent has logged of group advantages; its table of completions gets the rows' means."""
         self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
-        self._logs["advantages"].extend([float("nan")] * len(self._logs["advantages"]))
+        means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        table = self._logs["advantages"]
+        rows = self.accelerator.gather(means).tolist()[-len(table) :]
+        for i, mean in enumerate(rows, start=len(table) - len(rows)):
+            table[i] = mean
 
-    # Checkpoints
-
-    def _checkpoint_files(self):
-        processes = range(self.accelerator.num_processes)
-        return (CRITIC_FILE, *(name for process in processes for name in state_files(process)))
+    # Saving
 
     def _save(self, output_dir=None, state_dict=None):
         with without_reference(self.model):
             super()._save(output_dir, state_dict)
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.accelerator.is_main_process:
-            self.critic.save(output_dir)
-        save_rollout_state(
-            output_dir,
-            self.accelerator.process_index,
-            rollouts=self._buffered_inputs,
-            moments=self.score_moments,
-            counters={"step": self._step, "rollouts": self._rollouts} | self._batching(),
-        )
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        if checkpoint is not None:
-            self._load_rollout_state(checkpoint)
-        super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rollout_state(self, checkpoint: str) -> None:
-        process, device = self.accelerator.process_index, self.accelerator.device
-        rollouts, moments, counters = load_rollout_state(checkpoint, process, device)
-        changed = {name: (counters[name], now) for name, now in self._batching().items() if counters[name] != now}
-        if changed:
-            raise ValueError(
-                f"PPOTrainer.train(resume_from_checkpoint={checkpoint!r}): changed since (then, now): {changed}. The "
-                "checkpoint's rollouts are cut to the former. Resume with the same values."
-            )
-        self.critic.load(checkpoint)
-        self._buffered_inputs, self.score_moments = rollouts, moments
-        self._step, self._rollouts = counters["step"], counters["rollouts"]
-
-    def _batching(self) -> dict[str, int]:
-        """What rollouts are cut and repeated by."""
-        names = ("per_device_train_batch_size", "steps_per_generation", "num_iterations")
-        return {name: getattr(self.args, name) for name in names}
-
-
-def _checked_args(args: PPOConfig | None, model, others: dict) -> PPOConfig:
-    """The config with its learning rate resolved, or a ValueError for what PPO cannot take."""
-    for name in ("tools", "environment_factory"):
-        if others.get(name):
-            raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        args = PPOConfig(f"{name.split('/')[-1]}-PPO")
-    if not isinstance(args, PPOConfig):
-        raise ValueError(
-            f"PPOTrainer(args={type(args).__name__}(…)): expected a PPOConfig, which has KL in the reward and a critic. "
-            "Write PPOConfig in its place; the names that both have keep their meaning."
-        )
-    if args.learning_rate is None:
-        args = copy.copy(args)
-        has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
-        args.learning_rate = 1e-5 if has_adapter else 1e-6
-    return args
-
-
-def _whole_sequences(rollout: dict) -> dict[str, Tensor]:
-    """Prompt and completion together: `input_ids` and `attention_mask`, `(B, P + T)`."""
-    return {
-        "input_ids": torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
-        "attention_mask": torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1),
-    }

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trl_ext.checkpoints import ResumableTrainer
+from trl_ext.ppo.critic import CRITIC_FILE
 from trl_ext.ppo.score_scaling import RunningMoments
 
 Rollouts = list[dict[str, Tensor]]  # one per micro-batch
@@ -52,3 +54,49 @@ def load_rollout_state(
         batches.setdefault(int(index), {})[key] = tensor
     rollouts = [batches[i] for i in sorted(batches)] or None
     return rollouts, RunningMoments(**state["score_moments"]), state["counters"]
+
+
+class PPOCheckpoints(ResumableTrainer):
+    """Mixin before GRPOTrainer: its checkpoints also hold the critic, the rollouts in use and the statistics.
+
+    Written with the optimizer, i.e. before `trainer_state.json`, which marks a checkpoint as complete.
+    """
+
+    def _checkpoint_files(self):
+        processes = range(self.accelerator.num_processes)
+        return (CRITIC_FILE, *(name for process in processes for name in state_files(process)))
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.accelerator.is_main_process:
+            self.critic.save(output_dir)
+        save_rollout_state(
+            output_dir,
+            self.accelerator.process_index,
+            rollouts=self._buffered_inputs,
+            moments=self.score_moments,
+            counters={"step": self._step, "rollouts": self._rollouts} | self._batching(),
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is not None:
+            self._load_rollout_state(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rollout_state(self, checkpoint: str) -> None:
+        process, device = self.accelerator.process_index, self.accelerator.device
+        rollouts, moments, counters = load_rollout_state(checkpoint, process, device)
+        changed = {name: (counters[name], now) for name, now in self._batching().items() if counters[name] != now}
+        if changed:
+            raise ValueError(
+                f"PPOTrainer.train(resume_from_checkpoint={checkpoint!r}): changed since (then, now): {changed}. The "
+                "checkpoint's rollouts are cut to the former. Resume with the same values."
+            )
+        self.critic.load(checkpoint)
+        self._buffered_inputs, self.score_moments = rollouts, moments
+        self._step, self._rollouts = counters["step"], counters["rollouts"]
+
+    def _batching(self) -> dict[str, int]:
+        """What rollouts are cut and repeated by."""
+        names = ("per_device_train_batch_size", "steps_per_generation", "num_iterations")
+        return {name: getattr(self.args, name) for name in names}

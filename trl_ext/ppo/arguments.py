@@ -1,0 +1,110 @@
+"""Checks of what `PPOTrainer` is given to start from, made before any token is sampled."""
+
+import copy
+from collections.abc import Iterable
+
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl import apply_chat_template, is_conversational
+from trl.trainer.utils import get_config_model_id
+
+from trl_ext.ppo.ppo_config import PPOConfig
+from trl_ext.rewards.learned_reward import LearnedReward
+
+
+def checked_args(
+    args: PPOConfig | None, model: str | PreTrainedModel | PeftModel, others: dict, *, has_adapter: bool
+) -> PPOConfig:
+    """The config with its learning rate resolved, or a ValueError for what PPO cannot take.
+
+    Args:
+        args, model, others: As given to `PPOTrainer`.
+        has_adapter: Whether an adapter is trained, rather than all weights.
+    """
+    for name in ("tools", "environment_factory"):
+        if others.get(name):
+            raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        args = PPOConfig(f"{name.split('/')[-1]}-PPO")
+    if not isinstance(args, PPOConfig):
+        raise ValueError(
+            f"PPOTrainer(args={type(args).__name__}(…)): expected a PPOConfig, which has KL in the reward and a critic. "
+            "Write PPOConfig in its place; the names that both have keep their meaning."
+        )
+    if args.learning_rate is None:
+        args = copy.copy(args)
+        args.learning_rate = 1e-5 if has_adapter else 1e-6
+    return args
+
+
+def check_value_model(value_model: object, rewards: object | list) -> None:
+    """Raise a ValueError if one module is both critic and reward: training the one would move the other."""
+    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+        module = reward.module if isinstance(reward, LearnedReward) else reward
+        if value_model is not None and module is value_model:
+            raise ValueError(
+                f"PPOTrainer(value_model={type(module).__name__}): it is also one of reward_funcs, and training it "
+                "would change the scores. Give its path, or copy.deepcopy(model)."
+            )
+
+
+def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:
+    """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
+
+    Of a stream only the first row is looked at: its length is unknown.
+    """
+    if dataset is None or (isinstance(dataset, Dataset) and len(dataset) == 0):
+        raise ValueError("PPOTrainer(train_dataset=…) is empty: expected rows with a column `prompt`.")
+    columns = dataset.column_names or list(next(iter(dataset)))
+    if "prompt" not in columns:
+        raise ValueError(
+            f"PPOTrainer(train_dataset=…) has columns {columns}: expected a column `prompt`. Rename yours."
+        )
+    needed = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < needed:
+        raise ValueError(
+            f"PPOTrainer(train_dataset=…) has {len(dataset)} prompts, but one batch of rollouts takes {needed}, so no "
+            "step could be made. Lower per_device_train_batch_size or gradient_accumulation_steps, or add prompts."
+        )
+
+
+def check_lengths(
+    prompts: Iterable[str | list],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    args: PPOConfig,
+    *,
+    name: str,
+) -> None:
+    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
+
+    Args:
+        prompts: Text or messages.
+        tokenizer, config, args: The policy's tokenizer and config, and the trainer's.
+        name: Where the prompts are from, for the message.
+
+    A prompt with no more bytes than there is room for is passed over unread: a token is at least a byte.
+    """
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)  # unlimited where it has none
+    if window is None:
+        return
+    room = window - args.max_completion_length
+    for row, prompt in enumerate(prompts):
+        length = _length(prompt, tokenizer, args, room)
+        if length > room:
+            raise ValueError(
+                f"PPOTrainer({name}=…): the prompt of row {row} has {length} tokens, which with "
+                f"max_completion_length={args.max_completion_length} passes the model's window of {window}. Drop or "
+                "shorten such prompts, or lower max_completion_length."
+            )
+
+
+def _length(prompt: str | list, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, room: int) -> int:
+    if is_conversational({"prompt": prompt}):
+        prompt = apply_chat_template({"prompt": prompt}, tokenizer, **(args.chat_template_kwargs or {}))["prompt"]
+    specials = tokenizer.num_special_tokens_to_add()
+    if len(prompt.encode()) + specials <= room:
+        return 0
+    return len(tokenizer(prompt)["input_ids"])
