@@ -1,10 +1,10 @@
 import asyncio
 import functools
+import inspect
 
 import numpy as np
 import pytest
 import torch
-from trl.trainer.utils import get_callable_name, is_async_callable
 
 from trl_ext import LengthIncentive
 from trl_ext.rewards.checked_reward import checked_reward
@@ -49,7 +49,7 @@ def test_async_functions_stay_async():
         return [float("nan")] * len(completions)
 
     wrapped = checked_reward(slow)
-    assert is_async_callable(wrapped) and get_callable_name(wrapped) == "slow"
+    assert inspect.iscoroutinefunction(wrapped) and wrapped.__name__ == "slow"
     with pytest.raises(ValueError, match="'slow' returned nan for row 0"):
         asyncio.run(wrapped(completions=COMPLETIONS))
 
@@ -58,6 +58,6 @@ def test_names_are_kept():
     def named(completions, factor, **columns):
         return [factor] * len(completions)
 
-    assert get_callable_name(checked_reward(functools.partial(named, factor=2.0))) == "named"
-    assert get_callable_name(checked_reward(LengthIncentive())) == "LengthIncentive"
-    assert not is_async_callable(checked_reward(LengthIncentive()))
+    assert checked_reward(functools.partial(named, factor=2.0)).__name__ == "named"
+    assert checked_reward(LengthIncentive()).__name__ == "LengthIncentive"
+    assert not inspect.iscoroutinefunction(checked_reward(LengthIncentive()))

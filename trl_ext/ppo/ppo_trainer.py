@@ -139,7 +139,8 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     # Rollouts
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids_list]
+        end_tokens = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])  # TRL 1.12 knows one only
+        ended = [bool(ids) and ids[-1] in end_tokens for ids in completion_ids_list]
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # of all processes
         cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))

@@ -1,12 +1,12 @@
 """Reward functions whose answers are checked row by row, before anything is learned from them."""
 
 import functools
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
-from trl.trainer.utils import get_callable_name, is_async_callable
 
 
 def checked_reward(function: Callable) -> Callable:
@@ -23,8 +23,11 @@ def checked_reward(function: Callable) -> Callable:
     ValueError: Reward function 'length' returned nan for row 1 (completion ''): expected a finite number, or None \
 where it does not apply.
     """
-    name = get_callable_name(function)
-    if is_async_callable(function):
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", type(inner).__name__)
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(inner.__call__):
 
         async def scored(**columns):
             return check_scores(await function(**columns), columns["completions"], name)

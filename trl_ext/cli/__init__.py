@@ -1,0 +1,34 @@
+"""The command `trl-ext`."""
+
+import argparse
+import os
+from pathlib import Path
+
+from trl_ext import __version__
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one subcommand; what is slow to import is imported only then."""
+    args = _parser().parse_args(argv)
+    args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trl-ext", description="RLHF trainers and rewards on top of TRL.")
+    parser.add_argument("--version", action="version", version=f"trl-ext {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    demo = commands.add_parser(
+        "demo", help="the whole chain, offline, on a CPU: SFT, reward model, PPO with R³ beside a control"
+    )
+    demo.add_argument("--output-dir", type=Path, default=Path("trl_ext_demo"), help="where models and results go")
+    demo.add_argument("--seed", type=int, default=0, help="of data order, initial heads and sampling")
+    demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything it needs is in the package
+    from trl_ext.demo.chain import run_demo
+
+    run_demo(args.output_dir, seed=args.seed, quick=args.quick)

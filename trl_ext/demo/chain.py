@@ -1,0 +1,116 @@
+"""`trl-ext demo`: the whole chain on a small world of its own, offline, on a CPU."""
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from rich.console import Console
+
+from trl_ext.demo import stages
+from trl_ext.demo.answers import preference_rows, sample_questions
+from trl_ext.demo.evaluation import measure, pair_accuracy, sample_answers
+from trl_ext.demo.report import draw_curves, print_answers, print_measures
+from trl_ext.demo.world import Entity, load_world
+
+IMITATION = 0.1
+
+
+def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[str, dict[str, float]]:
+    """SFT → reward model → PPO with R³ beside a control; prints and saves what came of it.
+
+    Args:
+        output_dir: Where models, curves and numbers go.
+        seed: Of data order, initial heads and sampling.
+        quick: A shorter run.
+
+    Returns:
+        The measures of the runs before, after and control.
+    """
+    _quiet()
+    scale, world, start = stages.QUICK if quick else stages.FULL, load_world(), time.perf_counter()
+    console = Console()
+    policy = _stage_sft(console, world, output_dir, scale, seed)
+    judge = _stage_reward(console, world, policy, output_dir, scale, seed)
+    logs = _stage_ppo(console, world, policy, judge, output_dir, scale, seed)
+
+    questions = sample_questions(world, held_out=True, count=scale.held_out, seed=seed)
+    folders = {"before": policy, "after": output_dir / "ppo", "control": output_dir / "control"}
+    answers = {run: sample_answers(folder, policy, questions, seed=seed) for run, folder in folders.items()}
+    measures = {run: measure(sampled, questions, judge) for run, sampled in answers.items()}
+    texts = {run: sampled.texts for run, sampled in answers.items()}
+    print_measures(console, measures)
+    print_answers(console, questions, texts)
+    _save(console, output_dir, measures, questions, texts, logs)
+    console.print(f"{time.perf_counter() - start:.0f} s")
+    return measures
+
+
+def _stage_sft(console: Console, world: list[Entity], output_dir: Path, scale: stages.Scale, seed: int) -> Path:
+    with _timed(console, "SFT") as say:
+        policy = stages.supervised(world, output_dir / "sft", scale, seed=seed)
+        say(f"{scale.sft_rows} answers of mixed quality imitated")
+    return policy
+
+
+def _stage_reward(
+    console: Console, world: list[Entity], policy: Path, output_dir: Path, scale: stages.Scale, seed: int
+) -> Path:
+    """The reward model with imitation; its accuracy is shown beside that of one without."""
+    pairs, accuracy = preference_rows(world, held_out=True, count=400, seed=seed), {}
+    with _timed(console, "reward model") as say:
+        for name, coef in (("reward_without_imitation", 0.0), ("reward", IMITATION)):
+            folder = output_dir / name
+            stages.reward_model(world, policy, folder, scale, imitation_coef=coef, seed=seed)
+            accuracy[name] = pair_accuracy(folder, pairs)
+        without, with_imitation = accuracy.values()
+        say(f"held-out pairs ranked right: {without:.1%} without imitation, {with_imitation:.1%} with")
+    return output_dir / "reward"
+
+
+def _stage_ppo(
+    console: Console, world: list[Entity], policy: Path, judge: Path, output_dir: Path, scale: stages.Scale, seed: int
+) -> dict[str, list[dict]]:
+    logs = {}
+    for name, product in (("ppo", stages.r3()), ("control", stages.control())):
+        label = "R³ + reward model" if name == "ppo" else "length × no repetition + reward model"
+        with _timed(console, f"PPO, {label}") as say:
+            log = stages.ppo(world, policy, judge, output_dir / name, scale, product=product, seed=seed)
+            first, last = (_mean_of(log, "score", part) for part in (slice(3), slice(-3, None)))
+            say(f"score {first:.3f} → {last:.3f}")
+        logs[label] = log
+    return logs
+
+
+def _mean_of(log: list[dict], name: str, part: slice) -> float:
+    values = [entry[name] for entry in log if name in entry][part]
+    return sum(values) / len(values)
+
+
+@contextmanager
+def _timed(console: Console, stage: str):
+    """Print one line of result after a stage."""
+    start, lines = time.perf_counter(), []
+    yield lines.append
+    console.print(f"[bold]{stage}[/bold]: {lines[0]} ({time.perf_counter() - start:.0f} s)", highlight=False)
+
+
+def _save(console: Console, output_dir: Path, measures: dict, questions: list[dict], texts: dict, logs: dict) -> None:
+    (output_dir / "measures.json").write_text(json.dumps(measures, indent=2, ensure_ascii=False))
+    (output_dir / "logs.json").write_text(json.dumps(logs, ensure_ascii=False))
+    rows = [row | {run: answers[i] for run, answers in texts.items()} for i, row in enumerate(questions)]
+    (output_dir / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    curves = draw_curves(output_dir / "curves.png", logs)
+    console.print(f"\nModels, answers and numbers: {output_dir}")
+    console.print(f"Curves: {curves}" if curves else 'For curves: pip install -e ".[plots]"')
+
+
+def _quiet() -> None:
+    """Leave the stages' progress bars, and nothing else, on the screen."""
+    torch.set_num_threads(1)  # the models are smaller than the cost of sharing them, and one thread repeats its sums
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

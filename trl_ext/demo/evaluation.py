@@ -1,0 +1,98 @@
+"""How good a policy's answers to held-out questions are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext import LearnedReward
+from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, r3
+from trl_ext.rewards.texts import wordpunct
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Sampled answers to questions, and how far the policy went for them."""
+
+    texts: list[str]
+    ended: list[bool]
+    kl: float  # to the policy after SFT, nats per answer
+
+
+def pair_accuracy(judge: Path, pairs: list[dict]) -> float:
+    """Share of held-out pairs in which the reward model scores the chosen answer higher."""
+    reward, prompts = LearnedReward(str(judge), batch_size=64), [pair["prompt"] for pair in pairs]
+    chosen, rejected = (
+        reward(prompts=prompts, completions=[pair[side] for pair in pairs]) for side in ("chosen", "rejected")
+    )
+    return mean(good > bad for good, bad in zip(chosen, rejected, strict=True))
+
+
+def sample_answers(policy: Path, start: Path, questions: list[dict], *, seed: int) -> Answers:
+    """One answer to each question at temperature 1, and the policy's KL to where PPO started."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model, reference = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (policy, start))
+    torch.manual_seed(seed)
+    prompts = tokenizer([row["prompt"] for row in questions], padding=True, padding_side="left", return_tensors="pt")
+    with torch.no_grad():
+        ids = model.generate(**prompts, max_new_tokens=COMPLETION_LENGTH, do_sample=True, top_k=0)
+        kl = [_log_probs(m, ids, prompts) for m in (model, reference)]
+    completions = ids[:, prompts["input_ids"].size(1) :]
+    return Answers(
+        texts=tokenizer.batch_decode(completions, skip_special_tokens=True),
+        ended=(completions == tokenizer.eos_token_id).any(1).tolist(),
+        kl=(kl[0] - kl[1]).mean().item(),
+    )
+
+
+def _log_probs(model: PreTrainedModel, ids: Tensor, prompts: PreTrainedTokenizerBase) -> Tensor:
+    """log p(answer | question) of each row, `(B,)`."""
+    length = prompts["input_ids"].size(1)
+    answers = ids[:, length:]
+    before_end = (answers == model.config.eos_token_id).cumsum(1).roll(1, dims=1)
+    before_end[:, 0] = 0
+    own = before_end == 0
+    mask = torch.cat([prompts["attention_mask"], own.long()], dim=1)
+    logits = model(ids, attention_mask=mask).logits[:, length - 1 : -1].log_softmax(-1)
+    return (logits.gather(2, answers.unsqueeze(2)).squeeze(2) * own).sum(1)
+
+
+def measure(answers: Answers, questions: list[dict], judge: Path) -> dict[str, float]:
+    """R³ and each factor, the reward model's score, right closed answers, length, KL and distinct-2."""
+    columns = {name: [row[name] for row in questions] for name in questions[0]}
+    columns |= {"prompts": columns.pop("prompt"), "completions": answers.texts}
+    factors = {}
+    score = r3()(**columns, log_metric=factors.__setitem__)
+    right = [value for value in closed_right(**columns) if value is not None]
+    judged = LearnedReward(str(judge), batch_size=64)(**columns, completion_ended=answers.ended)
+    return {
+        "R³": mean(score),
+        "relevance to the question (open)": factors["r3/relevance_prompt"],
+        "relevance to the reference (closed)": factors["r3/relevance_reference"],
+        "length incentive (open)": factors["r3/length_incentive"],
+        "repetition penalty": factors["r3/repetition_penalty"],
+        "reward model's score": mean(judged),
+        "closed questions answered right": mean(right),
+        "words per open answer": mean(_lengths(answers.texts, columns["query_type"], "open")),
+        "words per closed answer": mean(_lengths(answers.texts, columns["query_type"], "closed")),
+        "KL to SFT per answer (nats)": answers.kl,
+        "distinct-2": distinct(answers.texts, n=2),
+    }
+
+
+def _lengths(texts: list[str], query_types: list[str], query_type: str) -> list[int]:
+    return [len(wordpunct(text)) for text, kind in zip(texts, query_types, strict=True) if kind == query_type]
+
+
+def distinct(texts: list[str], *, n: int) -> float:
+    """Share of all n-grams of all texts that are distinct (Li et al., 2016, arXiv:1510.03055).
+
+    >>> distinct(["a b a b", "a b"], n=2)
+    0.5
+    """
+    words = [wordpunct(text) for text in texts]
+    ngrams = [ngram for text in words for ngram in zip(*(text[i:] for i in range(n)), strict=False)]
+    return len(set(ngrams)) / max(len(ngrams), 1)
