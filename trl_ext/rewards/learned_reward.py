@@ -40,7 +40,7 @@ class LearnedReward:
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | os.PathLike | PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         batch_size: int = 8,
@@ -54,6 +54,7 @@ class LearnedReward:
             "eos_token_ids": eos_token_ids,
             "device": device,
         }
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._recipe = functools.partial(type(self), model, tokenizer, **options)
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"LearnedReward({batch_size=}, {max_length=}): expected at least 1.")

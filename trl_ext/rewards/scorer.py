@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel, TaskType
+from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -58,9 +58,13 @@ def _load_adapter(path: str, *, new_head: bool, trainable: bool, **model_kwargs)
     in_adapter = {key.removeprefix("base_model.model.") for key in load_peft_weights(path, device="cpu")}
     _check_missing(path, missing - in_adapter, new_head)
     _zero(base, missing - in_adapter)
-    if config.task_type == TaskType.CAUSAL_LM:
-        config.task_type = TaskType.SEQ_CLS
-    return PeftModel.from_pretrained(base, path, config=config, is_trainable=trainable)
+    if missing - in_adapter:  # its head is new, so there is none to look for in its files
+        config.task_type = None
+    model = PeftModel.from_pretrained(base, path, config=config, is_trainable=trainable)
+    head = dict(base.named_children()).get("score")
+    if isinstance(head, nn.Linear):  # the adapter has none of its own
+        head.requires_grad_(trainable)
+    return model
 
 
 def _load_base(path: str, **model_kwargs) -> tuple[PreTrainedModel, set[str]]:

@@ -1,0 +1,40 @@
+"""The options of `ImitationRewardTrainer`."""
+
+import math
+from dataclasses import dataclass, field
+
+from trl import RewardConfig
+
+
+@dataclass
+class ImitationRewardConfig(RewardConfig):
+    """What imitation adds to TRL's `RewardConfig`, whose options keep their names and meaning.
+
+    >>> ImitationRewardConfig("rm", imitation_coef=-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: ImitationRewardConfig(imitation_coef=-1.0): expected a finite weight of at least 0; 0 switches imitation off.
+    """
+
+    imitation_coef: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the imitation term, at least 0: larger keeps the trunk closer to predicting the chosen "
+            "completions; 0 is TRL's RewardTrainer exactly."
+        },
+    )
+    imitation_head: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint whose vocabulary head reads the trunk. Default: the one the model was loaded from, or "
+            "the embedding where the two are tied. Needed for an untied reward model, which is saved without a head."
+        },
+    )
+
+    def __post_init__(self):
+        if not (math.isfinite(self.imitation_coef) and self.imitation_coef >= 0):
+            raise ValueError(
+                f"ImitationRewardConfig(imitation_coef={self.imitation_coef}): expected a finite weight of at least 0; "
+                "0 switches imitation off."
+            )
+        super().__post_init__()

@@ -1,0 +1,196 @@
+"""A reward model that keeps the ability to write: Bradley–Terry ranking plus imitation of the chosen completion."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import RewardConfig, RewardTrainer
+
+from trl_ext.checkpoints import ResumableTrainer
+from trl_ext.reward_modeling.collation import WithPromptLengths
+from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
+from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
+from trl_ext.reward_modeling.preference_data import (
+    PROMPT_TOKENS,
+    check_pairs,
+    columns_of,
+    with_prompt_lengths,
+    without_ties,
+)
+from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
+
+
+class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
+    """TRL's `RewardTrainer` with the imitation regulariser of Secrets of RLHF, Part I (arXiv:2307.04964).
+
+        L = L_ranking + β_rm · Σ NLL(y_w | x) / number of chosen tokens
+
+    L_ranking is TRL's loss, margin and centring included. The second term asks the same trunk, read by the frozen
+    pretrained vocabulary head, to predict the chosen completion; so the trunk keeps what it knew of language. What is
+    saved is a plain reward model. With `imitation_coef=0`, or a plain `RewardConfig`, all is TRL's.
+
+    A completion begins where its prompt ends; without a column `prompt`, where the pair parts. Tokenised pairs may say
+    it themselves, in a column `num_prompt_tokens`. Overridden, each calling its parent:
+
+        _prepare_dataset                   find where the chosen completions begin, drop ties
+        _set_signature_columns_if_needed   keep that column
+        get_batch_samples                  count the tokens of an accumulation window
+        compute_loss                       add the imitation term, from the states that the `score` head reads
+        log                                report it apart: `ranking_loss`, `imitation_loss`, `chosen_perplexity`
+
+    Args:
+        model, args, others, kwargs: As in `RewardTrainer`, in its order. `args` defaults to `ImitationRewardConfig`.
+        imitation_head: The vocabulary head as a module or checkpoint, instead of the model's own; it takes
+            precedence over the option of that name.
+    """
+
+    _name = "Imitation Reward"
+    _paper = {  # noqa: RUF012 - as TRL declares it
+        "title": "Secrets of RLHF in Large Language Models Part I: PPO",
+        "id": "2307.04964",
+        "citation": "@article{zheng2023secrets,\n  title = {{Secrets of RLHF in Large Language Models Part I: PPO}},\n"
+        "  author = {Rui Zheng and others},\n  year = 2023,\n  eprint = {arXiv:2307.04964}\n}",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: RewardConfig | None = None,
+        *others,
+        imitation_head: nn.Module | str | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            model_id = model if isinstance(model, str) else model.config._name_or_path
+            args = ImitationRewardConfig(f"{model_id.split('/')[-1]}-Reward")
+        super().__init__(model, args, *others, **kwargs)
+        if _imitates(args):
+            self._check_max_length()
+            self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
+            self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
+            self.data_collator = WithPromptLengths(self.data_collator)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if not _imitates(args):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        columns = columns_of(dataset, dataset_name)
+        dataset = super()._prepare_dataset(
+            check_pairs(dataset, columns, dataset_name), processing_class, args, dataset_name
+        )
+        if PROMPT_TOKENS not in columns:
+            tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
+            with args.main_process_first(desc="finding completions"):
+                dataset = with_prompt_lengths(dataset, tokenizer, num_proc=args.dataset_num_proc)
+        return without_ties(dataset, dataset_name)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if _imitates(self.args) and PROMPT_TOKENS not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, PROMPT_TOKENS]
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if _imitates(self.args) and batches:
+            count = sum(self._chosen(batch)[1].sum().to(device) for batch in batches)
+            num_items = self.accelerator.gather(count).sum()
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not _imitates(self.args):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ids, targets = self._chosen(inputs)
+        inputs = {name: value for name, value in inputs.items() if name != PROMPT_TOKENS}
+        with _recorded_input(self._score_head()) as states:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        nll = completion_nll(states[0].chunk(2)[0], ids, targets, self._head)
+        self._record(loss, nll)
+        loss = loss + self.args.imitation_coef * self._window_mean(nll, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        mode = "train" if self.model.training else "eval"
+        if _imitates(self.args) and self._nll[mode]:
+            total, count = torch.stack(self._nll[mode]).sum(0)
+            mean = total / count.clamp(min=1)
+            self._metrics[mode] |= {"imitation_loss": [mean.item()], "chosen_perplexity": [mean.exp().item()]}
+            self._nll[mode].clear()
+        super().log(logs, start_time)
+
+    def _chosen(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Ids of the chosen sequences and which of them are imitated, `(B, T)` each."""
+        ids, mask = batch["input_ids"].chunk(2)[0], batch["attention_mask"].chunk(2)[0]
+        return ids, completion_targets(mask, batch[PROMPT_TOKENS]) & (ids < self._head.size)
+
+    def _window_mean(self, nll: Tensor, window_tokens: Tensor | None) -> Tensor:
+        """This batch's share of Σ NLL / number of tokens over the accumulation window and all processes.
+
+        Trainer divides by the number of batches in the window, and averages over processes: both are undone here. In
+        evaluation each batch stands alone.
+        """
+        if window_tokens is None:
+            return nll.sum() / max(len(nll), 1)
+        averaged_over = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        return nll.sum() * averaged_over / window_tokens.clamp(min=1)
+
+    def _record(self, ranking_loss: Tensor, nll: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        mean_loss = self.accelerator.gather(ranking_loss.detach()).mean()
+        self._metrics[mode]["ranking_loss"].append(mean_loss.item())
+        sums = torch.stack([nll.detach().sum(), nll.new_tensor(len(nll))])
+        self._nll[mode].append(self.accelerator.reduce(sums, reduction="sum"))
+
+    def _score_head(self) -> nn.Module:
+        """The model's `score` module, or what an adapter put in its place."""
+        model = self.accelerator.unwrap_model(self.model)
+        return (model.get_base_model() if isinstance(model, PeftModel) else model).score
+
+    def _imitation_head(self, given: nn.Module | str | None) -> VocabularyHead:
+        """The vocabulary head, on the model's device; warns of tokens that it does not know."""
+        revision = (self.args.model_init_kwargs or {}).get("revision")
+        head = vocabulary_head(self.model, given, revision=revision)
+        if head.is_embedding and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise ValueError(
+                "ImitationRewardTrainer: the vocabulary head is the embedding, which FSDP and ZeRO-3 cut into pieces. "
+                f"Pass imitation_head={self.model.config._name_or_path!r} to read with a frozen copy of it."
+            )
+        if not head.is_embedding:
+            weight, bias = head.on(next(self._score_head().parameters()).device)
+            head = dataclasses.replace(head, weight=weight, bias=bias)
+        pad = self.processing_class.pad_token
+        unknown = [t for t, i in self.processing_class.get_vocab().items() if i >= head.size and t != pad]
+        if unknown:
+            warnings.warn(
+                f"ImitationRewardTrainer: the pretrained vocabulary head has no row for {len(unknown)} tokens of the "
+                f"tokenizer, which are not imitated: {sorted(unknown)[:5]}… Pass an `imitation_head` that knows them.",
+                stacklevel=3,
+            )
+        return head
+
+    def _check_max_length(self) -> None:
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # some have none
+        if window is not None and self.args.max_length is not None and self.args.max_length > window:
+            raise ValueError(
+                f"ImitationRewardConfig(max_length={self.args.max_length}): the model's window has {window} positions. "
+                f"Set max_length={window} (pairs with longer completions are dropped), or less."
+            )
+
+
+def _imitates(args: RewardConfig) -> bool:
+    return isinstance(args, ImitationRewardConfig) and args.imitation_coef > 0
+
+
+@contextmanager
+def _recorded_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What `module` reads inside the block, one tensor per call, with its gradient."""
+    seen = []
+    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
