@@ -53,9 +53,11 @@ def check_value_model(value_model: object, rewards: object | list) -> None:
 def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:
     """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
 
-    Of a stream only the first row is looked at: its length is unknown.
+    Of a stream only the first row is looked at: its length is unknown. What is no data set, GRPOTrainer refuses.
     """
-    if dataset is None or (isinstance(dataset, Dataset) and len(dataset) == 0):
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    if next(iter(dataset), None) is None:
         raise ValueError("PPOTrainer(train_dataset=…) is empty: expected rows with a column `prompt`.")
     columns = dataset.column_names or list(next(iter(dataset)))
     if "prompt" not in columns:
