@@ -17,7 +17,9 @@ def even_letters(completions, **columns):
     return [float(sum(ord(letter) % 2 == 0 for letter in text)) for text in completions]
 
 
-def ppo_trainer(folder, *, model=None, reward_funcs=even_letters, prompts=PROMPTS, columns=None, **options) -> PPOTrainer:
+def ppo_trainer(
+    folder, *, model=None, reward_funcs=even_letters, prompts=PROMPTS, columns=None, **options
+) -> PPOTrainer:
     """A trainer on the CPU; `options` go to PPOConfig or to PPOTrainer, wherever they belong."""
     settings = {
         "output_dir": str(folder),

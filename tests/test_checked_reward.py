@@ -35,7 +35,7 @@ def test_good_answers_become_floats():
         ("abc", "returned 'abc': expected a list with one number per completion"),
         (0.5, "returned 0.5: expected a list"),
         (None, "returned None: expected a list"),
-        ([1.0, 2.0], "returned 2 scores for 3 completions"),
+        ([1.0, 2.0], "returned 2 rewards for 3 completions"),
         ([[1.0], [2.0], [3.0]], r"returned \[1.0\] for row 0"),
     ],
 )

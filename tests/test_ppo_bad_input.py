@@ -72,7 +72,7 @@ def test_bad_score_names_its_row(tmp_path, bad):
 
 
 def test_scores_of_another_number(tmp_path):
-    with pytest.raises(ValueError, match="returned 1 scores for 4 completions"):
+    with pytest.raises(ValueError, match="returned 1 rewards for 4 completions"):
         ppo_trainer(tmp_path, reward_funcs=lambda completions, **_: [1.0]).train()
 
 

@@ -52,7 +52,7 @@ def check_scores(scores: Iterable, completions: list, name: str) -> list[float |
     scores = scores.tolist() if isinstance(scores, Tensor) else list(scores)
     if len(scores) != len(completions):
         raise ValueError(
-            f"Reward function {name!r} returned {len(scores)} scores for {len(completions)} completions: expected one "
+            f"Reward function {name!r} returned {len(scores)} rewards for {len(completions)} completions: expected one "
             "per completion; return None for those it does not apply to."
         )
     return [_check(score, row, completions[row], name) for row, score in enumerate(scores)]
