@@ -1,4 +1,5 @@
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -28,6 +29,9 @@ def test_newest_that_is_complete(tmp_path):
 
 def test_a_failing_run_saves_its_state(tmp_path):
     class Failing:
+        class state:
+            log_history: ClassVar = [1, 2]
+
         def train(self, resume_from_checkpoint=None):
             raise KeyError("reward server is gone")
 

@@ -1,6 +1,7 @@
 """Each is a ValueError that names the call, what was expected, what came, and what to do."""
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer, rollout_of
@@ -8,6 +9,7 @@ from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl import GRPOConfig
 
 from trl_ext import LearnedReward, PPOTrainer, R3Reward
+from trl_ext.ppo.arguments import check_policy
 
 
 def test_plain_grpo_config():
@@ -110,6 +112,46 @@ def test_value_model_with_another_tokenizer(tmp_path):
     (tmp_path / "value" / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match="it has another tokenizer, but reads the policy's own tokens"):
         ppo_trainer(tmp_path, value_model=str(tmp_path / "value"))
+
+
+def test_value_model_of_one_family_with_padded_embeddings(tmp_path):
+    """The same tokenizer beside it: more rows in its embedding are no other vocabulary."""
+    tokenizer = byte_tokenizer()
+    tiny_reward_model(tokenizer, vocab_size=272).save_pretrained(tmp_path / "value")
+    tokenizer.save_pretrained(tmp_path / "value")
+    ppo_trainer(tmp_path, value_model=str(tmp_path / "value"))
+
+
+def test_frozen_value_model(tmp_path):
+    model = tiny_reward_model(byte_tokenizer()).requires_grad_(False)
+    with pytest.raises(ValueError, match="all of it is frozen, so the critic could not learn"):
+        ppo_trainer(tmp_path, value_model=model)
+
+
+def test_images(tmp_path):
+    with pytest.raises(ValueError, match="a column of images, which are not supported"):
+        ppo_trainer(tmp_path, columns={"image": [None] * len(PROMPTS)})
+
+
+def test_policy_that_is_no_decoder_of_text():
+    policy = tiny_llama(byte_tokenizer())
+    with pytest.raises(ValueError, match="a vision-language model is not supported"):
+        check_policy(policy, sees_images=True)
+    policy.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="an encoder–decoder model is not supported"):
+        check_policy(policy, sees_images=False)
+
+
+def test_scheduler_of_ones_own(tmp_path):
+    optimizer = torch.optim.SGD(tiny_llama(byte_tokenizer()).parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    with pytest.raises(ValueError, match=r"Give the optimizer alone, \(optimizer, None\)"):
+        ppo_trainer(tmp_path, optimizers=(optimizer, schedule))
+
+
+def test_long_prompt_to_evaluate(tmp_path):
+    with pytest.raises(ValueError, match=r"eval_dataset=…\): the prompt of row 1 has 300 tokens"):
+        ppo_trainer(tmp_path, eval_dataset=Dataset.from_dict({"prompt": ["a", "x" * 300]}))
 
 
 def test_value_model_without_a_score_head(tmp_path):

@@ -47,7 +47,7 @@ OTHER_VALUES = {
     "off_policy_mask_threshold": 0.5, "sapo_temperature_neg": 2.0, "sapo_temperature_pos": 2.0, "vespo_k_pos": 1.0,
     "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0, "sync_ref_model": True,
     "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 64, "max_tool_calling_iterations": 3,
-    "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0,
+    "label_smoothing_factor": 0.1, "ignore_data_skip": True, "neftune_noise_alpha": 5.0,
 }  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_every_field_of_grpo_was_read():
         ("gamma", 0.0), ("gamma", 1.1), ("lam", -0.1), ("lam", 1.01), ("epsilon", 0.0), ("epsilon_high", 0.0),
         ("beta", -0.1), ("value_clip", 0.0), ("value_coef", -1.0), ("score_clip", 0.0), ("missing_eos_penalty", -1.0),
         ("critic_learning_rate", -1e-3), ("critic_warmup_rollouts", -1), ("num_iterations", 0), ("num_generations", 0),
-        ("temperature", 0.0), ("gamma", float("nan")),
+        ("temperature", 0.0), ("gamma", float("nan")), ("beta", float("inf")), ("lam", "0.9"), ("value_coef", None),
     ],
 )  # fmt: skip
 def test_values_out_of_range(name, bad):

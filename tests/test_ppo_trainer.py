@@ -269,6 +269,20 @@ def test_critic_learning_rates(tmp_path):
     assert rates(critic_learning_rate=0.5) == {0.5}
 
 
+def test_an_optimizer_of_ones_own_trains_the_critic_too(tmp_path):
+    policy = tiny_llama(byte_tokenizer())
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    trainer = ppo_trainer(tmp_path, model=policy, optimizers=(optimizer, None))
+    trainer.train()
+    assert trainer.critic.parameters()[0].abs().sum() > 0
+
+
+def test_value_model_without_a_pad_token(tmp_path):
+    value_model = tiny_reward_model(byte_tokenizer(), seed=5)
+    value_model.config.pad_token_id = None
+    ppo_trainer(tmp_path, value_model=value_model, max_steps=1).train()
+
+
 def test_default_learning_rate(tmp_path):
     assert ppo_trainer(tmp_path, learning_rate=None).args.learning_rate == 1e-6
     assert ppo_trainer(tmp_path, learning_rate=None, peft_config=LoraConfig(**LORA)).args.learning_rate == 1e-5

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 TRAINER_STATE = "trainer_state.json"  # written last by transformers' Trainer
@@ -53,5 +54,7 @@ class ResumableTrainer:
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except BaseException:
-            self.save_state()
+            if self.state.log_history:  # else an earlier run's log would be lost
+                with suppress(OSError):  # a full disk must not hide what failed first
+                    self.save_state()
             raise

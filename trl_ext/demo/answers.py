@@ -7,7 +7,8 @@ with a space, so that prompt + completion is one text whose tokens are those of 
 
 import random
 
-from trl_ext.demo.world import ATTRIBUTES, Entity, questions
+from trl_ext.demo.attributes import ATTRIBUTES
+from trl_ext.demo.world import Entity, questions
 
 EVASIVE = "I do not know."
 CLOSED_SHARE = 0.5  # of the sampled rows

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext import LearnedReward
-from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, r3
+from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, learned, r3
 from trl_ext.rewards.texts import wordpunct
 
 
@@ -24,7 +23,7 @@ class Answers:
 
 def pair_accuracy(judge: Path, pairs: list[dict]) -> float:
     """Share of held-out pairs in which the reward model scores the chosen answer higher."""
-    reward, prompts = LearnedReward(str(judge), batch_size=64), [pair["prompt"] for pair in pairs]
+    reward, prompts = learned(judge), [pair["prompt"] for pair in pairs]
     chosen, rejected = (
         reward(prompts=prompts, completions=[pair[side] for pair in pairs]) for side in ("chosen", "rejected")
     )
@@ -67,7 +66,7 @@ def measure(answers: Answers, questions: list[dict], judge: Path) -> dict[str, f
     factors = {}
     score = r3()(**columns, log_metric=factors.__setitem__)
     right = [value for value in closed_right(**columns) if value is not None]
-    judged = LearnedReward(str(judge), batch_size=64)(**columns, completion_ended=answers.ended)
+    judged = learned(judge)(**columns, completion_ended=answers.ended)
     return {
         "R³": mean(score),
         "relevance to the question (open)": factors["r3/relevance_prompt"],

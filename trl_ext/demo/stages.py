@@ -25,7 +25,7 @@ from trl_ext.demo.world import ASSETS, Entity, answered_right
 
 COMPLETION_LENGTH = 48  # tokens
 TOP_RELEVANCE = 1.3  # what a right answer reaches with the demo's encoder; Contriever's is 3.5 in the paper
-REWARD_WEIGHTS = [1.0, 0.05, 0.0, 0.0]  # product, reward model, and two that are only watched
+JUDGE_WEIGHT = 0.05  # of the reward model's score beside the product of factors
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def ppo(
 
     R³ and the share of closed questions answered right are watched in every run, at weight 0.
     """
+    watched = [closed_right] if isinstance(product, R3Reward) else [closed_right, r3()]
     questions = sample_questions(world, held_out=False, count=scale.rollouts * scale.batch, seed=seed)
     args = PPOConfig(
         **_common(folder, seed, lr_scheduler_type="constant", logging_steps=4),
@@ -88,11 +89,11 @@ def ppo(
         max_completion_length=COMPLETION_LENGTH,
         learning_rate=3e-4,
         beta=0.02,
-        reward_weights=REWARD_WEIGHTS,
+        reward_weights=[1.0, JUDGE_WEIGHT] + [0.0] * len(watched),
     )
     trainer = PPOTrainer(
         str(policy),
-        [product, LearnedReward(str(judge), batch_size=64), r3(), closed_right],
+        [product, learned(judge), *watched],
         args,
         Dataset.from_list(questions),
     )
@@ -102,8 +103,13 @@ def ppo(
 
 def r3() -> R3Reward:
     """R³ with the demo's encoder."""
-    encoder = RelevanceReward(str(ASSETS / "encoder"))
+    encoder = RelevanceReward(str(ASSETS / "encoder"), device="cpu")
     return R3Reward(max_completion_length=COMPLETION_LENGTH, relevance=encoder, top_relevance=TOP_RELEVANCE)
+
+
+def learned(judge: Path) -> LearnedReward:
+    """The trained reward model as a reward."""
+    return LearnedReward(str(judge), batch_size=64, device="cpu")
 
 
 def control() -> RoutedProduct:

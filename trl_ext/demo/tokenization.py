@@ -6,8 +6,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from trl_ext.demo.answers import EVASIVE
+from trl_ext.demo.attributes import ATTRIBUTES, OPEN_QUESTIONS
 from trl_ext.demo.corpus import HEDGES, OPENERS, PEOPLE_ASK
-from trl_ext.demo.world import ATTRIBUTES, OPEN_QUESTIONS, Entity
+from trl_ext.demo.world import Entity
 
 PIECE = r" ?\w+|'s|[^\w\s]|\s"
 

@@ -25,6 +25,11 @@ def checked_args(
     for name in ("tools", "environment_factory"):
         if others.get(name):
             raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
+    if (others.get("optimizers") or (None, None))[1] is not None:
+        raise ValueError(
+            "PPOTrainer(optimizers=(…, scheduler)): the scheduler does not know the critic's weights, which join the "
+            "optimizer. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
+        )
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         args = PPOConfig(f"{name.split('/')[-1]}-PPO")
@@ -37,6 +42,13 @@ def checked_args(
         args = copy.copy(args)
         args.learning_rate = 1e-5 if has_adapter else 1e-6
     return args
+
+
+def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool) -> None:
+    """Raise a ValueError for an architecture that PPO cannot train here."""
+    if sees_images or model.config.is_encoder_decoder:
+        kind = "a vision-language" if sees_images else "an encoder–decoder"
+        raise ValueError(f"PPOTrainer(model=…): {kind} model is not supported. Give a decoder of text.")
 
 
 def check_value_model(value_model: object, rewards: object | list) -> None:
@@ -63,6 +75,11 @@ def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) ->
     if "prompt" not in columns:
         raise ValueError(
             f"PPOTrainer(train_dataset=…) has columns {columns}: expected a column `prompt`. Rename yours."
+        )
+    if {"image", "images"} & set(columns):
+        raise ValueError(
+            "PPOTrainer(train_dataset=…) has a column of images, which are not supported. Drop it, or use TRL's "
+            "GRPOTrainer."
         )
     needed = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < needed:

@@ -1,5 +1,7 @@
 """Hyperparameters of PPO."""
 
+import math
+import numbers
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -35,6 +37,7 @@ MEANINGLESS = {
     "sync_ref_model": "the reference is the policy as it was when the run began",
     "ref_model_mixup_alpha": "it belongs to `sync_ref_model`; the reference does not move",
     "ref_model_sync_steps": "it belongs to `sync_ref_model`; the reference does not move",
+    "ignore_data_skip": "a resumed run would go on with other prompts than the one that was stopped",
     "label_smoothing_factor": "there are no labels to smooth",
     "neftune_noise_alpha": "noise in the embeddings would move the ratios away from 1 before the first step",
     "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
@@ -138,8 +141,9 @@ class PPOConfig(GRPOConfig):
             value = getattr(self, name)
             if value is None and name in ("critic_learning_rate", "epsilon_high"):
                 continue
-            in_range = value is not None and (value >= low if inclusive else value > low)
-            if not in_range or (high is not None and value > high):
+            in_range = isinstance(value, numbers.Real) and math.isfinite(value)
+            in_range = in_range and (value >= low if inclusive else value > low) and (high is None or value <= high)
+            if not in_range:
                 interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
                 raise ValueError(f"PPOConfig({name}={value!r}): it must be in {interval}.")
 

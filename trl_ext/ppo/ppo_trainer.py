@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 from trl_ext.masked import masked_whiten
 from trl_ext.overrides import replaced
 from trl_ext.ppo.advantages import generalized_advantages
-from trl_ext.ppo.arguments import check_lengths, check_prompts, check_value_model, checked_args
+from trl_ext.ppo.arguments import check_lengths, check_policy, check_prompts, check_value_model, checked_args
 from trl_ext.ppo.critic import Critic, CriticCallback
 from trl_ext.ppo.metrics import loss_metrics, rollout_metrics
 from trl_ext.ppo.policy import (
@@ -98,9 +98,11 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
                 train_dataset=train_dataset,
                 **others,
             )
+        check_policy(self.model, sees_images=self._is_vlm)
         keep_adapters_in_fp32(self.model, adapters)
-        if isinstance(train_dataset, Dataset):  # of a stream, each batch when it comes
-            self._check_lengths(train_dataset["prompt"], "train_dataset")
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", others.get("eval_dataset"))):
+            if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
+                self._check_lengths(dataset["prompt"], name)
         self.critic = self._make_critic(value_model)
         self.add_callback(CriticCallback(self.critic, lambda: self._rollouts <= args.critic_warmup_rollouts))
         self.score_moments = RunningMoments()

@@ -64,7 +64,8 @@ class PPOCheckpoints(ResumableTrainer):
 
     def _checkpoint_files(self):
         processes = range(self.accelerator.num_processes)
-        return (CRITIC_FILE, *(name for process in processes for name in state_files(process)))
+        entropy = ("entropy_ctrl_state.json",) if self.use_adaptive_entropy else ()  # TRL writes it last of all
+        return (CRITIC_FILE, *entropy, *(name for process in processes for name in state_files(process)))
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

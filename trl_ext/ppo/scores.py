@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def weighted_scores(rewards: Tensor, weights: Tensor) -> Tensor:
-    """Σ weight · reward over the functions that apply to a completion, `(N,)`; NaN where none does.
+    """Σ weight · reward over the functions that apply to a completion, `(N,)`; NaN where none with a weight does.
 
     >>> nan = float("nan")
     >>> weighted_scores(torch.tensor([[1.0, nan], [1.0, 2.0], [nan, nan]]), torch.tensor([1.0, 0.5]))
@@ -21,7 +21,8 @@ def weighted_scores(rewards: Tensor, weights: Tensor) -> Tensor:
     Raises:
         ValueError: If no completion has a score.
     """
-    unscored = rewards.isnan().all(1)
+    counted = weights.to(rewards.device) != 0  # what is only watched does not make a score
+    unscored = rewards[:, counted].isnan().all(1)
     if unscored.all():
         raise ValueError(
             f"PPOTrainer: no reward function scored any of the {len(rewards)} completions of this batch (all returned "

@@ -1,7 +1,5 @@
 """Builds the value function that `PPOTrainer(value_model=…)` asks for, and checks that it fits the policy."""
 
-from pathlib import Path
-
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model
@@ -39,7 +37,15 @@ def value_function(
             f"PPOTrainer(value_model={_name(model)!r}): it has {model.config.num_labels} labels; a value is one "
             "number. Load it with num_labels=1."
         )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"PPOTrainer(value_model={_name(model)!r}): all of it is frozen, so the critic could not learn. Load an "
+            "adapter with PeftModel.from_pretrained(…, is_trainable=True), or give its path."
+        )
     _check_vocabulary(model, policy, tokenizer)
+    text_config = model.config.get_text_config()
+    if text_config.pad_token_id is None:  # it is asked for batches
+        text_config.pad_token_id = tokenizer.pad_token_id
     disable_dropout_in_model(model)
     if gradient_checkpointing:
         model.enable_input_require_grads()  # a frozen base under an adapter has none
@@ -48,21 +54,26 @@ def value_function(
 
 
 def _check_vocabulary(model: PreTrainedModel, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    sizes = [m.config.get_text_config().vocab_size for m in (model, policy)]
+    """By the tokenizers where both are at hand (embeddings of one family may be padded differently), else by size."""
+    size, expected = (m.config.get_text_config().vocab_size for m in (model, policy))
     other = _tokenizer_beside(_name(model))
-    if sizes[0] == sizes[1] and (other is None or other.get_vocab() == tokenizer.get_vocab()):
+    if other is None and size == expected:
         return
-    came = f"a vocabulary of {sizes[0]} tokens" if sizes[0] != sizes[1] else "another tokenizer"
+    if other is not None and other.get_vocab() == tokenizer.get_vocab() and size >= len(tokenizer):
+        return
+    came = "another tokenizer" if other is not None and size >= len(tokenizer) else f"a vocabulary of {size} tokens"
     raise ValueError(
         f"PPOTrainer(value_model={_name(model)!r}): it has {came}, but reads the policy's own tokens (vocabulary of "
-        f"{sizes[1]}). Use a model of the policy's family, or value_model=None for a head on the policy."
+        f"{expected}). Use a model of the policy's family, or value_model=None for a head on the policy."
     )
 
 
 def _tokenizer_beside(path: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved with a local model; None where there is none to compare with."""
-    has_one = any((Path(path) / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    return AutoTokenizer.from_pretrained(path) if has_one else None
+    """The tokenizer saved with a model; None where there is none to compare with."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.rewards.device import default_device
 from trl_ext.rewards.scorer import load_scorer, score_sequences
 
 __all__ = ["LearnedReward", "load_scorer"]
@@ -63,7 +64,7 @@ class LearnedReward:
         self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__
         self.tokenizer = tokenizer or _tokenizer_of(source, self.module)
         if device is not None or isinstance(model, str):
-            self.module.to(_default_device() if device is None else device)
+            self.module.to(default_device() if device is None else device)
         self.batch_size = batch_size
         self.max_length = max_length or _window(self.module, self.tokenizer)
         self.eos_token_ids = _as_set(self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids)
@@ -168,12 +169,6 @@ def _set_pad_token(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
             "`tokenizer.pad_token`."
         )
     return config.pad_token_id
-
-
-def _default_device() -> torch.device:
-    """This process's accelerator, or the CPU where there is none."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0))) if accelerator else torch.device("cpu")
 
 
 def _as_set(ids: int | Iterable[int] | None) -> frozenset[int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.rewards.device import default_device
 from trl_ext.rewards.encoder import encode, is_missing_folder, is_sentence_transformer, load_encoder
 from trl_ext.rewards.texts import last_user_text, text_of
 
@@ -85,7 +86,7 @@ class RelevanceReward:
     def _load(self) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
         if not isinstance(self.encoder, (str, os.PathLike)):
             return self.encoder, self.tokenizer
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = self.device or default_device()
         return load_encoder(os.fspath(self.encoder), device, self.dtype or torch.float32)
 
     def _references(self, reference: list | None, answers: list[str]) -> list[str]:
