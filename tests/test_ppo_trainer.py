@@ -1,5 +1,6 @@
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,6 +324,22 @@ def test_metrics(tmp_path):
     assert log["ratio"] == pytest.approx(1.0, abs=1e-6) and log["clip_ratio/region_mean"] == 0.0
     assert log["perplexity"] == pytest.approx(math.exp(5.5), rel=0.2)  # near uniform over 259 tokens
     assert logged(trainer, "ratio")[1] != 1.0
+
+
+def test_every_logged_name_is_in_the_glossary(tmp_path):
+    """`README.md` names each, in backticks, or by its beginning where several share a row."""
+    trainer = ppo_trainer(
+        tmp_path, eval_strategy="steps", eval_steps=1, eval_dataset=Dataset.from_dict({"prompt": ["a"]})
+    )
+    trainer.train()
+    names = {name.removeprefix("eval_") for entry in trainer.state.log_history[:2] for name in entry}
+    names -= {"step", "runtime", "samples_per_second", "steps_per_second"}
+    glossary = (Path(__file__).parent.parent / "README.md").read_text()
+    glossary = glossary.replace("rewards/<name>", "rewards/even_letters").replace("low_mean", "clip_ratio/low_mean")
+    glossary = glossary.replace("`high_mean", "`clip_ratio/high_mean")
+    for row in ("mean_length", "mean_terminated_length"):
+        glossary += "".join(f"`completions/{row.replace('mean', side)}`" for side in ("min", "max"))
+    assert {name for name in names if f"`{name}`" not in glossary} == set()
 
 
 def test_metrics_by_hand(tmp_path):
