@@ -83,6 +83,16 @@ def test_not_a_reward(tmp_path):
         ppo_trainer(tmp_path, reward_funcs=[3])
 
 
+def test_no_reward_at_all(tmp_path):
+    with pytest.raises(ValueError, match="No reward source provided"):
+        ppo_trainer(tmp_path, reward_funcs=None)
+
+
+def test_another_number_of_tokenizers_than_of_rewards(tmp_path):
+    with pytest.raises(ValueError, match=r"their number \(1\) must match that of the rewards \(2\)"):
+        ppo_trainer(tmp_path, reward_funcs=[even_letters] * 2, reward_processing_classes=byte_tokenizer())
+
+
 def test_reward_model_with_two_labels(tmp_path):
     tokenizer = byte_tokenizer()
     model = tiny_reward_model(tokenizer, num_labels=2)

@@ -353,3 +353,19 @@ def test_metrics_by_hand(tmp_path):
     assert metrics["kl_per_completion"] == pytest.approx(metrics["kl"] * own.sum().item() / 4, rel=1e-5)
     ended = (rollout["completion_ids"] == trainer._tokenizer.eos_token_id).any(1).float().mean().item()
     assert metrics["completions/eos_ratio"] == pytest.approx(ended)
+
+
+def test_truncated_completions_can_be_left_out(tmp_path):
+    policy = tiny_llama(byte_tokenizer())
+    policy.generation_config.eos_token_id = [1, *range(3, 60)]
+    trainer = ppo_trainer(tmp_path, model=policy, mask_truncated_completions=True, max_completion_length=3)
+    trainer.current_gradient_accumulation_steps = 1
+    rollout = rollout_of(trainer, [{"prompt": prompt} for prompt in PROMPTS])
+    cut = ~torch.isin(rollout["completion_ids"], torch.tensor(trainer.eos_token_ids)).any(1)
+    assert 0 < cut.sum() < len(PROMPTS)
+    assert torch.equal(rollout["tool_mask"].sum(1) == 0, cut)
+    assert all(rollout[name][cut].abs().sum() == 0 for name in ("advantages", "returns"))
+    start = policy.lm_head.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(start, policy.lm_head.weight)
+    assert all(math.isfinite(loss) for loss in logged(trainer, "loss"))

@@ -94,6 +94,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
             super().__init__(
                 model=model,
                 reward_funcs=reward_callables(reward_funcs, reward_processing_classes, args),
+                reward_processing_classes=reward_processing_classes,
                 args=args,
                 train_dataset=train_dataset,
                 **others,

@@ -21,12 +21,16 @@ def reward_callables(
         tokenizers: Of the reward models, in the order of `rewards`; None where it is found beside the model.
         args: The trainer's config: its device is where reward models run.
     """
+    if rewards is None:
+        return []  # which GRPOTrainer refuses
     rewards = rewards if isinstance(rewards, list | tuple) else [rewards]
-    tokenizers = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
+    if tokenizers is None:
+        tokenizers = [None] * len(rewards)
+    tokenizers = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers]
     if len(tokenizers) != len(rewards):
         raise ValueError(
-            f"PPOTrainer(reward_processing_classes=…): {len(tokenizers)} tokenizers came for {len(rewards)} rewards: "
-            "expected one each, None for a function."
+            f"PPOTrainer(reward_processing_classes=…): their number ({len(tokenizers)}) must match that of the rewards "
+            f"({len(rewards)}). Give one for each, None for a function."
         )
     return [checked_reward(_callable(*pair, args)) for pair in zip(rewards, tokenizers, strict=True)]
 
