@@ -164,17 +164,13 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
-        with replaced(
-            self, num_iterations=aligned
-        ):  # spares the parent's pass for old log-probs; the next one has them
+        with replaced(self, num_iterations=aligned):  # the parent need not pass for old log-probs, the next one does
             rollout = super()._generate_and_score_completions(inputs)
         self._rollouts += int(self.model.training)
         rollout |= self._own_tokens(rollout)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         log_probs, values = self._evaluate_policy(rollout)
-        kl = (
-            None if ref_log_probs is None else kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
-        )
+        kl = self._kl(log_probs, ref_log_probs)
         rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.beta)
         advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
         self._replace_group_metrics(advantages, mask)
@@ -215,6 +211,12 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
             passes.append((self._log_probs, self._values(tokens, states, length)))
         log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
         return log_probs, values
+
+    def _kl(self, log_probs: Tensor, ref_log_probs: Tensor | None) -> Tensor | None:
+        """KL to the reference per token, `(B, T)`; None where β is 0 and there is no reference."""
+        if ref_log_probs is None:
+            return None
+        return kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
 
     def _scaled_scores(self) -> Tensor:
         """The scores of this process's rows, `(B,)`; 0 for rows without, which are masked."""
