@@ -6,7 +6,7 @@ from encoders import OneHot, saved_bert, word_tokenizer
 from tiny import byte_tokenizer
 from transformers import AutoModel
 
-from trl_ext import RelevanceReward
+from trl_ext import R3Reward, RelevanceReward
 
 QUESTION, ANSWER = "why is the sky blue", "the sky is blue blue"
 TEXTS = ["", "a", "the sky", "Rayleigh scattering, mostly.", "the sky is blue because air scatters blue light", "b"]
@@ -33,6 +33,23 @@ def test_by_hand(one_hot):
     assert cosine(**columns) == pytest.approx(
         [0.2 / (0.20 * 0.28) ** 0.5]
     )  # |M(x)|² = 5 · .04, |M(ŷ)|² = 3 · .04 + .16
+
+
+def test_contrast_by_hand(one_hot):
+    """Relevance of "sky" is 1/2 to "the sky" and 0 to "why two", twice the same prompt; of "why", 0 and 1/2."""
+    reward = RelevanceReward(one_hot, tokenizer=word_tokenizer(), contrast=True)
+    prompts = ["the sky", "why two", "why two", "grass"]
+    scores = reward(prompts=prompts, completions=["sky", "why", "sky", "blue"])
+    # sky: 1/2 − (0 + 0)/2;  why: 1/2 − (0 + 0)/2;  sky: 0 − (1/2 + 0)/2;  blue: 0 − 0
+    assert scores == pytest.approx([0.5, 0.5, -0.25, 0.0])
+    assert reward(prompts=["the sky"] * 2, completions=["sky", "why"]) == pytest.approx([0.5, 0.0])  # no other prompt
+
+
+def test_contrast_is_to_prompts_only(one_hot):
+    with pytest.raises(ValueError, match="the contrast is to other prompts"):
+        RelevanceReward(one_hot, tokenizer=word_tokenizer(), to="reference", contrast=True)
+    r3 = R3Reward(relevance=RelevanceReward(one_hot, tokenizer=word_tokenizer(), contrast=True))
+    assert [route.factors[0].contrast for route in r3.routes] == [True, False]
 
 
 def test_the_beginning_is_what_truncation_cuts(one_hot):

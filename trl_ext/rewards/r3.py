@@ -61,7 +61,7 @@ class R3Reward(RoutedProduct):
 
     Args:
         max_completion_length: L, the trainer's limit on a completion, in tokens.
-        relevance: Encoder and similarity of both relevances; `to` is the route's choice.
+        relevance: Encoder and similarity of both relevances; `to` is the route's choice, a contrast the open one's.
         top_relevance: The relevance that is worth a completion of full length. Measure it for an encoder other than
             Contriever; for cosine it is at most 1.
         tokenize: What LI and RP count, as in `LengthIncentive`.
@@ -79,7 +79,7 @@ class R3Reward(RoutedProduct):
         scale = closed_scale(max_completion_length=self.max_completion_length, top_relevance=self.top_relevance)
         routes = (
             Route("open", (replace(self.relevance, to="prompt"), length, repetition)),
-            Route("closed", (replace(self.relevance, to="reference"), repetition), scale=scale),
+            Route("closed", (replace(self.relevance, to="reference", contrast=False), repetition), scale=scale),
         )
         object.__setattr__(self, "routes", routes)
 

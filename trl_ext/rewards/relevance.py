@@ -24,12 +24,28 @@ def similarities(left: Tensor, right: Tensor, *, kind: Literal["dot", "cosine"])
     return (left * right).sum(1)
 
 
+def mean_to_others(targets: list[str], vectors: Tensor, answers: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:
+    """Each answer's mean similarity to the targets of other rows that differ from its own, `(N,)`; 0 without any.
+
+    Args:
+        targets: N texts, of which equal ones count once.
+        vectors: Theirs, `(N, D)`.
+        answers: The completions' vectors, `(N, D)`.
+        kind: As in `similarities`.
+    """
+    first = {target: i for i, target in reversed(list(enumerate(targets)))}
+    table = torch.stack([similarities(vectors[i].expand_as(answers), answers, kind=kind) for i in first.values()])
+    return (table.sum(0) - similarities(vectors, answers, kind=kind)) / max(len(first) - 1, 1)
+
+
 @dataclass(frozen=True)
 class RelevanceReward:
     """How near a completion's vector is to its prompt's, or to its reference answer's (R³, arXiv:2402.03469).
 
         r_x = M(x) · M(ŷ)    to="prompt": x is the last user turn, without template or system prompt
         r_y = M(y) · M(ŷ)    to="reference": y is the column `reference`
+
+        r_x − mean r_x'       contrast=True: x' are the other prompts of the batch
 
     M is the masked mean of an encoder's last hidden state. Alone it is easily gamed, by copying the question; R³
     multiplies it by length and by lack of repetition.
@@ -46,6 +62,9 @@ class RelevanceReward:
         tokenizer: Only for a transformers model given as an object.
         to: `"prompt"` or `"reference"`.
         similarity: `"dot"` (unbounded, about 1 for Contriever) or `"cosine"` (in [−1, 1]).
+        contrast: Take off the mean relevance to the batch's other prompts, which the similarities of an encoder such
+            as Contriever mostly consist of. The score then depends on the batch, may be negative, and means nothing
+            where all prompts are equal. Only to="prompt"; not the paper's form.
         max_length: Longest text in tokens; beginnings are cut, and never more is read than the encoder's window.
         batch_size: Texts per forward pass, sorted by length; repeated ones are encoded once.
         device: Of an encoder given by name; by default CUDA where there is one, else the CPU.
@@ -57,6 +76,7 @@ class RelevanceReward:
     tokenizer: PreTrainedTokenizerBase | None = None
     to: Literal["prompt", "reference"] = "prompt"
     similarity: Literal["dot", "cosine"] = "dot"
+    contrast: bool = False
     max_length: int = 512
     batch_size: int = 64
     device: str | torch.device | None = None
@@ -81,7 +101,10 @@ class RelevanceReward:
         model, tokenizer = self._load()
         vectors = encode(model, tokenizer, texts, max_length=self.max_length, batch_size=self.batch_size)
         left, right = vectors[[row[text] for text in targets]], vectors[[row[text] for text in answers]]
-        return similarities(left, right, kind=self.similarity).tolist()
+        scores = similarities(left, right, kind=self.similarity)
+        if self.contrast:
+            scores = scores - mean_to_others(targets, left, right, kind=self.similarity)
+        return scores.tolist()
 
     def _load(self) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
         if not isinstance(self.encoder, (str, os.PathLike)):
@@ -107,6 +130,11 @@ class RelevanceReward:
         for option, choices in {"to": ("prompt", "reference"), "similarity": ("dot", "cosine")}.items():
             if getattr(self, option) not in choices:
                 raise ValueError(f"RelevanceReward({option}={getattr(self, option)!r}): expected one of {choices}.")
+        if self.contrast and self.to != "prompt":
+            raise ValueError(
+                f"RelevanceReward(contrast=True, to={self.to!r}): the contrast is to other prompts. Give to='prompt', or "
+                "leave it out."
+            )
         for option in ("max_length", "batch_size"):
             if getattr(self, option) < 1:
                 raise ValueError(f"RelevanceReward({option}={getattr(self, option)}): expected at least 1.")
