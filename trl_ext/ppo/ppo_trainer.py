@@ -27,7 +27,7 @@ from trl_ext.ppo.policy import (
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.rollout_state import PPOCheckpoints
 from trl_ext.ppo.score_scaling import RunningMoments
-from trl_ext.ppo.scores import weighted_scores
+from trl_ext.ppo.scores import as_continuations, weighted_scores
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import value_function
 from trl_ext.ppo.value_loss import clipped_value_error
@@ -145,6 +145,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         end_tokens = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])  # TRL 1.12 knows one only
         ended = [bool(ids) and ids[-1] in end_tokens for ids in completion_ids_list]
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
+        completions = as_continuations(completions, completion_ids_list, self._tokenizer)
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # of all processes
         cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
         scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
