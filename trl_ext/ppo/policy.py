@@ -56,30 +56,3 @@ def without_reference(model: PreTrainedModel | PeftModel) -> AbstractContextMana
     if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
         return nullcontext()
     return replaced(model, peft_config={name: c for name, c in model.peft_config.items() if name != "ref"})
-
-
-def adapter_tensors(model: str | PreTrainedModel | PeftModel) -> dict[str, Tensor]:
-    """The trainable tensors of a policy that comes with an adapter; none for one that gets a new adapter."""
-    if not isinstance(model, PeftModel):
-        return {}
-    tensors = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not tensors:
-        raise ValueError(
-            "PPOTrainer(model=PeftModel): the adapter is frozen, so there is nothing to train. Load it with "
-            "PeftModel.from_pretrained(…, is_trainable=True)."
-        )
-    return tensors
-
-
-def keep_adapters_in_fp32(model: PreTrainedModel | PeftModel, originals: dict[str, Tensor]) -> None:
-    """Undo TRL's cast of adapters to bf16 on a quantised base, where steps below 2⁻⁸ of a weight are lost.
-
-    Args:
-        model: The policy after GRPOTrainer took it.
-        originals: Its `adapter_tensors` from before, with the digits that the cast has cut off.
-    """
-    if not (getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)):
-        return
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = originals.get(name, parameter.data).to(parameter.device, torch.float32)

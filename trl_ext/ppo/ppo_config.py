@@ -1,11 +1,10 @@
 """Hyperparameters of PPO."""
 
-import math
-import numbers
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from trl import GRPOConfig
+
+from trl_ext.config_checks import check_ranges, refuse_meaningless
 
 
 class _OneGeneration(int):
@@ -43,7 +42,6 @@ MEANINGLESS = {
     "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
 }
 
-# Smallest and largest allowed value, None for no bound, and whether the smallest itself is allowed.
 RANGES = {
     "gamma": (0.0, 1.0, False),
     "lam": (0.0, 1.0, True),
@@ -127,7 +125,7 @@ class PPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        self._check_ranges()
+        check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high"))
         if self.kl_estimator not in ("k1", "k3"):
             raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
         if self.num_generations == 1:
@@ -136,30 +134,10 @@ class PPOConfig(GRPOConfig):
         self.num_generations = int(self.num_generations)
         self._refuse_meaningless()
 
-    def _check_ranges(self) -> None:
-        for name, (low, high, inclusive) in RANGES.items():
-            value = getattr(self, name)
-            if value is None and name in ("critic_learning_rate", "epsilon_high"):
-                continue
-            in_range = isinstance(value, numbers.Real) and math.isfinite(value)
-            in_range = in_range and (value >= low if inclusive else value > low) and (high is None or value <= high)
-            if not in_range:
-                interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
-                raise ValueError(f"PPOConfig({name}={value!r}): it must be in {interval}.")
-
     def _refuse_meaningless(self) -> None:
-        defaults = _defaults(type(self))
-        for name, reason in MEANINGLESS.items():
-            if name in defaults and getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"PPOConfig({name}={getattr(self, name)!r}): {reason}. Leave it at {defaults[name]!r}."
-                )
+        refuse_meaningless(self, MEANINGLESS)
         if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
             raise ValueError(
                 "PPOConfig(use_transformers_continuous_batching=True) with bf16 or fp16 would turn the policy itself, "
                 "adapters included, to 16 bits, where small steps are lost. Set bf16=False, or leave it off."
             )
-
-
-def _defaults(config: type) -> dict[str, Any]:
-    return {f.name: f.default for f in fields(config) if f.default is not MISSING}

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
+from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.masked import masked_whiten
 from trl_ext.overrides import replaced
 from trl_ext.ppo.advantages import generalized_advantages
@@ -17,8 +18,6 @@ from trl_ext.ppo.arguments import check_lengths, check_policy, check_prompts, ch
 from trl_ext.ppo.critic import Critic, CriticCallback
 from trl_ext.ppo.metrics import loss_metrics, rollout_metrics
 from trl_ext.ppo.policy import (
-    adapter_tensors,
-    keep_adapters_in_fp32,
     last_hidden_states,
     reference_from,
     whole_sequences,
@@ -89,7 +88,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         args = checked_args(args, model, others, has_adapter=has_adapter)
         check_prompts(train_dataset, args)
         check_value_model(value_model, reward_funcs)
-        adapters = adapter_tensors(model)
+        adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
                 model=model,

@@ -1,0 +1,42 @@
+"""Checks that configs share: values in their ranges, and inherited options that mean nothing refused."""
+
+import math
+import numbers
+from dataclasses import MISSING, fields
+from typing import Any
+
+Range = tuple[float, float | None, bool]  # smallest, largest (None: no bound), whether the smallest itself is allowed
+
+
+def check_ranges(config: Any, ranges: dict[str, Range], *, optional: tuple[str, ...] = ()) -> None:
+    """Raise a ValueError for the first field outside its range.
+
+    Args:
+        config: A dataclass.
+        ranges: By the fields' names.
+        optional: Fields that may be None.
+    """
+    for name, (low, high, inclusive) in ranges.items():
+        value = getattr(config, name)
+        if value is None and name in optional:
+            continue
+        in_range = isinstance(value, numbers.Real) and math.isfinite(value)
+        in_range = in_range and (value >= low if inclusive else value > low) and (high is None or value <= high)
+        if not in_range:
+            interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
+            raise ValueError(f"{type(config).__name__}({name}={value!r}): it must be in {interval}.")
+
+
+def refuse_meaningless(config: Any, reasons: dict[str, str]) -> None:
+    """Raise a ValueError for the first inherited option that was set although the method gives it no meaning.
+
+    Args:
+        config: A dataclass.
+        reasons: Why, by the fields' names; those that this version of the parent lacks are passed over.
+    """
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    for name, reason in reasons.items():
+        if name in defaults and getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"{type(config).__name__}({name}={getattr(config, name)!r}): {reason}. Leave it at {defaults[name]!r}."
+            )
