@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 
-def checked_reward(function: Callable) -> Callable:
+def checked_reward(function: Callable, *, keep_invalid: bool = False) -> Callable:
     """Wrap a reward function so that a bad answer is an error that names its row.
 
     Good answers are one finite number per completion, or `None` where the function does not apply. The wrapper keeps
-    the function's name and whether it is async.
+    the function's name and whether it is async. With `keep_invalid`, a number that is not finite comes back as NaN, for
+    a caller that drops such rows.
 
     >>> def length(completions, **kwargs):
     ...     return [float("nan") if not text else len(text) for text in completions]
@@ -30,19 +31,19 @@ where it does not apply.
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(inner.__call__):
 
         async def scored(**columns):
-            return check_scores(await function(**columns), columns["completions"], name)
+            return check_scores(await function(**columns), columns["completions"], name, keep_invalid=keep_invalid)
 
     else:
 
         def scored(**columns):
-            return check_scores(function(**columns), columns["completions"], name)
+            return check_scores(function(**columns), columns["completions"], name, keep_invalid=keep_invalid)
 
     functools.update_wrapper(scored, function, assigned=("__module__", "__doc__"), updated=())
     scored.__name__ = name
     return scored
 
 
-def check_scores(scores: Iterable, completions: list, name: str) -> list[float | None]:
+def check_scores(scores: Iterable, completions: list, name: str, *, keep_invalid: bool = False) -> list[float | None]:
     """The scores as floats and Nones, or a ValueError that names the first row that is neither."""
     if isinstance(scores, str) or not isinstance(scores, Iterable):
         raise ValueError(
@@ -55,14 +56,16 @@ def check_scores(scores: Iterable, completions: list, name: str) -> list[float |
             f"Reward function {name!r} returned {len(scores)} rewards for {len(completions)} completions: expected one "
             "per completion; return None for those it does not apply to."
         )
-    return [_check(score, row, completions[row], name) for row, score in enumerate(scores)]
+    return [_check(score, row, completions[row], name, keep_invalid) for row, score in enumerate(scores)]
 
 
-def _check(score, row: int, completion, name: str) -> float | None:
+def _check(score, row: int, completion, name: str, keep_invalid: bool) -> float | None:
     if score is None:
         return None
     if isinstance(score, Tensor) and score.numel() == 1:
         score = score.item()
+    if keep_invalid and isinstance(score, numbers.Real) and not math.isfinite(score):
+        return math.nan
     if not isinstance(score, numbers.Real) or not math.isfinite(score):
         raise ValueError(
             f"Reward function {name!r} returned {score!r} for row {row} (completion {completion!r}): expected a finite "

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
-from trl import GRPOConfig
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from trl_ext.rewards.checked_reward import checked_reward
 from trl_ext.rewards.learned_reward import LearnedReward
@@ -12,35 +11,45 @@ from trl_ext.rewards.r3 import R3Reward
 
 
 def reward_callables(
-    rewards: object | list, tokenizers: PreTrainedTokenizerBase | list | None, args: GRPOConfig
+    rewards: object | list,
+    tokenizers: PreTrainedTokenizerBase | list | None,
+    args: TrainingArguments,
+    *,
+    trainer: str = "PPOTrainer",
+    keep_invalid: bool = False,
 ) -> list[Callable]:
     """Reward functions as they are, reward models and their paths as `LearnedReward`; each checked row by row.
 
     Args:
         rewards: One reward or a list of them.
         tokenizers: Of the reward models, in the order of `rewards`; None where it is found beside the model.
-        args: The trainer's config: its device is where reward models run.
+        args: The trainer's config, with `max_completion_length`: its device is where reward models run.
+        trainer: Its name, for messages.
+        keep_invalid: As in `checked_reward`.
     """
     if rewards is None:
-        return []  # which GRPOTrainer refuses
+        return []  # which the trainer refuses
     rewards = rewards if isinstance(rewards, list | tuple) else [rewards]
     if tokenizers is None:
         tokenizers = [None] * len(rewards)
     tokenizers = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers]
     if len(tokenizers) != len(rewards):
         raise ValueError(
-            f"PPOTrainer(reward_processing_classes=…): their number ({len(tokenizers)}) must match that of the rewards "
+            f"{trainer}(reward_processing_classes=…): their number ({len(tokenizers)}) must match that of the rewards "
             f"({len(rewards)}). Give one for each, None for a function."
         )
-    return [checked_reward(_callable(*pair, args)) for pair in zip(rewards, tokenizers, strict=True)]
+    pairs = zip(rewards, tokenizers, strict=True)
+    return [checked_reward(_callable(*pair, args, trainer), keep_invalid=keep_invalid) for pair in pairs]
 
 
-def _callable(reward: object, tokenizer: PreTrainedTokenizerBase | None, args: GRPOConfig) -> Callable:
+def _callable(
+    reward: object, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments, trainer: str
+) -> Callable:
     if isinstance(reward, str | nn.Module):
         return LearnedReward(reward, tokenizer, device=args.device)
     if not callable(reward):
         raise ValueError(
-            f"PPOTrainer(reward_funcs=…): {reward!r} is neither a function nor a reward model nor the path of one."
+            f"{trainer}(reward_funcs=…): {reward!r} is neither a function nor a reward model nor the path of one."
         )
     if isinstance(reward, R3Reward) and reward.max_completion_length != args.max_completion_length:
         raise ValueError(
