@@ -8,6 +8,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "EndpointGenerator": "trl_ext.self_training.endpoint_generator",
+    "FileGenerator": "trl_ext.self_training.file_generator",
     "ImitationRewardConfig": "trl_ext.reward_modeling.imitation_reward_config",
     "ImitationRewardTrainer": "trl_ext.reward_modeling.imitation_reward_trainer",
     "LearnedReward": "trl_ext.rewards.learned_reward",
@@ -15,10 +17,18 @@ _MODULE_OF = {
     "PPOConfig": "trl_ext.ppo.ppo_config",
     "PPOTrainer": "trl_ext.ppo.ppo_trainer",
     "R3Reward": "trl_ext.rewards.r3",
-    "Route": "trl_ext.rewards.routed_product",
-    "RoutedProduct": "trl_ext.rewards.routed_product",
+    "RAFTConfig": "trl_ext.self_training.raft_config",
+    "RAFTTrainer": "trl_ext.self_training.raft_trainer",
     "RelevanceReward": "trl_ext.rewards.relevance",
     "RepetitionPenalty": "trl_ext.rewards.repetition_penalty",
+    "ReSTConfig": "trl_ext.self_training.rest_config",
+    "ReSTTrainer": "trl_ext.self_training.rest_trainer",
+    "Route": "trl_ext.rewards.routed_product",
+    "RoutedProduct": "trl_ext.rewards.routed_product",
+    "SelfTrainingConfig": "trl_ext.self_training.self_training_config",
+    "SelfTrainingTrainer": "trl_ext.self_training.self_training_trainer",
+    "TransformersGenerator": "trl_ext.self_training.transformers_generator",
+    "VLLMGenerator": "trl_ext.self_training.vllm_generator",
 }
 
 __all__ = [

@@ -1,0 +1,136 @@
+import errno
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from trl_ext.self_training.generation import Sample
+from trl_ext.self_training.grow_files import PARTIAL, GrowFiles, read_table, sample_schema, written_whole
+
+
+def samples(rows, *, messages: bool = False) -> list[Sample]:
+    return [
+        Sample(
+            row=row,
+            sample=0,
+            prompt=[{"role": "user", "content": "?"}] if messages else f"prompt {row}",
+            completion=[{"role": "assistant", "content": "!"}] if messages else f" answer {row}",
+            prompt_ids=[1, 2],
+            completion_ids=[3] * (row + 1),
+            ended=True,
+            generator="transformers",
+            seed=row,
+        )
+        for row in rows
+    ]
+
+
+def written(folder, *, messages: bool = False) -> GrowFiles:
+    """Two sampled parts."""
+    files = GrowFiles(folder, stage=0)
+    schema = sample_schema([samples([0], messages=messages)[0]["prompt"]], "fingerprint")
+    for part, rows in enumerate(([0, 1], [2])):
+        files.write_sampled(part, samples(rows, messages=messages), schema)
+    return files
+
+
+def score(table: pa.Table) -> pa.Table:
+    return table.append_column("score", pa.array([float(row) for row in table["row"].to_pylist()]))
+
+
+def test_a_grow_from_parts_to_one_file(tmp_path):
+    files = written(tmp_path)
+    assert files.is_sampled(0) and not files.is_sampled(2)
+    for part in range(2):
+        files.score(part, score)
+    assert not files.sampled(0).exists() and files.is_sampled(0)
+    files.finish(2, {"kept": pa.array([0, 1, 2], pa.int32())})
+    assert sorted(os.listdir(tmp_path)) == ["grow-000.parquet"]
+    table = pq.read_table(files.finished)
+    assert table["kept"].to_pylist() == [0, 1, 2] and table["score"].to_pylist() == [0.0, 1.0, 2.0]
+    assert table.schema.metadata[b"tokenizer"] == b"fingerprint"
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_datasets_reads_parts_and_finished_files(tmp_path, messages):
+    files = written(tmp_path, messages=messages)
+    parts = load_dataset("parquet", data_files=str(files.parts / "*.parquet"), split="train", cache_dir=tmp_path / "c")
+    assert parts["completion_ids"] == [[3], [3, 3], [3, 3, 3]]
+    for part in range(2):
+        files.score(part, score)
+    files.finish(2, {})
+    whole = load_dataset("parquet", data_files=str(files.finished), split="train", cache_dir=tmp_path / "c")
+    assert whole["row"] == [0, 1, 2] and whole["prompt"] == parts["prompt"]
+
+
+def test_scoring_again_changes_nothing(tmp_path):
+    files = written(tmp_path)
+    files.score(0, score)
+    files.score(0, lambda table: pytest.fail("scored twice"))
+
+
+def test_a_file_is_complete_or_absent(tmp_path):
+    path = tmp_path / "part.parquet"
+    with pytest.raises(RuntimeError), written_whole(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_write_leaves_the_former_file(tmp_path):
+    path = tmp_path / "part.parquet"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), written_whole(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "before"
+
+
+def test_a_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    """Renamed before it is synced, a power cut could leave an empty file under the final name."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *args: (calls.append("rename"), replace(*args)))
+    with written_whole(tmp_path / "file") as partial:
+        partial.write_text("content")
+    assert calls == ["fsync", "rename", "fsync"]  # file, name, folder
+
+
+def test_a_full_disk_is_named_and_leaves_what_is_complete(tmp_path, monkeypatch):
+    files = written(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match=r"scored-00000.parquet \(No space left on device\).*make room, then") as raised:
+        files.score(0, score)
+    assert raised.value.errno == errno.ENOSPC
+    assert sorted(os.listdir(files.parts)) == ["sampled-00000.parquet", "sampled-00001.parquet"]
+
+
+def test_a_damaged_part_is_named_with_what_to_do(tmp_path):
+    files = written(tmp_path)
+    files.sampled(1).write_bytes(files.sampled(1).read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"sampled-00001.parquet cannot be read .*Delete this one file and go on"):
+        files.score(1, score)
+    files.score(0, score)  # the other stays usable
+
+
+def test_leftovers_of_a_killed_write_are_no_parts(tmp_path):
+    files = written(tmp_path)
+    leftover = files.parts / f"sampled-00002.parquet.123{PARTIAL}"
+    leftover.write_bytes(b"half")
+    assert not files.is_sampled(2)
+    for part in range(2):
+        files.score(part, score)
+    files.finish(2, {})
+    assert not files.parts.exists()  # with the leftover
+
+
+def test_reading_what_is_not_there_is_no_damage(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_table(tmp_path / "none.parquet")

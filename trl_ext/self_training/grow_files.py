@@ -1,0 +1,177 @@
+"""The files of one Grow: parts while it runs, one parquet file when it is done. Each is complete or absent.
+
+grow-000/sampled-00003.parquet    a part's samples, before they are scored
+grow-000/scored-00003.parquet     the same with scores and log-probabilities
+grow-000.parquet                  all of them, with the ranking key and what was kept
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trl_ext.self_training.generation import Sample, Text
+
+TOKENIZER_KEY = b"tokenizer"  # of the schema's metadata: the fingerprint of the vocabulary that the ids belong to
+PARTIAL = ".partial"
+
+
+def sample_schema(prompts: list[Text], tokenizer: str) -> pa.Schema:
+    """The columns of samples before they are scored.
+
+    Args:
+        prompts: All prompts of the Grow, text or messages, from which the type of both text columns follows.
+        tokenizer: Fingerprint of the vocabulary, kept as metadata.
+    """
+    is_text = isinstance(prompts[0], str)
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [
+            ("row", pa.int32()),
+            ("sample", pa.int32()),
+            ("prompt", pa.string() if is_text else pa.infer_type(prompts)),
+            ("completion", pa.string() if is_text else pa.list_(message)),
+            ("prompt_ids", pa.list_(pa.int32())),
+            ("completion_ids", pa.list_(pa.int32())),
+            ("ended", pa.bool_()),
+            ("generator", pa.string()),
+            ("seed", pa.int64()),
+        ],
+        metadata={TOKENIZER_KEY: tokenizer.encode()},
+    )
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write a file so that it is complete or absent: under another name, to the disk, then renamed.
+
+    Raises:
+        OSError: Of the write, e.g. a full disk; it names the file, and what is complete already stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        _to_disk(partial)
+        os.replace(partial, path)
+        _to_disk(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"could not write {path} ({error.strerror or error}). Files that are complete stay; make room, then go on "
+            "with train(resume_from_checkpoint=True), or the same command again",
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with written_whole(path) as partial:
+        pq.write_table(table, partial)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a parquet file.
+
+    Raises:
+        ValueError: If it is damaged; it says what to do so that all else stays in use.
+    """
+    try:
+        return pq.ParquetFile(path).read(columns)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): it was changed after it was written. Delete this "
+            "one file and go on with train(resume_from_checkpoint=True), or the same command again: only what was in it "
+            "is made again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """A parquet file of samples, and its parts until it is finished.
+
+    Args:
+        finished: The file; its parts are in a folder beside it, of the same name without the suffix.
+    """
+
+    finished: Path
+
+    @property
+    def parts(self) -> Path:
+        return self.finished.with_suffix("")
+
+    def sampled(self, part: int) -> Path:
+        return self.parts / f"sampled-{part:05d}.parquet"
+
+    def scored(self, part: int) -> Path:
+        return self.parts / f"scored-{part:05d}.parquet"
+
+    def is_sampled(self, part: int) -> bool:
+        return self.sampled(part).exists() or self.scored(part).exists()
+
+    def write_sampled(self, part: int, samples: list[Sample], schema: pa.Schema) -> None:
+        write_table(self.sampled(part), pa.Table.from_pylist(samples, schema=schema))
+
+    def score(self, part: int, add_scores: Callable[[pa.Table], pa.Table]) -> None:
+        """Write the scored part beside the sampled one, and remove that."""
+        if not self.scored(part).exists():
+            write_table(self.scored(part), add_scores(read_table(self.sampled(part))))
+        self.sampled(part).unlink(missing_ok=True)
+
+    def column(self, parts: int, names: list[str]) -> pa.Table:
+        """Some columns of all scored parts, in order."""
+        return pa.concat_tables([read_table(self.scored(part), names) for part in range(parts)])
+
+    def finish(self, parts: int, columns: dict[str, pa.Array]) -> None:
+        """Join the scored parts to the finished file, part by part, with further columns; then remove them.
+
+        Args:
+            parts: Their number.
+            columns: One value per sample each.
+        """
+        with written_whole(self.finished) as partial:
+            writer, start = None, 0
+            for part in range(parts):
+                table = read_table(self.scored(part))
+                for name, values in columns.items():
+                    table = table.append_column(name, values.slice(start, len(table)))
+                start += len(table)
+                writer = writer or pq.ParquetWriter(partial, table.schema)
+                writer.write_table(table)
+            writer.close()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the parts of a Grow that is finished, also of one whose run died while it removed them."""
+        if self.finished.exists() and self.parts.exists():
+            shutil.rmtree(self.parts)
+
+
+@dataclass(frozen=True, init=False)
+class GrowFiles(SampleFiles):
+    """Where one Grow is on disk.
+
+    Args:
+        output_dir: The run's folder.
+        stage: Number of the Grow, from 0.
+    """
+
+    def __init__(self, output_dir: Path, stage: int):
+        super().__init__(output_dir / f"grow-{stage:03d}.parquet")

@@ -1,0 +1,61 @@
+"""What shows during a run whether it goes well: scores, lengths, and how varied the kept completions are."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+from trl_ext.rewards.texts import wordpunct
+
+DIVERSITY_LOSS = 0.7  # a warning below this share of what the Grow before had
+
+
+def distinct(texts: Iterable[str], *, n: int) -> float:
+    """Share of all n-grams of all texts that are distinct (Li et al., 2016, arXiv:1510.03055).
+
+    It falls with the number of texts: compare sets of one size.
+
+    >>> distinct(["a b c", "a b d"], n=2)  # ab, bc, ab, bd
+    0.75
+    """
+    tokens = [wordpunct(text) for text in texts]
+    ngrams = [gram for text in tokens for gram in zip(*(text[i:] for i in range(n)), strict=False)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
+
+
+def msttr(texts: Iterable[str], *, segment: int = 100) -> float | None:
+    """Mean share of distinct tokens in segments of 100 (MSTTR-100); None with fewer than 100 tokens in all.
+
+    Unlike `distinct`, it does not depend on how many texts there are.
+
+    >>> msttr(["a b a b"], segment=2), msttr(["a"], segment=2)
+    (1.0, None)
+    """
+    tokens = list(chain.from_iterable(wordpunct(text) for text in texts))
+    segments = [tokens[i : i + segment] for i in range(0, len(tokens) - segment + 1, segment)]
+    return sum(len(set(part)) / segment for part in segments) / len(segments) if segments else None
+
+
+def diversity_warning(before: float, now: float) -> str | None:
+    """A warning if the kept completions are much less varied than those of the Grow before; None if not.
+
+    >>> diversity_warning(0.5, 0.3)[:79]
+    'distinct-2 of the kept completions fell from 0.500 to 0.300 within one stage: t'
+
+    Args:
+        before, now: distinct-2 of the kept completions of two Grows, one after the other.
+    """
+    if now >= DIVERSITY_LOSS * before:
+        return None
+    return (
+        f"distinct-2 of the kept completions fell from {before:.3f} to {now:.3f} within one stage: the policy may have "
+        "found one answer for everything. Look at the Grow's file; raise the temperature, lower the learning rate, or "
+        "stop at an earlier checkpoint."
+    )
+
+
+def is_level(means: list[float], *, stages: int) -> bool:
+    """Whether the mean score has not risen for so many stages (RAFT's end of a run); never for 0.
+
+    >>> is_level([1.0, 2.0, 1.9, 2.0, 1.5], stages=3), is_level([1.0, 2.0, 1.9, 2.1], stages=3)
+    (True, False)
+    """
+    return 0 < stages < len(means) and max(means[-stages:]) <= max(means[:-stages])

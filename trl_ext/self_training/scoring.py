@@ -1,0 +1,120 @@
+"""From samples to scores, by rewards in TRL's protocol. `n` samples at a time."""
+
+import asyncio
+import inspect
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from trl_ext.self_training.generation import Sample
+
+
+@dataclass
+class Scorer:
+    """Weighs rewards to one score per sample.
+
+        score = Σ weight · reward over the rewards that apply (not None); None where none with a weight does, or
+                where one is no finite number
+
+    Args:
+        rewards: Callables in TRL's protocol, sync or async, which check their answers themselves.
+        weights: One per reward; 0 watches a reward without counting it.
+        seed: Of random numbers that a reward draws; each part has its own, so that a resumed run scores alike.
+        metrics: What the rewards log by `log_metric`, mean over parts.
+    """
+
+    rewards: list[Callable]
+    weights: list[float]
+    seed: int = 0
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if len(self.weights) != len(self.rewards):
+            raise ValueError(
+                f"reward_weights={self.weights}: expected one per reward function ({len(self.rewards)}), got "
+                f"{len(self.weights)}."
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """The rewards' names, told apart by a number where two are alike."""
+        names = [reward.__name__ for reward in self.rewards]
+        return [f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+    def columns(self, samples: list[Sample], columns: dict[str, list], *, part: int) -> dict[str, list[float | None]]:
+        """`reward/<name>` of each reward and `score`, each with one value per sample.
+
+        Args:
+            samples: With all samples of a prompt together, so that rewards read each prompt once.
+            columns: The data set's other columns, one value per sample.
+            part: Number of the part.
+        """
+        arguments = columns | {
+            "prompts": [sample["prompt"] for sample in samples],
+            "completions": [sample["completion"] for sample in samples],
+            "completion_ids": [sample["completion_ids"] for sample in samples],
+            "completion_ended": [sample["ended"] for sample in samples],
+            "log_metric": self._log_metric,
+            "log_extra": lambda name, values: None,
+        }
+        with seeded(self.seed + part):
+            rewards = _call_all(self.rewards, arguments)
+        scores = [self._weighted(row) for row in zip(*rewards, strict=True)]
+        self._warn_of_invalid(samples, rewards)
+        return {f"reward/{name}": row for name, row in zip(self.names, rewards, strict=True)} | {"score": scores}
+
+    def _weighted(self, rewards: tuple[float | None, ...]) -> float | None:
+        if any(r is not None and math.isnan(r) for r in rewards):  # kept by `invalid_scores="drop"`
+            return None
+        counted = [w * r for w, r in zip(self.weights, rewards, strict=True) if w != 0 and r is not None]
+        return sum(counted) if counted else None
+
+    def _warn_of_invalid(self, samples: list[Sample], rewards: list[list[float | None]]) -> None:
+        for name, row in zip(self.names, rewards, strict=True):
+            bad = [i for i, reward in enumerate(row) if reward is not None and math.isnan(reward)]
+            if bad:
+                first = samples[bad[0]]
+                warnings.warn(
+                    f"{len(bad)} of {len(samples)} samples of this part have no finite score by {name!r} and are left "
+                    f"out, the first is row {first['row']}, sample {first['sample']}: {first['completion']!r}",
+                    stacklevel=2,
+                )
+
+    def _log_metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(name, []).append(float(value))
+
+
+def _call_all(rewards: list[Callable], arguments: dict[str, Any]) -> list[list[float | None]]:
+    """Every reward's answers; async ones run together."""
+
+    async def gather() -> list:
+        return await asyncio.gather(*(reward(**arguments) for reward in rewards if _is_async(reward)))
+
+    together = iter(asyncio.run(gather()) if any(map(_is_async, rewards)) else [])
+    return [next(together) if _is_async(reward) else reward(**arguments) for reward in rewards]
+
+
+def _is_async(reward: Callable) -> bool:
+    return inspect.iscoroutinefunction(reward)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's random numbers inside the block, and go on with the former ones after it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,62 @@
+"""The trainable weights of a model at some moment: kept, put back, exchanged for a while.
+
+Under an adapter these are the adapter's; the frozen base is never copied. So the policy of the run's beginning, which
+ranking by KL and restarts need, costs an adapter and not a second model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trl_ext.self_training.grow_files import written_whole
+
+Weights = dict[str, Tensor]
+
+
+def trainable_weights(model: nn.Module) -> Weights:
+    """Copies, on the CPU, of all parameters that are trained."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: Weights) -> None:
+    """Copy weights into a model's trainable parameters, whose optimizer goes on with the same tensors."""
+    for name, parameter in _trainable(model, weights):
+        parameter.copy_(weights[name])
+
+
+@contextmanager
+def exchanged(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Let a model have other trainable weights inside the block."""
+    own = {name: parameter.data for name, parameter in _trainable(model, weights)}
+    try:
+        for name, parameter in _trainable(model, weights):
+            parameter.data = weights[name].to(parameter.device, parameter.dtype)
+        yield
+    finally:
+        for name, parameter in _trainable(model, weights):
+            parameter.data = own[name]
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    with written_whole(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+
+
+def load_weights(path: Path) -> Weights:
+    return load_file(path)
+
+
+def _trainable(model: nn.Module, weights: Weights) -> list[tuple[str, nn.Parameter]]:
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if {name for name, _ in parameters} != set(weights):
+        different = sorted({name for name, _ in parameters} ^ set(weights))
+        raise ValueError(
+            f"the saved weights and the model's trainable parameters differ, e.g. in {different[0]!r}: expected the "
+            "model and adapter that the run began with. Build the trainer with those."
+        )
+    return parameters
