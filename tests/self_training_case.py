@@ -32,6 +32,8 @@ def trainer(
         "save_strategy": "no",
         "logging_steps": 1,
         "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
         "report_to": "none",
         "disable_tqdm": True,
         "gradient_checkpointing": False,

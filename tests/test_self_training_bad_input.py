@@ -1,0 +1,183 @@
+"""Every bad input is a ValueError that names the call, what was expected, what came and what to do."""
+
+import math
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from self_training_case import PROMPTS, even_letters, logged, trainer
+from tiny import byte_tokenizer, tiny_llama
+from trl import SFTConfig
+
+from trl_ext import RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
+
+
+def config(cls=RAFTConfig, **changes):
+    return cls(output_dir="unused", bf16=False, report_to="none", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_generations": 0}, r"RAFTConfig\(num_generations=0\): it must be in \[1, ∞\)"),
+        ({"acceptance_ratio": 0.0}, r"acceptance_ratio=0.0\): it must be in \(0.0, 1.0\]"),
+        ({"acceptance_ratio": 1.5}, r"acceptance_ratio=1.5\): it must be in \(0.0, 1.0\]"),
+        ({"temperature": -1.0}, r"temperature=-1.0\): it must be in \[0.0"),
+        ({"temperature": math.nan}, r"temperature=nan"),
+        ({"kl_coef": -0.1}, r"kl_coef=-0.1"),
+        ({"num_stages": 0}, r"num_stages=0"),
+        ({"stage_batch_size": 0}, r"stage_batch_size=0"),
+        ({"top_p": 0.0}, r"Sampling\(top_p=0.0\): expected a share in \(0, 1\]"),
+        ({"selection": "best"}, r"selection='best'\): choose one of 'local', 'global', 'threshold'"),
+        ({"thresholds": [0.5]}, r"selection='local', thresholds=\[0.5\]\): this selection has none. Leave them out"),
+        ({"num_train_epochs": 5.0}, r"num_train_epochs=5.0\): the run's length is num_stages × Improves per stage"),
+        ({"max_steps": 10}, r"max_steps=10\): the run's length is num_stages"),
+        ({"max_length": 512}, r"max_length=512\): a sequence is as long as it was sampled"),
+        ({"packing": True}, r"packing=True\): an Improve has a fixed number of rows"),
+        ({"completion_only_loss": False}, r"completion_only_loss=False\): the loss runs over completions only"),
+        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "go on with the rows of the first"),
+        ({"keep_best": True}, r"keep_best=True, eval_strategy='no'\): it needs held-out scores. Set eval_strategy"),
+        ({"improve_patience": 2}, r"improve_patience=2, eval_strategy='no'\): it needs held-out scores"),
+        ({"score_map": "min"}, r"score_map='min'\): choose one of 'none', 'fixed'"),
+        ({"score_range": [1.0, 0.0]}, r"score_range=\[1.0, 0.0\]\): expected \[lowest, highest\]"),
+        ({"invalid_scores": "skip"}, r"invalid_scores='skip'\): choose 'raise' or 'drop'"),
+        ({"importance_clip": 0.2, "loss_type": "dft"}, "RAFT\\+\\+'s loss takes neither"),
+        ({"importance_clip": 0.2, "mix_dataset": True}, "were not sampled from the policy"),
+    ],
+)
+def test_raft_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thresholds": [0.7, 0.5]}, r"ReSTConfig\(selection='threshold', thresholds=\[0.7, 0.5\]\): expected rising"),
+        ({"thresholds": [0.5, 0.5]}, "expected rising values"),
+        ({"thresholds": [0.5, 1.1]}, r"expected rising values in \[0, 1\]"),
+        ({"thresholds": []}, "expected a list with one value per Improve"),
+        ({"acceptance_ratio": 0.1}, "only 'local' and 'global' keep a share; give `thresholds`"),
+        ({"selection": "percentile", "thresholds": [50.0]}, r"rising values in \[0, 1\]"),
+    ],
+)
+def test_rest_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(ReSTConfig, **changes)
+
+
+def test_papers_defaults():
+    raft = config()
+    assert (raft.stage_batch_size, raft.num_generations, raft.temperature, raft.learning_rate) == (2048, 8, 1.0, 2e-5)
+    assert raft.fresh_optimizer and not raft.drop_alike and config(importance_clip=0.2).drop_alike
+    rest = config(ReSTConfig)
+    assert rest.thresholds == [0.0, 0.7, 0.8, 0.9, 0.95, 0.99] and rest.temperature == 0.8 and rest.mix_dataset
+    em = config(ReSTConfig, restart_from_base=True)
+    assert (em.thresholds, em.temperature, em.top_k, em.num_generations) == ([0.0], 0.7, 40, 32)
+    assert em.max_kept_per_prompt == 10 and not em.mix_dataset
+    assert config(ReSTConfig, restart_from_base=True, temperature=1.0).temperature == 1.0  # what is given stays
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, r"RAFTTrainer\(train_dataset=…\) is empty: expected at least one prompt"),
+        ({"prompts": ["a", ""]}, r"the prompt of row 1 is '': expected text or messages"),
+        ({"columns": {"image": [None] * 8}}, "images are not supported"),
+        ({"reward_funcs": None}, r"RAFTTrainer\(reward_funcs=None\): expected a reward, or a list of them"),
+        ({"reward_funcs": [3]}, r"RAFTTrainer\(reward_funcs=…\): 3 is neither a function nor a reward model"),
+        (
+            {"reward_weights": [1.0, 2.0]},
+            r"reward_weights=\[1.0, 2.0\]: expected one per reward function \(1\), got 2",
+        ),
+        ({"formatting_func": str}, r"RAFTTrainer\(formatting_func=…\): rows are made from samples"),
+        (
+            {"eval_strategy": "epoch"},
+            r"RAFTTrainer\(eval_dataset=None\) with eval_strategy='epoch': expected held-out",
+        ),
+        ({"eval_dataset": ["a"]}, r"RAFTTrainer\(eval_dataset=…\): expected a datasets.Dataset .* got list"),
+    ],
+)
+def test_trainer_arguments(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **options)
+
+
+def test_rows_without_prompts(tmp_path):
+    one = trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"has columns \['text'\]: expected a column `prompt`. Rename yours"):
+        RAFTTrainer(one.model, even_letters, one.args, Dataset.from_dict({"text": PROMPTS}))
+    with pytest.raises(ValueError, match=r"expected a datasets.Dataset with a column `prompt`, got NoneType"):
+        RAFTTrainer(one.model, even_letters, one.args)
+
+
+def test_configs_of_others(tmp_path):
+    one, prompts = trainer(tmp_path), Dataset.from_dict({"prompt": PROMPTS})
+    with pytest.raises(ValueError, match=r"RAFTTrainer\(args=SFTConfig\(…\)\): expected a RAFTConfig. Write that"):
+        RAFTTrainer(one.model, even_letters, SFTConfig("unused", bf16=False), prompts)
+    with pytest.raises(ValueError, match=r"ReSTTrainer\(args=RAFTConfig\(…\)\): expected a ReSTConfig"):
+        ReSTTrainer(one.model, even_letters, one.args, prompts)
+
+
+def test_a_scheduler_of_ones_own(tmp_path):
+    optimizer = torch.optim.SGD(tiny_llama(byte_tokenizer()).parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    with pytest.raises(
+        ValueError, match=r"optimizers=\(…, scheduler\)\): the learning rate falls within each Improve"
+    ):
+        trainer(tmp_path, optimizers=(optimizer, scheduler))
+
+
+def test_a_frozen_adapter(tmp_path):
+    model = get_peft_model(tiny_llama(byte_tokenizer()), LoraConfig(target_modules="all-linear"))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"RAFTTrainer\(model=PeftModel\): the adapter is frozen"):
+        trainer(tmp_path, model=model)
+
+
+def test_a_prompt_beyond_the_window(tmp_path):
+    one = trainer(tmp_path, prompts=["a" * 255, *PROMPTS])
+    with pytest.raises(ValueError, match=r"prompt of row 0 has 255 tokens; with max_completion_length=6 it passes"):
+        one.train()
+
+
+# A reward that returns NaN for one sample
+
+
+def one_nan(completions, prompts, **columns):
+    scores = even_letters(completions)
+    return [math.nan if prompt == "go" and i % 4 == 1 else s for i, (prompt, s) in enumerate(zip(prompts, scores, strict=True))]
+
+
+def test_a_score_that_is_no_number_stops_the_run_and_is_named(tmp_path):
+    one = trainer(tmp_path, reward_funcs=one_nan)
+    with pytest.raises(ValueError, match=r"Reward function 'one_nan' returned nan for row \d+ \(completion '"):
+        one.train()
+
+
+def test_a_score_that_is_no_number_drops_its_row_by_option(tmp_path):
+    one = trainer(tmp_path, reward_funcs=[one_nan, even_letters], invalid_scores="drop", num_stages=1)
+    with pytest.warns(UserWarning, match=r"1 of 12 samples .* 'one_nan' .* row 3, sample 1"):
+        one.train()
+    rows = pq.read_table(one.grower.files(0).finished).to_pylist()
+    (bad,) = [row for row in rows if row["score"] is None]  # though the other reward has scored it
+    assert (bad["prompt"], bad["sample"], bad["kept"]) == ("go", 1, 0)
+    assert math.isnan(bad["reward/one_nan"]) and not math.isnan(bad["reward/even_letters"])
+    assert logged(one, "grow/unscored") == [1] and logged(one, "grow/invalid") == [1]
+
+
+def test_none_means_that_a_reward_does_not_apply(tmp_path):
+    def sometimes(completions, prompts, **columns):
+        return [None if prompt == "go" else 1.0 for prompt in prompts]
+
+    one = trainer(tmp_path, reward_funcs=[sometimes, even_letters], reward_weights=[1.0, 2.0], num_stages=1)
+    one.train()
+    for row in pq.read_table(one.grower.files(0).finished).to_pylist():
+        assert row["score"] == pytest.approx(2 * row["reward/even_letters"] + (row["prompt"] != "go"))
+
+
+def test_the_loop_itself_takes_its_own_config():
+    assert SelfTrainingConfig("unused", bf16=False, report_to="none").num_stages == 10

@@ -1,0 +1,87 @@
+"""Two processes must select what one selects, and take its step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from self_training_case import trainer
+
+STEP = {
+    "num_stages": 1,
+    "improve_steps": 1,
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+    "learning_rate": 0.1,
+    "kl_coef": 0.1,
+    "prompts_per_part": 3,
+}
+SCRIPT = f"""
+import sys
+from datasets import Dataset
+from self_training_case import trainer
+
+held_out = Dataset.from_dict({{"prompt": ["where?", "when?", "how?"]}})
+one = trainer(
+    sys.argv[1], per_device_train_batch_size=4, ddp_backend="gloo", eval_dataset=held_out, **{STEP}
+)
+one.train()
+one.save_model(sys.argv[1])
+print("eval_score", one.accelerator.process_index, one.evaluate()["eval_score"])
+"""
+FAILING = """
+import sys
+from self_training_case import even_letters, trainer
+
+def broken(completions, prompts, **columns):
+    if "go" in prompts:  # which one of the two processes scores
+        raise RuntimeError("the service is away")
+    return even_letters(completions)
+
+trainer(sys.argv[1], ddp_backend="gloo", reward_funcs=broken).train()
+"""
+
+
+def in_two(script: str, folder: Path) -> subprocess.CompletedProcess:
+    file = folder / "step.py"
+    file.write_text(script)
+    root = Path(__file__).parent
+    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*launch, str(file), str(folder / "run")],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_grow_select_and_step_like_one(tmp_path):
+    done = in_two(SCRIPT, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = trainer(tmp_path / "one", per_device_train_batch_size=8, **STEP)
+    one.train()
+    ours, theirs = (pq.read_table(tmp_path / name / "grow-000.parquet") for name in ("one", "run"))
+    for name in ("row", "sample", "completion_ids", "score", "kept"):
+        assert ours[name].to_pylist() == theirs[name].to_pylist()
+    weights = {name: p for name, p in one.model.state_dict().items() if name != "lm_head.weight"}
+    trained = {name: p for name, p in load_file(tmp_path / "run" / "model.safetensors").items() if name in weights}
+    torch.testing.assert_close(trained, weights, atol=1e-6, rtol=1e-4)
+    scores = {line.split()[-1] for line in done.stdout.splitlines() if line.startswith("eval_score")}
+    assert len(scores) == 1  # both processes know the score of all held-out prompts
+
+
+@pytest.mark.slow
+def test_one_processs_error_ends_both(tmp_path):
+    """Else the other would wait for it until the network's time is over."""
+    done = in_two(FAILING, tmp_path)
+    assert done.returncode != 0
+    assert "RuntimeError: the service is away" in done.stderr
+    assert "of 2 failed: RuntimeError: the service is away" in done.stderr
+    assert (tmp_path / "run" / "grow-000").is_dir()

@@ -1,0 +1,300 @@
+"""Killed anywhere, a resumed run samples no finished part again and ends bit for bit like one that was left alone."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from self_training_case import PROMPTS, even_letters, trainer
+from tiny import byte_tokenizer, tiny_llama
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+
+from trl_ext import RAFTTrainer, ReSTTrainer, TransformersGenerator
+
+LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
+RUNS = {
+    "raft": (RAFTTrainer, {"kl_coef": 0.05, "peft_config": LORA}),
+    "raft_plus_plus": (RAFTTrainer, {"importance_clip": 0.2, "fresh_optimizer": False}),
+    "rest": (
+        ReSTTrainer,
+        {
+            "thresholds": [0.1, 0.4],
+            "score_map": "running",
+            "eval_dataset": HELD_OUT,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "keep_best": True,
+            "improve_patience": 1,
+        },
+    ),
+    "rest_em": (ReSTTrainer, {"thresholds": [0.3], "score_map": "grow", "restart_from_base": True}),
+    "8 bit": (RAFTTrainer, {"kl_coef": 0.05, "peft_config": LORA}),
+}
+
+
+class Sampled(TransformersGenerator):
+    """Writes down each part that it samples."""
+
+    def __init__(self, log: Path):
+        super().__init__()
+        self.log = log
+
+    def generate(self, parts, sampling, policy):
+        for part, samples in super().generate(parts, sampling, policy):
+            with self.log.open("a") as file:
+                file.write(f"{sampling.seed} {part.index}\n")
+            yield part, samples
+
+
+def run(folder: Path, name: str, resume: bool, watch=None) -> None:
+    cls, options = RUNS[name]
+    one = trainer(
+        folder / "run",
+        cls,
+        model=policy_8_bit(folder) if name == "8 bit" else None,
+        num_stages=3,
+        improve_steps=5,
+        prompts_per_part=3,
+        save_strategy="steps",
+        save_steps=3,
+        logging_steps=100,
+        generator=Sampled(folder / "sampled.log"),
+        callbacks=[watch] if watch else [],
+        **options,
+    )
+    one.train(resume_from_checkpoint=resume)
+    one.save_model(folder / "final")
+
+
+def policy_8_bit(folder: Path):
+    path = folder.parent / "base"
+    if not path.exists():
+        tiny_llama(byte_tokenizer()).save_pretrained(path)
+    return AutoModelForCausalLM.from_pretrained(path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+class KillAt(TrainerCallback):
+    """Counts what a run does to the disk, and its steps; kills the process at one of these events.
+
+    A file that is renamed has been written, a checkpoint's are written one after another: between any two of them a
+    run may die.
+    """
+
+    def __init__(self, event: int | None):
+        self.event, self.count = event, 0
+        self._wrap(os, "replace")
+        self._wrap(torch, "save")
+        self._wrap(json, "dumps")  # stage tables, run records, trainer states
+        self._wrap(Path, "write_text")
+
+    def _wrap(self, module, name: str) -> None:
+        inner = getattr(module, name)
+
+        def wrapper(*args, **kwargs):
+            self.tick()
+            return inner(*args, **kwargs)
+
+        setattr(module, name, wrapper)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.tick()
+
+    def tick(self) -> None:
+        self.count += 1
+        if self.count == self.event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(folder: Path, name: str, resume: bool, event: int | None) -> int:
+    """Run in a forked process, killed at an event; its number of events, 0 where it was killed."""
+    process = os.fork()
+    if process == 0:
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            watch = KillAt(event)
+            run(folder, name, resume, watch)
+            (folder / "events").write_bytes(str(watch.count).encode())
+            os._exit(0)
+        except BaseException:
+            (folder / "error").write_bytes(traceback.format_exc().encode())
+            os._exit(1)
+    _, status = os.waitpid(process, 0)
+    if os.WIFSIGNALED(status):
+        return 0
+    assert status == 0, (folder / "error").read_text()
+    return int((folder / "events").read_text())
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = [*folder.glob("final/*.safetensors"), *(folder / "run").glob("grow-*")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Of each kind of run: what it ends with when nothing happens to it, and how many events it has."""
+    cache: dict[str, tuple[dict, int]] = {}
+
+    def of(name: str):
+        if name not in cache:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            folder.mkdir()
+            events = in_child(folder, name, resume=False, event=None)
+            cache[name] = digest(folder), events
+        return cache[name]
+
+    return of
+
+
+def check_killed(folder: Path, name: str, alone, event: int) -> None:
+    expected, events = alone(name)
+    folder.mkdir()
+    assert in_child(folder, name, resume=False, event=1 + event % (events - 1)) == 0
+    in_child(folder, name, resume=True, event=None)
+    assert digest(folder) == expected
+    counts = Counter((folder / "sampled.log").read_text().splitlines())
+    assert sum(count - 1 for count in counts.values()) <= 1  # the part that the kill interrupted
+
+
+@pytest.mark.parametrize("event", random.Random(4).sample(range(10_000), 5))
+def test_killed_at_random_points_a_run_ends_alike(tmp_path, alone, event):
+    check_killed(tmp_path / "killed", "raft", alone, event)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "raft"])
+@pytest.mark.parametrize("event", random.Random(5).sample(range(10_000), 1))
+def test_every_kind_of_run_ends_alike(tmp_path, alone, name, event):
+    check_killed(tmp_path / "killed", name, alone, event)
+
+
+def test_a_run_may_be_killed_again_and_again(tmp_path, alone):
+    expected, events = alone("rest")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    for event in (events // 7, events // 4, events // 3, None):
+        in_child(folder, "rest", resume=True, event=event)
+    assert digest(folder) == expected
+
+
+# A folder belongs to one run
+
+
+def small(folder, **changes):
+    return trainer(folder, **{"num_stages": 1, "save_strategy": "steps", "save_steps": 2} | changes)
+
+
+def test_another_run_is_not_begun_in_a_runs_folder(tmp_path):
+    small(tmp_path).train()
+    with pytest.raises(ValueError, match=r"holds a run already. Go on with it by resume_from_checkpoint=True, or"):
+        small(tmp_path).train()
+
+
+def test_a_changed_option_is_named(tmp_path):
+    small(tmp_path).train()
+    with pytest.raises(ValueError, match=r"begun otherwise; temperature: 1.0 then, 0.7 now. Go on with the same"):
+        small(tmp_path, temperature=0.7).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompts": [*PROMPTS[:-1], "else"]}, "train_dataset"),
+        ({"reward_funcs": lambda completions, **columns: [0.0] * len(completions)}, "reward_funcs"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"num_generations": 3}, "num_generations"),
+    ],
+)
+def test_other_data_rewards_or_settings_are_refused(tmp_path, changes, named):
+    small(tmp_path).train()
+    with pytest.raises(ValueError, match=named):
+        small(tmp_path, **changes).train(resume_from_checkpoint=True)
+
+
+def test_how_a_run_is_logged_may_change(tmp_path):
+    small(tmp_path).train()
+    small(tmp_path, logging_steps=3, save_steps=5, run_name="other").train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_begins(tmp_path):
+    one = small(tmp_path)
+    one.train(resume_from_checkpoint=True)
+    assert one.state.global_step == one.state.max_steps
+
+
+def test_checkpoints_of_another_trainer_are_refused(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    for resume in (True, None):
+        with pytest.raises(ValueError, match=r"holds a run already of another trainer. Give this one a folder of"):
+            small(tmp_path).train(resume_from_checkpoint=resume)
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+    small(tmp_path / "a").train()
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    (checkpoint / "stage_table.json").unlink()
+    with pytest.raises(ValueError, match=r"no stage_table.json in it, so it is not a checkpoint of RAFT or ReST"):
+        small(tmp_path / "a").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(tmp_path):
+    one = small(tmp_path)
+    one.train()
+    again = small(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    weights = one.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in again.model.state_dict().items())
+
+
+# What fails leaves what was grown
+
+
+def test_a_reward_that_raises_leaves_the_samples(tmp_path):
+    def broken(completions, prompts, **columns):
+        if PROMPTS[4] in prompts:
+            raise RuntimeError("the service is away")
+        return even_letters(completions)
+
+    broken.__name__ = "even_letters"
+    with pytest.raises(RuntimeError, match="the service is away"):
+        small(tmp_path / "run", reward_funcs=broken).train()
+    assert sorted(os.listdir(tmp_path / "run" / "grow-000")) == [
+        "sampled-00001.parquet",
+        "sampled-00002.parquet",
+        "scored-00000.parquet",
+    ]
+    log = tmp_path / "log"
+    mended = small(tmp_path / "run", generator=Sampled(log))
+    mended.train(resume_from_checkpoint=True)
+    assert not log.exists()  # nothing was sampled again
+    whole = small(tmp_path / "whole")
+    whole.train()
+    weights = whole.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in mended.model.state_dict().items())
+
+
+def test_a_damaged_part_costs_that_part(tmp_path):
+    def broken(completions, **columns):
+        raise RuntimeError
+
+    broken.__name__ = "even_letters"
+    with pytest.raises(RuntimeError):
+        small(tmp_path, reward_funcs=broken).train()
+    part = tmp_path / "grow-000" / "sampled-00001.parquet"
+    part.write_bytes(b"PAR1 nothing")
+    with pytest.raises(ValueError, match=r"sampled-00001.parquet cannot be read.*Delete this one file and go on"):
+        small(tmp_path).train(resume_from_checkpoint=True)
+    part.unlink()
+    log = tmp_path / "log"
+    small(tmp_path, generator=Sampled(log)).train(resume_from_checkpoint=True)
+    assert [line.split()[1] for line in log.read_text().splitlines()] == ["1"]

@@ -1,0 +1,26 @@
+"""RAFT's values."""
+
+from dataclasses import dataclass, field
+
+from trl_ext.self_training.self_training_config import SelfTrainingConfig
+
+
+@dataclass
+class RAFTConfig(SelfTrainingConfig):
+    """RAFT (arXiv:2304.06767): per stage, K samples of each of b prompts, the best kept, the policy fine-tuned on them.
+
+        RAFTConfig(stage_batch_size=2048, num_generations=8)    # the final paper: best of K per prompt
+        RAFTConfig(selection="global", acceptance_ratio=1 / 8)  # the first version: top 1/K of the stage
+        RAFTConfig(kl_coef=0.01)                                # λ: the ranking key charges for leaving the start
+        RAFTConfig(importance_clip=0.2)                         # RAFT++ (arXiv:2504.11343)
+
+    The optimizer is fresh in each stage and the learning rate falls linearly within it, as in the paper.
+    """
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "At the beginning of each stage."})
+    stage_batch_size: int | None = field(
+        default=2048, metadata={"help": "Prompts b per stage. None: all prompts of the data set."}
+    )
+    level_stages: int = field(
+        default=3, metadata={"help": "End the run when the mean score has not risen for so many stages. 0: never."}
+    )

@@ -1,0 +1,22 @@
+"""RAFT: best of K, then fine-tuning, again and again."""
+
+from trl_ext.self_training.raft_config import RAFTConfig
+from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
+
+
+class RAFTTrainer(SelfTrainingTrainer):
+    """RAFT, reward ranked fine-tuning (Dong et al., 2023, arXiv:2304.06767).
+
+        stage t:  for each of b prompts x: y* = argmax over K samples y ~ π_t of  r(x, y) − λ · log π_t(y|x) / π_0(y|x)
+                  π_{t+1} = π_t fine-tuned on the pairs (x, y*) by cross-entropy on y*
+
+    Everything else is `SelfTrainingTrainer`'s, and its arguments are the same; `args` is a `RAFTConfig`.
+    """
+
+    _tag_names = ["trl", "trl-ext", "raft"]  # noqa: RUF012 - as TRL declares it
+    _name = "RAFT"
+    _paper = {  # noqa: RUF012
+        "title": "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
+        "id": "2304.06767",
+    }
+    config_class = RAFTConfig

@@ -1,0 +1,63 @@
+"""ReST's values, and ReST^EM's."""
+
+from dataclasses import dataclass, field
+
+from trl_ext.self_training.self_training_config import SelfTrainingConfig
+
+# What is None in ReSTConfig becomes: in ReST (arXiv:2308.08998), in ReST^EM (arXiv:2312.06585).
+DEFAULTS = {
+    "thresholds": ([0.0, 0.7, 0.8, 0.9, 0.95, 0.99], [0.0]),
+    "temperature": (0.8, 0.7),
+    "top_k": (0, 40),
+    "num_generations": (8, 32),
+    "max_kept_per_prompt": (None, 10),
+    "mix_dataset": (True, False),
+}
+
+
+@dataclass
+class ReSTConfig(SelfTrainingConfig):
+    """ReST (arXiv:2308.08998): one Grow, then Improves on what scores above rising thresholds, then the next Grow.
+
+        ReSTConfig(num_stages=2, thresholds=[0.7, 0.8, 0.9], score_map="running")
+        ReSTConfig(restart_from_base=True)   # ReST^EM: scores 0 or 1, every Improve from the base, no human data
+
+    The learning rate falls by `improve_lr_factor` from one Improve of a stage to the next: the paper says "lower" and
+    gives no value, so one half is our choice.
+    """
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Of the first Improve of each stage."})
+    num_stages: int = field(default=2, metadata={"help": "Grow steps G."})
+    improve_lr_factor: float = field(
+        default=0.5, metadata={"help": "Learning rate of an Improve as a multiple of the one before in its stage."}
+    )
+    selection: str = field(
+        default="threshold", metadata={"help": "'threshold', or 'percentile' or 'interpolation' of a prompt's scores."}
+    )
+    score_map: str = field(
+        default="fixed",
+        metadata={
+            "help": "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'."
+        },
+    )
+    thresholds: list[float] | None = field(
+        default=None, metadata={"help": "τ of each Improve. None: 0, .7, .8, .9, .95, .99; ReST^EM: 0."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "Of sampling. None: 0.8; ReST^EM: 0.7."})
+    top_k: int | None = field(default=None, metadata={"help": "None: all tokens; ReST^EM: 40."})
+    num_generations: int | None = field(
+        default=None, metadata={"help": "Completions per prompt. None: 8; ReST^EM: 32."}
+    )
+    max_kept_per_prompt: int | None = field(
+        default=None, metadata={"help": "Most completions kept per prompt. None: all; ReST^EM: 10."}
+    )
+    mix_dataset: bool | None = field(
+        default=None, metadata={"help": "Mix in the data set's completions. None: if it has any; ReST^EM: no."}
+    )
+
+    def _resolve(self) -> None:
+        for name, (rest, em) in DEFAULTS.items():
+            if getattr(self, name) is None:
+                value = em if self.restart_from_base else rest
+                setattr(self, name, list(value) if isinstance(value, list) else value)
+        super()._resolve()

@@ -1,0 +1,24 @@
+"""ReST: a few Grows, several Improves after each."""
+
+from trl_ext.self_training.rest_config import ReSTConfig
+from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
+
+
+class ReSTTrainer(SelfTrainingTrainer):
+    """ReST, reinforced self-training (Gulcehre et al., 2023, arXiv:2308.08998), and ReST^EM (arXiv:2312.06585).
+
+        Grow:       D_g = {(x, y): y ~ π} ∪ D, every pair scored on [0, 1]
+        Improve i:  π fine-tuned by cross-entropy on the pairs of D_g with score > τ_i;  τ_1 < τ_2 < …, learning rate falling
+
+    D is the data set's column `completion`. `ReSTConfig(restart_from_base=True)` is ReST^EM: each Improve begins with
+    the weights that the run began with. Everything else is `SelfTrainingTrainer`'s, and its arguments are the same;
+    `args` is a `ReSTConfig`.
+    """
+
+    _tag_names = ["trl", "trl-ext", "rest"]  # noqa: RUF012 - as TRL declares it
+    _name = "ReST"
+    _paper = {  # noqa: RUF012
+        "title": "Reinforced Self-Training (ReST) for Language Modeling",
+        "id": "2308.08998",
+    }
+    config_class = ReSTConfig

@@ -1,0 +1,276 @@
+"""Hyperparameters of sampling, selecting and fine-tuning on one's own samples."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+from trl_ext.config_checks import check_ranges, refuse_meaningless
+from trl_ext.self_training.generation import Sampling, stable_seed
+
+SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
+SCORE_MAPS = ("none", "fixed", "running", "grow")
+
+# Fields of SFTConfig that mean nothing here, and why. Their defaults are accepted, anything else is refused.
+MEANINGLESS = {
+    "max_length": "a sequence is as long as it was sampled; `max_completion_length` bounds completions",
+    "packing": "an Improve has a fixed number of rows, which packing would join",
+    "padding_free": "batches are padded",
+    "eval_packing": "an evaluation's rows are its reference answers",
+    "completion_only_loss": "the loss runs over completions only",
+    "assistant_only_loss": "the loss runs over completions only",
+    "dataset_kwargs": "rows are prepared from the samples",
+    "shuffle_dataset": "prompts are shuffled by stage, and rows by Improve",
+    "train_sampling_strategy": "rows are shuffled anew in each pass of an Improve",
+    "auto_find_batch_size": "steps per Improve are fixed before the run",
+    "ignore_data_skip": "a resumed run would read other rows than the one that was stopped",
+    "dataloader_persistent_workers": "workers would go on with the rows of the first Improve",
+    "max_steps": "the run's length is num_stages × Improves per stage × steps of an Improve (`improve_steps`)",
+}
+
+RANGES = {
+    "num_stages": (1, None, True),
+    "stage_batch_size": (1, None, True),
+    "improve_epochs": (0.0, None, False),
+    "improve_steps": (1, None, True),
+    "improve_lr_factor": (0.0, 1.0, False),
+    "improve_patience": (0, None, True),
+    "level_stages": (0, None, True),
+    "num_generations": (1, None, True),
+    "max_completion_length": (1, None, True),
+    "temperature": (0.0, None, True),
+    "generation_batch_size": (1, None, True),
+    "prompts_per_part": (1, None, True),
+    "kl_coef": (0.0, None, True),
+    "acceptance_ratio": (0.0, 1.0, False),
+    "max_kept_per_prompt": (1, None, True),
+    "importance_clip": (0.0, None, False),
+}
+
+
+@dataclass
+class SelfTrainingConfig(SFTConfig):
+    """A run of stages: each samples completions (Grow), selects among them, and fine-tunes on those (Improve).
+
+    All about the fine-tuning keeps its name and meaning in `SFTConfig`; options that mean nothing here are refused.
+    `RAFTConfig` and `ReSTConfig` are this with the papers' values.
+
+    Raises:
+        ValueError: For a value out of its range, or an option of SFT that has no meaning here.
+    """
+
+    # Changed defaults
+    max_length: int | None = field(default=None, metadata={"help": "Fixed: a sequence is as long as it was sampled."})
+    completion_only_loss: bool | None = field(
+        default=True, metadata={"help": "Fixed: the loss runs over completions only."}
+    )
+    num_train_epochs: float = field(
+        default=3.0, metadata={"help": "Set by the trainer: one epoch of the log is one Improve."}
+    )
+    lr_scheduler_type: str = field(
+        default="linear", metadata={"help": "How the learning rate falls within each Improve."}
+    )
+
+    # Stages
+    num_stages: int = field(default=10, metadata={"help": "Stages, i.e. Grow steps, at most."})
+    stage_batch_size: int | None = field(
+        default=None, metadata={"help": "Prompts b per Grow. None: all prompts of the data set."}
+    )
+    improve_epochs: float = field(
+        default=2.0, metadata={"help": "Passes over b rows in an Improve; fewer kept rows are repeated."}
+    )
+    improve_steps: int | None = field(
+        default=None, metadata={"help": "Optimizer steps of an Improve. None: those of `improve_epochs` passes."}
+    )
+    improve_lr_factor: float = field(
+        default=1.0, metadata={"help": "Learning rate of an Improve as a multiple of the one before in its stage."}
+    )
+    improve_patience: int = field(
+        default=0,
+        metadata={"help": "End an Improve after so many evaluations without a better held-out score. 0: never."},
+    )
+    keep_best: bool = field(
+        default=False,
+        metadata={"help": "Go on from the weights with an Improve's best held-out score, not from its last ones."},
+    )
+    fresh_optimizer: bool = field(
+        default=True, metadata={"help": "Begin each stage without the optimizer's moments of the stage before."}
+    )
+    restart_from_base: bool = field(
+        default=False, metadata={"help": "Begin each stage's first Improve from the weights the run began with."}
+    )
+    level_stages: int = field(
+        default=0,
+        metadata={"help": "End the run when the mean score has not risen for so many stages. 0: never."},
+    )
+
+    # Sampling
+    num_generations: int = field(default=8, metadata={"help": "Completions K per prompt."})
+    max_completion_length: int = field(default=128, metadata={"help": "Longest completion in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling; 0 takes the likeliest token."})
+    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this joint share."})
+    top_k: int = field(default=0, metadata={"help": "Sample from so many of the likeliest tokens. 0: from all."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Leave out tokens below this share of the likeliest one's probability."}
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Divides the logits of tokens that are there already. 1: none."}
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Completions sampled at once, which changes none of them. None: what memory allows."},
+    )
+    prompts_per_part: int = field(
+        default=64, metadata={"help": "Prompts whose samples reach the disk together; a killed run loses one part."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Passed on to the chat template of conversational prompts."}
+    )
+
+    # Scores
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One per reward function. None: 1 each. 0: watched, not counted."}
+    )
+    invalid_scores: str = field(
+        default="raise",
+        metadata={"help": "A reward that is NaN or infinite: 'raise' names the row, 'drop' drops and counts it."},
+    )
+    kl_coef: float = field(
+        default=0.0,
+        metadata={"help": "λ of the ranking key: score − λ · (log π − log π at the run's beginning), per completion."},
+    )
+    score_map: str = field(
+        default="none",
+        metadata={
+            "help": "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'."
+        },
+    )
+    score_range: list[float] = field(
+        default_factory=lambda: [0.0, 1.0], metadata={"help": "The scores that the map 'fixed' takes to 0 and to 1."}
+    )
+
+    # Selection
+    selection: str = field(
+        default="local",
+        metadata={
+            "help": "'local': best per prompt. 'global': best of the stage. 'threshold': above fixed values. "
+            "'percentile', 'interpolation': of each prompt's scores."
+        },
+    )
+    acceptance_ratio: float | None = field(
+        default=None, metadata={"help": "Share that 'local' and 'global' keep. None: 1/K, one completion per prompt."}
+    )
+    thresholds: list[float] | None = field(
+        default=None,
+        metadata={"help": "One per Improve of a stage, rising, in [0, 1]: τ, percentile / 100, or γ, by `selection`."},
+    )
+    max_kept_per_prompt: int | None = field(
+        default=None, metadata={"help": "Most completions kept per prompt, the best first. None: all selected."}
+    )
+    drop_truncated: bool = field(default=True, metadata={"help": "Leave out completions that did not end."})
+    drop_duplicates: bool = field(
+        default=True, metadata={"help": "Leave out completions that their prompt has already."}
+    )
+    drop_alike: bool | None = field(
+        default=None,
+        metadata={"help": "Leave out prompts whose samples all score alike. None: only with `importance_clip`."},
+    )
+    random_selection: bool = field(
+        default=False, metadata={"help": "The control: keep as many of each prompt's samples, but random ones."}
+    )
+    mix_dataset: bool = field(
+        default=False, metadata={"help": "Score and select the data set's own `completion` column too."}
+    )
+
+    # Loss
+    importance_clip: float | None = field(
+        default=None,
+        metadata={"help": "RAFT++: ε of the clipped importance ratio to the policy that sampled. None: plain loss."},
+    )
+
+    def __post_init__(self):
+        self._resolve()
+        optional = ("stage_batch_size", "improve_steps", "generation_batch_size", "acceptance_ratio")
+        check_ranges(self, RANGES, optional=(*optional, "max_kept_per_prompt", "importance_clip"))
+        self.sampling(stage=0)
+        self._check_selection()
+        self._check_score_map()
+        if self.num_train_epochs not in (3.0, self.improves):
+            raise ValueError(
+                f"{type(self).__name__}(num_train_epochs={self.num_train_epochs}): the run's length is num_stages × "
+                "Improves per stage; passes within an Improve are `improve_epochs`. Leave it out."
+            )
+        self.num_train_epochs = float(self.improves)
+        super().__post_init__()
+        refuse_meaningless(self, MEANINGLESS)
+        self._check_loss()
+        self._check_evaluation()
+
+    def _resolve(self) -> None:
+        """Give values to what follows from other fields."""
+        if self.drop_alike is None:
+            self.drop_alike = self.importance_clip is not None
+
+    @property
+    def improves_per_stage(self) -> int:
+        return len(self.thresholds) if self.thresholds else 1
+
+    @property
+    def improves(self) -> int:
+        return self.num_stages * self.improves_per_stage
+
+    def sampling(self, *, stage: int) -> Sampling:
+        """How the Grow of a stage samples."""
+        names = ("num_generations", "max_completion_length", "temperature")
+        names += ("top_p", "top_k", "min_p", "repetition_penalty")
+        settings = {name: getattr(self, name) for name in names}
+        return Sampling(**settings, seed=stable_seed(self.seed, "grow", stage))
+
+    def _check_selection(self) -> None:
+        call = f"{type(self).__name__}(selection={self.selection!r}"
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"{call}): choose one of {', '.join(map(repr, SELECTIONS))}.")
+        by_share = self.selection in ("local", "global")
+        if by_share and self.thresholds is not None:
+            raise ValueError(f"{call}, thresholds={self.thresholds}): this selection has none. Leave them out.")
+        if not by_share and self.acceptance_ratio is not None:
+            raise ValueError(
+                f"{call}, acceptance_ratio={self.acceptance_ratio}): only 'local' and 'global' keep a share; give "
+                "`thresholds`."
+            )
+        if not by_share and not self.thresholds:
+            raise ValueError(f"{call}, thresholds={self.thresholds}): expected a list with one value per Improve.")
+        values = self.thresholds or []
+        if any(not 0 <= value <= 1 for value in values) or sorted(set(values)) != values:
+            raise ValueError(f"{call}, thresholds={values}): expected rising values in [0, 1], one per Improve.")
+
+    def _check_score_map(self) -> None:
+        call = f"{type(self).__name__}(score_map={self.score_map!r}"
+        if self.score_map not in SCORE_MAPS:
+            raise ValueError(f"{call}): choose one of {', '.join(map(repr, SCORE_MAPS))}.")
+        if len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]:
+            raise ValueError(f"{call}, score_range={self.score_range}): expected [lowest, highest].")
+        if self.invalid_scores not in ("raise", "drop"):
+            raise ValueError(
+                f"{type(self).__name__}(invalid_scores={self.invalid_scores!r}): choose 'raise' or 'drop'."
+            )
+
+    def _check_loss(self) -> None:
+        if self.importance_clip is not None and (self.loss_type != "nll" or self.label_smoothing_factor):
+            raise ValueError(
+                f"{type(self).__name__}(importance_clip={self.importance_clip}, loss_type={self.loss_type!r}, "
+                f"label_smoothing_factor={self.label_smoothing_factor}): RAFT++'s loss takes neither. Leave them out."
+            )
+        if self.importance_clip is not None and self.mix_dataset:
+            raise ValueError(
+                f"{type(self).__name__}(importance_clip={self.importance_clip}, mix_dataset=True): the data set's "
+                "completions were not sampled from the policy, so they have no importance ratio. Choose one."
+            )
+
+    def _check_evaluation(self) -> None:
+        for name in ("keep_best", "improve_patience"):
+            if getattr(self, name) and self.eval_strategy == "no":
+                raise ValueError(
+                    f"{type(self).__name__}({name}={getattr(self, name)}, eval_strategy='no'): it needs held-out "
+                    "scores. Set eval_strategy='steps' with eval_steps, and give the trainer an eval_dataset."
+                )

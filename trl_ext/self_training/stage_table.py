@@ -1,0 +1,79 @@
+"""The stage table: what each Improve of a run did, its best held-out score, and what it has cost so far.
+
+It is in every checkpoint, so that a resumed run stops where the other would have stopped and goes on from the weights
+that the other would have gone on from.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+TABLE = "stage_table.json"
+
+
+@dataclass
+class ImproveEntry:
+    """One Improve.
+
+    Args:
+        improve, stage: Its number in the run, and its stage's.
+        start_step: The run's step at which it began.
+        kept: Number of samples it learns from.
+        passes: How often it reads each of them.
+        stopped_at: The step after which the held-out score had not risen for `improve_patience` evaluations.
+        best_score, best_step: Of the held-out evaluations inside it.
+        evaluations_since: How many since the best.
+    """
+
+    improve: int
+    stage: int
+    start_step: int
+    kept: int
+    passes: float
+    stopped_at: int | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    evaluations_since: int = 0
+
+    def evaluated(self, score: float, step: int) -> bool:
+        """Take note of a held-out score; True if it is the best of this Improve."""
+        if self.best_score is not None and score <= self.best_score:
+            self.evaluations_since += 1
+            return False
+        self.best_score, self.best_step, self.evaluations_since = score, step, 0
+        return True
+
+
+@dataclass
+class StageTable:
+    """All Improves so far, and the cost of the run.
+
+    Args:
+        improves: In their order.
+        cost: Tokens passed forward + 2 × tokens passed backward, over all processes.
+    """
+
+    improves: list[ImproveEntry] = field(default_factory=list)
+    cost: int = 0
+
+    def entry(self, improve: int) -> ImproveEntry | None:
+        return self.improves[improve] if improve < len(self.improves) else None
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / TABLE).write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "StageTable":
+        """Read the table of a checkpoint.
+
+        Raises:
+            ValueError: If there is none, e.g. in a checkpoint of another trainer.
+        """
+        path = Path(folder) / TABLE
+        if not path.is_file():
+            raise ValueError(
+                f"train(resume_from_checkpoint={str(folder)!r}): there is no {TABLE} in it, so it is not a checkpoint "
+                "of RAFT or ReST. To start from its weights, load them as the model."
+            )
+        table = json.loads(path.read_text())
+        return cls(improves=[ImproveEntry(**entry) for entry in table["improves"]], cost=table["cost"])
