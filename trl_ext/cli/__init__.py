@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from trl_ext import __version__
+from trl_ext.cli.generate import add_generate
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,12 +19,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trl-ext {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
     demo = commands.add_parser(
-        "demo", help="the whole chain, offline, on a CPU: SFT, reward model, PPO with R³ beside a control"
+        "demo", help="the whole chain, offline, on a CPU: SFT, reward model, then PPO, RAFT and ReST with R³"
     )
     demo.add_argument("--output-dir", type=Path, default=Path("trl_ext_demo"), help="where models and results go")
     demo.add_argument("--seed", type=int, default=0, help="of data order, initial heads and sampling")
     demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
     demo.set_defaults(run=_demo)
+    add_generate(commands)
     return parser
 
 

@@ -1,0 +1,364 @@
+"""`trl-ext generate`, in process, with models of a few numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from self_training_case import trainer
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+
+from trl_ext.cli import _parser, main
+from trl_ext.cli.generate_progress import PartProgress
+from trl_ext.cli.prompt_files import read_prompts
+from trl_ext.self_training.endpoint_generator import EndpointGenerator
+from trl_ext.self_training.file_generator import FileGenerator
+from trl_ext.self_training.generation import Part, Policy, Sampling
+from trl_ext.self_training.transformers_generator import TransformersGenerator
+
+ROWS = [{"prompt": prompt, "wanted": i} for i, prompt in enumerate(["say it", "why?", "go", "who is it", "yes"])]
+REWARDS = """
+def nearness(completions, wanted, **columns):
+    return [-abs(len(text) - want) for text, want in zip(completions, wanted, strict=True)]
+
+class Watched:
+    __name__ = "watched"
+    def __call__(self, *, completions, **columns):
+        return [None] * len(completions)
+
+def broken(completions, **columns):
+    return [int(text) for text in completions]
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where a command is run: with a model, prompts and rewards."""
+    tiny_llama(byte_tokenizer()).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*options, output="samples.parquet", model="model", generator="transformers"):
+    """The command with two samples per prompt and two prompts per part."""
+    shared = ["--prompts", "prompts.jsonl", "--num-generations", "2", "--max-completion-length", "6"]
+    shared += ["--prompts-per-part", "2", "--device", "cpu", "--generator", generator, "--output", output]
+    shared += ["--model", model] if model else []
+    main(["generate", *shared, *options])
+
+
+def refused(capsys, message, *options, **others):
+    with pytest.raises(SystemExit) as raised:
+        run(*options, **others)
+    told = capsys.readouterr().err
+    assert raised.value.code == 2 and message in told and "Traceback" not in told, told
+
+
+@pytest.fixture
+def dies(monkeypatch):
+    """Let the generator die after its first part, as often as asked."""
+    real = TransformersGenerator.generate
+
+    def generate(self, parts, sampling, policy):
+        for count, result in enumerate(real(self, parts, sampling, policy)):
+            if count:
+                raise RuntimeError("killed")
+            yield result
+
+    return lambda: monkeypatch.setattr(TransformersGenerator, "generate", generate)
+
+
+NEARNESS = ("--reward", "rewards.py:nearness")
+
+
+def test_samples_as_the_generator_gives_them(folder, capsys):
+    run("--seed", "3", "--temperature", "0.7")
+    assert sorted(os.listdir(folder)) == ["model", "prompts.jsonl", "rewards.py", "samples.parquet"]
+    table = pq.read_table("samples.parquet")
+    sampling = Sampling(num_generations=2, max_completion_length=6, temperature=0.7, seed=3)
+    policy = Policy(tiny_llama(byte_tokenizer()), byte_tokenizer())
+    part = Part(0, tuple(range(5)), tuple(row["prompt"] for row in ROWS))
+    ((_, samples),) = TransformersGenerator().generate([part], sampling, policy)
+    assert table.to_pylist() == samples  # and no columns of scores or of a selection
+    ended = sum(sample["ended"] for sample in samples) / 10
+    length = sum(len(sample["completion_ids"]) for sample in samples) / 10
+    printed = capsys.readouterr().out
+    assert printed == f"samples.parquet: 10 samples, {ended:.0%} ended, mean length {length:.1f} tokens\n"
+
+
+def test_scores(folder, capsys):
+    tiny_reward_model(byte_tokenizer()).save_pretrained("judge")
+    byte_tokenizer().save_pretrained("judge")
+    sys.path_importer_cache.clear()
+    options = (*NEARNESS, "--reward", "rewards:Watched", "--reward", "judge", "--reward-weights", "2", "1", "0")
+    run(*options)
+    table = pq.read_table("samples.parquet")
+    samples = table.to_pylist()
+    assert table.column_names[-5:] == ["duplicate", "reward/nearness", "reward/watched", "reward/judge", "score"]
+    for sample in samples:  # prompt i wants i characters
+        assert sample["reward/nearness"] == -abs(len(sample["completion"]) - sample["row"])
+        assert sample["reward/watched"] is None and sample["reward/judge"] != 0
+        assert sample["score"] == 2 * sample["reward/nearness"]
+    mean = sum(sample["score"] for sample in samples) / 10
+    assert f"mean score {mean:.4g}\n" in capsys.readouterr().out
+
+
+def test_killed_and_resumed_is_as_if_never_killed(folder, dies, monkeypatch):
+    run(*NEARNESS, output="whole/samples.parquet")
+    with monkeypatch.context():
+        dies()
+        for left in (1, 2):
+            with pytest.raises(RuntimeError, match="killed"):
+                run(*NEARNESS)
+            parts = [f"sampled-{part:05d}.parquet" for part in range(left)]
+            assert sorted(os.listdir("samples")) == [*parts, "self_training_run.json"]
+        run(*NEARNESS)  # the last part is the first that it samples
+    whole, resumed = (path.read_bytes() for path in (folder / "whole/samples.parquet", folder / "samples.parquet"))
+    assert whole == resumed
+    assert not (folder / "samples").exists()
+
+
+def test_what_is_sampled_needs_no_model_to_be_scored(folder, monkeypatch, capsys):
+    refused(capsys, "invalid literal for int()", "--reward", "rewards.py:broken")  # the user mends it
+    (folder / "rewards.py").write_text("def broken(completions, **columns):\n    return [1.0] * len(completions)")
+    monkeypatch.setattr("trl_ext.cli.generate_run.make_policy", None)
+    run("--reward", "rewards.py:broken")
+    assert set(pq.read_table("samples.parquet")["score"].to_pylist()) == {1.0}
+
+
+def test_an_error_in_a_reward_names_its_place(folder, capsys):
+    refused(capsys, "rewards.py, line 11)", "--reward", "rewards.py:broken")
+
+
+def test_a_complete_output_is_left_alone(folder, monkeypatch, capsys):
+    run()
+    before = (folder / "samples.parquet").stat().st_mtime_ns
+    (folder / "samples").mkdir()
+    (folder / "samples" / "scored-00001.parquet").touch()  # killed while it removed the parts
+    monkeypatch.setattr(TransformersGenerator, "generate", None)
+    capsys.readouterr()
+    run()
+    assert capsys.readouterr().out.startswith("Complete already. samples.parquet: 10 samples")
+    assert (folder / "samples.parquet").stat().st_mtime_ns == before and not (folder / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--temperature", "0.5"), "temperature: 1.0 then, 0.5 now"),
+        (("--prompts-per-part", "3"), "prompts_per_part: 2 then, 3 now"),
+        (("--dtype", "bfloat16"), "dtype: 'auto' then, 'bfloat16' now"),
+        (NEARNESS, "reward: [] then, ['rewards.py:nearness'] now"),
+    ],
+)
+def test_another_command_into_the_same_output_is_refused(folder, dies, capsys, monkeypatch, options, message):
+    with monkeypatch.context():
+        dies()
+        with pytest.raises(RuntimeError):
+            run()
+    refused(capsys, message, *options)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    run("--batch-size", "1")  # changes no sample
+    refused(capsys, message, *options)  # also when it is complete
+
+
+def test_other_prompts_into_the_same_output_are_refused(folder, capsys):
+    run()
+    (folder / "prompts.jsonl").write_text('{"prompt": "else"}')
+    refused(capsys, "prompts: '")
+
+
+def test_a_command_that_could_not_begin_binds_nobody(folder, capsys):
+    refused(capsys, "passes the model's window of 256", "--max-completion-length", "256")
+    run()
+
+
+def test_files_of_others_are_left_alone(folder, capsys):
+    refused(capsys, "'model', which holds something else", output="model.parquet")
+    pq.write_table(pa.table({"a": [1]}), folder / "mine.parquet")
+    refused(capsys, "a file that this command did not write", output="mine.parquet")
+    (folder / "grow-000").mkdir()
+    (folder / "grow-000" / "scored-00000.parquet").touch()  # of a run of RAFT
+    refused(capsys, "which holds something else", output="grow-000.parquet")
+    assert (folder / "model" / "config.json").exists() and (folder / "grow-000" / "scored-00000.parquet").exists()
+
+
+def test_others_read_the_output(folder):
+    run(*NEARNESS)
+    rows = load_dataset("parquet", data_files="samples.parquet", split="train", cache_dir=str(folder / "cache"))
+    assert rows.num_rows == 10
+    part = Part(0, (0, 1), (ROWS[1]["prompt"], ROWS[4]["prompt"]))
+    ((_, samples),) = FileGenerator("samples.parquet").generate(
+        [part], Sampling(num_generations=2), Policy(None, byte_tokenizer())
+    )
+    assert [sample["completion_ids"] for sample in samples] == rows["completion_ids"][2:4] + rows["completion_ids"][8:]
+    with pytest.raises(ValueError, match="another tokenizer"):
+        other = byte_tokenizer()
+        other.add_tokens(["more"])
+        list(FileGenerator("samples.parquet").generate([part], Sampling(), Policy(None, other)))
+
+
+def test_what_exists_is_scored(folder):
+    run()
+    run(*NEARNESS, "--file", "samples.parquet", generator="file", output="scored.parquet")
+    before, after = pq.read_table("samples.parquet"), pq.read_table("scored.parquet")
+    assert after.select(before.column_names).to_pylist() == before.to_pylist()
+    assert "score" in after.column_names
+
+
+def test_raft_starts_from_the_output(folder):
+    run(*NEARNESS)
+    raft = trainer(
+        folder / "raft",
+        model=tiny_llama(byte_tokenizer()),
+        prompts=[row["prompt"] for row in ROWS],
+        generator=FileGenerator("samples.parquet"),
+        num_stages=1,
+        num_generations=2,
+    )
+    raft.train()
+    grown, before = pq.read_table("raft/grow-000.parquet"), pq.read_table("samples.parquet")
+    names = ["prompt", "completion", "prompt_ids", "completion_ids", "ended", "generator", "seed"]
+    by_place = [("row", "ascending"), ("sample", "ascending")]
+    assert grown.sort_by(by_place).select(names).to_pylist() == before.select(names).to_pylist()
+
+
+def test_samples_without_ids_are_of_no_tokenizer(folder, monkeypatch):
+    monkeypatch.setattr(EndpointGenerator, "_ask", lambda self, prompt, n, *others: [(" yes", True)] * n)
+    where = ("--base-url", "http://127.0.0.1:9/v1")
+    run(*NEARNESS, *where, generator="endpoint", model="some-name")
+    samples = pq.read_table("samples.parquet").to_pylist()
+    assert {sample["generator"] for sample in samples} == {"endpoint:some-name"}
+    assert [sample["score"] for sample in samples[::2]] == [-4.0, -3.0, -2.0, -1.0, 0.0]
+    part = Part(0, (0,), (ROWS[0]["prompt"],))
+    for tokenizer in (byte_tokenizer(), byte_tokenizer(pad_is_eos=True)):
+        ((_, again),) = FileGenerator("samples.parquet").generate([part], Sampling(), Policy(None, tokenizer))
+        assert [sample["completion"] for sample in again] == [" yes", " yes"]
+
+
+@pytest.mark.parametrize("given", ["both", "adapter", "as model"])
+def test_adapters(folder, given):
+    policy = get_peft_model(
+        tiny_llama(byte_tokenizer()), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
+    policy.peft_config["default"].base_model_name_or_path = "model"
+    policy.save_pretrained("adapter")
+    options = {"both": ("--adapter", "adapter"), "adapter": ("--adapter", "adapter"), "as model": ()}[given]
+    run(*options, model={"both": "model", "adapter": None, "as model": "adapter"}[given])
+    part = Part(0, tuple(range(5)), tuple(row["prompt"] for row in ROWS))
+    sampling = Sampling(num_generations=2, max_completion_length=6)
+    ((_, samples),) = TransformersGenerator().generate([part], sampling, Policy(policy.eval(), byte_tokenizer()))
+    assert pq.read_table("samples.parquet").to_pylist() == samples
+
+
+def test_messages(folder):
+    rows = [{"question": [{"role": "user", "content": text}]} for text in ("why?", "go")]
+    (folder / "prompts.json").write_text(json.dumps(rows))
+    run("--prompts", "prompts.json", "--prompt-column", "question")
+    samples = pq.read_table("samples.parquet").to_pylist()
+    assert samples[0]["prompt"] == rows[0]["question"]
+    assert samples[0]["completion"][0]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".json"])
+def test_prompts_stay_as_they_are(tmp_path, suffix):
+    path = tmp_path / f"prompts{suffix}"
+    if suffix == ".csv":
+        path.write_text('question,wanted\n12,1\nNA,2\n"two\nlines",3\n')
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"question": ["12", "NA", "two\nlines"], "wanted": [1, 2, 3]}), path)
+    else:
+        rows = [{"question": text, "wanted": i} for i, text in enumerate(["12", "NA", "two\nlines"], start=1)]
+        path.write_text("\n".join(map(json.dumps, rows)) if suffix == ".jsonl" else json.dumps(rows))
+    assert read_prompts(path, "question").to_dict() == {"prompt": ["12", "NA", "two\nlines"], "wanted": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "--prompts none.jsonl: there is no such file"),
+        ("empty.jsonl", "", "--prompts empty.jsonl: it has no rows"),
+        ("empty.csv", "", "--prompts empty.csv: it has no rows"),
+        ("header.csv", "prompt\n", "--prompts header.csv: it has no rows"),
+        ("other.jsonl", '{"text": "a"}', "has the columns ['text'], and no column 'prompt'. Name the one"),
+        ("hole.jsonl", '{"prompt": "a"}\n{"prompt": ""}', "the prompt of row 1 is ''"),
+        ("damaged.jsonl", '{"prompt": ', "--prompts damaged.jsonl: it cannot be read (Expecting value"),
+        ("words.jsonl", '"a"', "expected each row to be an object"),
+        ("object.json", '{"prompt": "a"}', "expected a list of objects"),
+        ("damaged.parquet", "PAR", "--prompts damaged.parquet: it cannot be read"),
+        ("prompts.txt", "a", "expected a file that ends in .jsonl, .json, .csv, .parquet"),
+    ],
+)
+def test_bad_prompts(folder, capsys, name, content, message):
+    if content is not None:
+        (folder / name).write_text(content)
+    refused(capsys, message, "--prompts", name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-generations", "0"), "Sampling(num_generations=0): expected at least 1"),
+        (("--prompts-per-part", "0"), "--prompts-per-part 0: expected at least 1"),
+        (("--output", "samples"), "--output samples: expected a name that ends in .parquet"),
+        (("--model", "no/model"), "--model no/model: it cannot be loaded"),
+        (("--adapter", "no-adapter"), "--adapter no-adapter: it cannot be loaded"),
+        (("--tokenizer", "rewards.py"), "no tokenizer could be loaded from rewards.py"),
+        (("--reward", "no_module:name"), "--reward no_module:name: it cannot be imported (ModuleNotFoundError"),
+        (("--reward", "none.py:name"), "--reward none.py:name: it cannot be imported (FileNotFoundError"),
+        (("--reward", "rewards.py:none"), "--reward rewards.py:none: it cannot be imported (AttributeError"),
+        (("--reward", "rewards.py:number"), "--reward rewards.py:number: it is 3, which cannot be called"),
+        (("--reward", "no-model"), "Reward model 'no-model': expected a folder"),
+        (("--reward-weights", "1"), "--reward-weights [1.0]: expected one per --reward (0), got 1"),
+        (("--generator", "file"), "--generator file: expected --file"),
+        (("--generator", "file", "--file", "none.jsonl"), "FileGenerator('none.jsonl'): there is no such file"),
+        (("--file", "prompts.jsonl"), "--file prompts.jsonl: --generator transformers has no use for it"),
+    ],
+)
+def test_bad_input(folder, capsys, options, message):
+    refused(capsys, message, *options)
+    assert not list(folder.glob("samples*"))
+
+
+def test_no_model(folder, capsys):
+    (folder / "answers.jsonl").write_text('{"prompt": "go", "completion": " there"}')
+    refused(capsys, "--generator transformers: expected --model", model=None)
+    refused(capsys, "of which none is given", "--file", "answers.jsonl", model=None, generator="file")
+
+
+def test_an_endpoint_that_is_down(folder, capsys, monkeypatch):
+    monkeypatch.setattr("openai._base_client.time.sleep", lambda seconds: None)
+    where = ("--base-url", "http://127.0.0.1:9/v1")
+    refused(capsys, "it could not be asked (", *where, generator="endpoint", model="some-name")
+    run()  # nothing was sampled, so nobody is bound
+
+
+def test_help_is_fast():
+    code = "import sys; from trl_ext.cli import _parser; _parser().format_help(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_defaults_are_those_of_sampling():
+    args = _parser().parse_args(["generate", "--prompts", "a.jsonl", "--output", "b.parquet"])
+    assert {field.name: getattr(args, field.name) for field in fields(Sampling)} == Sampling().settings()
+
+
+def test_speed():
+    progress = PartProgress("sampling", 2, shown=False)
+    assert progress.speed(2.0) == ""
+    progress.count(Part(0, (0,), ("a",)), [{"completion_ids": None}] * 6)
+    assert progress.speed(2.0) == "3 samples/s"
+    progress.count(Part(1, (1,), ("b",)), [{"completion_ids": [1] * 4000}])
+    assert progress.speed(2.0) == "2,000 tokens/s"

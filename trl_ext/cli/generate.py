@@ -1,0 +1,126 @@
+"""`trl-ext generate`: its options, and how its errors are told. The work is in generate_run.py, imported only then."""
+
+import sys
+import traceback
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+GENERATORS = ("transformers", "vllm", "endpoint", "file")
+DESCRIPTION = """\
+Sample completions of a file of prompts, score them if asked, and write one parquet file. Parts of it are written as
+they come: after a kill, the same command goes on and samples only what is missing. RAFT and ReST start from the file by
+generator=FileGenerator("samples.parquet")."""
+
+
+def add_generate(commands) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser(
+        "generate", help="sample completions of prompts into a parquet file, scored if asked", description=DESCRIPTION
+    )
+    _add_files(parser)
+    _add_generator(parser)
+    _add_sampling(parser)
+    _add_rewards(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_files(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("prompts in, samples out").add_argument
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".jsonl, .json, .csv or .parquet file; its columns reach rewards",
+    )
+    add("--prompt-column", default="prompt", help="column with the prompts, text or messages (default: %(default)s)")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="parquet file to write; parts go into a folder beside it",
+    )
+    add(
+        "--prompts-per-part", type=int, default=64, metavar="N", help="prompts written together (default: %(default)s)"
+    )
+
+
+def _add_generator(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("who samples").add_argument
+    add("--generator", choices=GENERATORS, default="transformers", help="default: %(default)s")
+    add("--model", help="path or hub id; of an endpoint: its name there (default: the adapter's base)")
+    add("--adapter", help="path or hub id of a PEFT adapter of the model")
+    add("--tokenizer", help="path or hub id (default: the adapter's if it has one, else the model's)")
+    add("--base-url", help="of the endpoint, e.g. http://localhost:8000/v1 (default: as OPENAI_BASE_URL says)")
+    add(
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="of the generator 'file': .parquet or .jsonl with prompts and completions",
+    )
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    add("--dtype", choices=dtypes, default="auto", help="of the model; auto: the checkpoint's (default: %(default)s)")
+    add("--device", help="of the model and of reward models, e.g. cuda:1 (default: the accelerator if there is one)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="completions sampled at once by transformers (default: what memory allows)",
+    )
+
+
+def _add_sampling(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("sampling").add_argument
+    add("--num-generations", type=int, default=8, metavar="K", help="completions per prompt (default: %(default)s)")
+    add(
+        "--max-completion-length",
+        type=int,
+        default=128,
+        metavar="TOKENS",
+        help="longest one, in tokens (default: %(default)s)",
+    )
+    add("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: %(default)s)")
+    add("--top-p", type=float, default=1.0, help="likeliest tokens of this joint share (default: %(default)s)")
+    add("--top-k", type=int, default=0, help="so many of the likeliest tokens; 0: all (default: %(default)s)")
+    add("--min-p", type=float, help="leave out tokens below this share of the likeliest one's probability")
+    add("--repetition-penalty", type=float, default=1.0, help="1: none (default: %(default)s)")
+    add("--seed", type=int, default=0, help="the same seed gives the same samples (default: %(default)s)")
+
+
+def _add_rewards(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("scores").add_argument
+    add(
+        "--reward",
+        action="append",
+        default=[],
+        help="path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
+        "path/to/file.py:name; may be given several times",
+    )
+    add(
+        "--reward-weights",
+        type=float,
+        nargs="+",
+        metavar="WEIGHT",
+        help="one per reward (default: 1 each); 0 only watches it",
+    )
+
+
+def run(args: Namespace) -> None:
+    """Run the command; bad input ends it with code 2 and a message on stderr."""
+    from trl_ext.cli.generate_run import generate
+
+    try:
+        generate(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"trl-ext generate: error: {error}{_place(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _place(error: Exception) -> str:
+    """Where an error that is not the package's own was raised, e.g. in a user's reward function."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(frame.filename).is_relative_to(PACKAGE):
+        return ""
+    return f" ({type(error).__name__} in {frame.filename}, line {frame.lineno})"

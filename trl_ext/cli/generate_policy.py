@@ -1,0 +1,100 @@
+"""Who samples for `trl-ext generate`, and the model that is sampled."""
+
+from argparse import Namespace
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from trl_ext.rewards.device import default_device
+from trl_ext.self_training.generation import Generator, Policy
+
+LOADED = ("transformers", "vllm")  # generators that are given the model
+
+
+def make_generator(args: Namespace) -> Generator:
+    """The generator that is named, or a ValueError for options that it lacks or has no use for."""
+    for option, value, users in (
+        ("--base-url", args.base_url, ("endpoint",)),
+        ("--file", args.file, ("file",)),
+        ("--adapter", args.adapter, (*LOADED, "file")),
+        ("--batch-size", args.batch_size, ("transformers",)),
+    ):
+        if value is not None and args.generator not in users:
+            raise ValueError(f"{option} {value}: --generator {args.generator} has no use for it. Leave it out.")
+    if args.generator == "file":
+        if args.file is None:
+            raise ValueError(
+                "--generator file: expected --file, a .parquet or .jsonl file of prompts and completions."
+            )
+    elif not (args.model or (args.adapter and args.generator in LOADED)):
+        raise ValueError(f"--generator {args.generator}: expected --model.")
+    return _generator(args)
+
+
+def _generator(args: Namespace) -> Generator:
+    if args.generator == "transformers":
+        from trl_ext.self_training.transformers_generator import TransformersGenerator
+
+        return TransformersGenerator(batch_size=args.batch_size)
+    if args.generator == "vllm":
+        from trl_ext.self_training.vllm_generator import VLLMGenerator
+
+        return VLLMGenerator(dtype=args.dtype)
+    if args.generator == "endpoint":
+        from trl_ext.self_training.endpoint_generator import EndpointGenerator
+
+        return EndpointGenerator(args.model, args.base_url)
+    from trl_ext.self_training.file_generator import FileGenerator
+
+    return FileGenerator(args.file)
+
+
+def make_policy(args: Namespace) -> Policy:
+    """What the generator asks: for an endpoint nothing, for a file the tokenizer of its ids, else also the model."""
+    if args.generator == "endpoint":
+        return Policy(None, None)  # which it does not ask
+    model, adapter = _model_and_adapter(args.model, args.adapter)
+    policy = load_policy(model, adapter, args) if args.generator in LOADED else None
+    return Policy(policy, load_tokenizer([args.tokenizer] if args.tokenizer else [adapter, model]))
+
+
+def _model_and_adapter(model: str | None, adapter: str | None) -> tuple[str | None, str | None]:
+    """Both, where only one is given that names the other."""
+    if model and not adapter and _loaded("--model", model, lambda: find_adapter_config_file(model)) is not None:
+        model, adapter = None, model
+    if adapter and not model:
+        model = _loaded("--adapter", adapter, lambda: PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+    return model, adapter
+
+
+def load_tokenizer(places: list[str | None]) -> PreTrainedTokenizerBase:
+    """The tokenizer at the first place that has one."""
+    for place in filter(None, places):
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError):  # none there
+            continue
+    where = ", ".join(filter(None, places)) or "--tokenizer or --model, of which none is given"
+    raise ValueError(f"no tokenizer could be loaded from {where}. Give --tokenizer the path or hub id of one.")
+
+
+def load_policy(model: str, adapter: str | None, args: Namespace) -> PreTrainedModel | PeftModel:
+    """The model, with its adapter if there is one, where it is to be sampled."""
+    policy = _loaded("--model", model, lambda: AutoModelForCausalLM.from_pretrained(model, dtype=args.dtype))
+    if adapter is not None:
+        policy = _loaded("--adapter", adapter, lambda: PeftModel.from_pretrained(policy, adapter))
+    own_process = torch.device("cpu") if args.generator == "vllm" else default_device()
+    return policy.to(args.device or own_process).eval()
+
+
+def _loaded(option: str, name: str, load):
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{option} {name}: it cannot be loaded ({reason}). Give a folder written by save_pretrained, or a hub id "
+            "that can be reached or was downloaded before."
+        ) from error

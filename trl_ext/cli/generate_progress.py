@@ -1,0 +1,56 @@
+"""The progress bar of `trl-ext generate`."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trl_ext.self_training.generation import Part, Sample
+
+
+class PartProgress:
+    """A bar of parts, on stderr, with tokens per second (samples, where they come without token ids).
+
+    Args:
+        what: Is done with the parts.
+        parts: Their number.
+        shown: Whether there is a bar at all.
+    """
+
+    def __init__(self, what: str, parts: int, *, shown: bool = True):
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "parts",
+            TextColumn("{task.fields[speed]}"),
+        )
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
+        self._task = self._bar.add_task(what, total=parts, speed="")
+        self._start = time.perf_counter()
+        self._samples = self._tokens = 0
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def skip(self, parts: int) -> None:
+        """Parts that are done already, and do not count towards the speed."""
+        self._bar.update(self._task, completed=parts)
+
+    def count(self, part: Part, samples: list[Sample]) -> list[Sample]:
+        """The samples as they are."""
+        self._samples += len(samples)
+        self._tokens += sum(len(sample["completion_ids"] or []) for sample in samples)
+        return samples
+
+    def advance(self) -> None:
+        self._bar.update(self._task, advance=1, speed=self.speed(time.perf_counter() - self._start))
+
+    def speed(self, seconds: float) -> str:
+        """Of what was counted so far."""
+        count, unit = (self._tokens, "tokens") if self._tokens else (self._samples, "samples")
+        return f"{count / seconds:,.0f} {unit}/s" if count else ""

@@ -1,0 +1,119 @@
+"""What `trl-ext generate` does: a Grow without a selection, into a file of any name."""
+
+import json
+from argparse import Namespace
+from dataclasses import fields
+
+import pyarrow as pa
+from datasets import Dataset
+from rich.console import Console
+
+from trl_ext.cli.generate_files import already_complete, check_parts, sampled_schema, summary
+from trl_ext.cli.generate_policy import make_generator, make_policy
+from trl_ext.cli.generate_progress import PartProgress
+from trl_ext.cli.named_rewards import named_reward
+from trl_ext.cli.prompt_files import read_prompts
+from trl_ext.rewards.reward_callables import reward_callables
+from trl_ext.self_training.generation import Generator, Part, Policy, Sampling, stable_seed
+from trl_ext.self_training.grow import make_parts, sample_missing, with_scores
+from trl_ext.self_training.grow_files import SampleFiles
+from trl_ext.self_training.run_record import data_fingerprint, write_record
+from trl_ext.self_training.scoring import Scorer
+
+
+def generate(args: Namespace) -> None:
+    """Do whatever of the command is not on disk yet; ends with one line of what the file holds."""
+    _check(args)
+    prompts = read_prompts(args.prompts, args.prompt_column)
+    sampling = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
+    generator = make_generator(args)
+    record = generation_record(args, prompts, sampling, generator)
+    files, console = SampleFiles(args.output), Console(soft_wrap=True, highlight=False, markup=False)
+    if already_complete(files, record):
+        console.print(f"Complete already. {summary(files)}")
+        return
+    check_parts(files, record)
+    scorer = make_scorer(args)
+    parts = make_parts(list(range(len(prompts))), list(prompts["prompt"]), size=args.prompts_per_part)
+    if not all(files.is_sampled(part.index) for part in parts):
+        policy = make_policy(args)
+        write_record(files.parts, record)  # only now that all else is in order
+        sample(files, parts, generator, sampling, policy, schema=sampled_schema(prompts, policy, record))
+        del policy  # rewards may need its memory
+    score_missing(files, parts, scorer, prompts)
+    files.finish(len(parts), {})
+    console.print(summary(files))
+
+
+def sample(
+    files: SampleFiles,
+    parts: list[Part],
+    generator: Generator,
+    sampling: Sampling,
+    policy: Policy,
+    *,
+    schema: pa.Schema,
+) -> None:
+    """Sample the missing parts, behind a progress bar."""
+    with PartProgress("sampling", len(parts)) as progress:
+        progress.skip(sum(files.is_sampled(part.index) for part in parts))
+        for _ in sample_missing(files, parts, generator, sampling, policy, schema=schema, complete=progress.count):
+            progress.advance()
+
+
+def _check(args: Namespace) -> None:
+    if args.output.suffix != ".parquet":
+        raise ValueError(f"--output {args.output}: expected a name that ends in .parquet.")
+    if args.prompts_per_part < 1:
+        raise ValueError(f"--prompts-per-part {args.prompts_per_part}: expected at least 1.")
+
+
+def make_scorer(args: Namespace) -> Scorer:
+    """The rewards that are named, with their weights; without rewards one that has none."""
+    rewards = [named_reward(name) for name in args.reward]
+    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
+        raise ValueError(
+            f"--reward-weights {args.reward_weights}: expected one per --reward ({len(rewards)}), got "
+            f"{len(args.reward_weights)}."
+        )
+    return Scorer(
+        reward_callables(rewards, None, args, trainer="trl-ext generate"),
+        args.reward_weights or [1.0] * len(rewards),
+        seed=stable_seed(args.seed, "score"),
+    )
+
+
+def score_missing(files: SampleFiles, parts: list[Part], scorer: Scorer, prompts: Dataset) -> None:
+    """Score the parts that are not scored yet. Without rewards they stay as they are."""
+    names = [name for name in prompts.column_names if name not in ("prompt", "completion", "completion_ids")]
+    others = prompts.select_columns(names)
+
+    def columns_of(rows: list[int]) -> dict[str, list]:
+        return {name: list(values) for name, values in others[rows].items()} if names else {}
+
+    with PartProgress("scoring", len(parts), shown=bool(scorer.rewards)) as progress:
+        for part in parts:
+            files.score(
+                part.index,
+                lambda table, part=part: (
+                    with_scores(table, scorer, columns_of, part=part.index) if scorer.rewards else table
+                ),
+            )
+            progress.advance()
+
+
+def generation_record(args: Namespace, prompts: Dataset, sampling: Sampling, generator: Generator) -> dict:
+    """Everything that decides the samples and scores, as JSON takes it."""
+    record = {
+        "prompts": data_fingerprint(prompts),
+        "prompts_per_part": args.prompts_per_part,
+        "model": args.model,
+        "adapter": args.adapter,
+        "tokenizer": args.tokenizer,
+        "dtype": args.dtype,
+        "sampling": sampling.settings(),
+        "generator": {"name": generator.name} | generator.settings(),
+        "reward": args.reward,
+        "reward_weights": args.reward_weights,
+    }
+    return json.loads(json.dumps(record))
