@@ -19,20 +19,28 @@ def test_the_chain_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["demo", "--quick", "--output-dir", "out", "--seed", "3"])
     printed = capsys.readouterr().out
-    for text in ("SFT:", "reward model:", "PPO, R³", "Held-out questions", "before", "control", "curves.png"):
+    for text in (
+        "SFT:",
+        "reward model:",
+        "PPO, R³",
+        "RAFT, R³",
+        "ReST, R³",
+        "Held-out questions",
+        "before",
+        "control",
+        "curves.png",
+    ):
         assert text in printed
     assert "{'loss'" not in printed  # one line per stage, not Trainer's logs
     out = tmp_path / "out"
     measures = json.loads((out / "measures.json").read_text())
-    assert set(measures) == {"before", "after", "control"}
+    assert set(measures) == {"before", "PPO", "RAFT", "ReST", "control"}
     assert (
-        measures["before"]["KL to SFT per answer (nats)"]
-        == 0.0
-        < abs(measures["after"]["KL to SFT per answer (nats)"])
+        measures["before"]["KL to SFT per answer (nats)"] == 0.0 < abs(measures["PPO"]["KL to SFT per answer (nats)"])
     )
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert len((out / "answers.jsonl").read_text().splitlines()) == TINY.held_out
-    for folder in ("sft", "reward", "reward_without_imitation", "ppo", "control"):
+    for folder in ("sft", "reward", "reward_without_imitation", "ppo", "raft", "rest", "control"):
         assert (out / folder / "model.safetensors").is_file()
 
 

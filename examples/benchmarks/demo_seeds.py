@@ -2,8 +2,9 @@
 
     python examples/benchmarks/demo_seeds.py --seeds 0 1 2 3 4 --output-dir demo_seeds
 
-A seed whose results are in the folder already is not run again. Exits with 1 if R³, the reward model's score or the
-share of closed questions answered right fell for any seed, or if the control kept up with the run on R³.
+A seed whose results are in the folder already is not run again. Exits with 1 if with PPO R³, the reward model's
+score or the share of closed questions answered right fell for any seed, if with RAFT or ReST R³ fell, or if the control
+kept up with PPO on R³.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-RUNS = ("before", "after", "control")
+RUNS = ("before", "PPO", "RAFT", "ReST", "control")
 MUST_RISE = ("R³", "reward model's score", "closed questions answered right")
 
 
@@ -54,9 +55,10 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def failures(measures: dict[str, dict[str, float]], seed: int) -> list[str]:
     """What should have risen and did not; printed."""
-    before, after, control = (measures[run] for run in RUNS)
-    failed = [name for name in MUST_RISE if after[name] <= before[name]]
-    failed += ["R³ beside the control's"] if after["R³"] <= control["R³"] else []
+    before, ppo, raft, rest, control = (measures[run] for run in RUNS)
+    failed = [f"PPO: {name}" for name in MUST_RISE if ppo[name] <= before[name]]
+    failed += [f"{run}: R³" for run, after in (("RAFT", raft), ("ReST", rest)) if after["R³"] <= before["R³"]]
+    failed += ["R³ beside the control's"] if ppo["R³"] <= control["R³"] else []
     for name in failed:
         print(f"seed {seed}: {name} did not rise")
     return failed

@@ -13,14 +13,16 @@ from rich.console import Console
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import measure, pair_accuracy, sample_answers
-from trl_ext.demo.report import draw_curves, print_answers, print_measures
+from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
 from trl_ext.demo.world import Entity, load_world
+from trl_ext.self_training.grow import mean_score
+from trl_ext.self_training.grow_files import GrowFiles
 
 IMITATION = 0.1
 
 
 def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[str, dict[str, float]]:
-    """SFT → reward model → PPO with R³ beside a control; prints and saves what came of it.
+    """SFT → reward model → PPO, RAFT and ReST with R³ beside a control; prints and saves what came of it.
 
     Args:
         output_dir: Where models, curves and numbers go.
@@ -28,7 +30,7 @@ def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[st
         quick: A shorter run.
 
     Returns:
-        The measures of the runs before, after and control.
+        The measures of each of RUNS.
     """
     _quiet()
     scale, world, start = stages.QUICK if quick else stages.FULL, load_world(), time.perf_counter()
@@ -37,8 +39,10 @@ def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[st
     judge = _stage_reward(console, world, policy, output_dir, scale, seed)
     logs = _stage_ppo(console, world, policy, judge, output_dir, scale, seed)
 
+    _stage_self_training(console, world, policy, judge, output_dir, scale, seed)
+
     questions = sample_questions(world, held_out=True, count=scale.held_out, seed=seed)
-    folders = {"before": policy, "after": output_dir / "ppo", "control": output_dir / "control"}
+    folders = {"before": policy} | {run: output_dir / run.lower() for run in RUNS[1:]}
     answers = {run: sample_answers(folder, policy, questions, seed=seed) for run, folder in folders.items()}
     measures = {run: measure(sampled, questions, judge) for run, sampled in answers.items()}
     texts = {run: sampled.texts for run, sampled in answers.items()}
@@ -83,6 +87,17 @@ def _stage_ppo(
             say(f"score {first:.3f} → {last:.3f}")
         logs[label] = log
     return logs
+
+
+def _stage_self_training(
+    console: Console, world: list[Entity], policy: Path, judge: Path, output_dir: Path, scale: stages.Scale, seed: int
+) -> None:
+    for name, train in (("RAFT", stages.raft), ("ReST", stages.rest)):
+        with _timed(console, f"{name}, R³ + reward model") as say:
+            folder = train(world, policy, judge, output_dir / name.lower(), scale, seed=seed)
+            grows = range(len(list(folder.glob("grow-*.parquet"))))
+            first, *_, last = (mean_score(GrowFiles(folder, stage)) for stage in grows)
+            say(f"score {first:.3f} → {last:.3f} of what was sampled")
 
 
 def _mean_of(log: list[dict], name: str, part: slice) -> float:

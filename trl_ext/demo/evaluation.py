@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, learned, r3
 from trl_ext.rewards.texts import wordpunct
+from trl_ext.self_training.monitors import distinct
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,3 @@ def measure(answers: Answers, questions: list[dict], judge: Path) -> dict[str, f
 
 def _lengths(texts: list[str], query_types: list[str], query_type: str) -> list[int]:
     return [len(wordpunct(text)) for text, kind in zip(texts, query_types, strict=True) if kind == query_type]
-
-
-def distinct(texts: list[str], *, n: int) -> float:
-    """Share of all n-grams of all texts that are distinct (Li et al., 2016, arXiv:1510.03055).
-
-    >>> distinct(["a b a b", "a b"], n=2)
-    0.5
-    """
-    words = [wordpunct(text) for text in texts]
-    ngrams = [ngram for text in words for ngram in zip(*(text[i:] for i in range(n)), strict=False)]
-    return len(set(ngrams)) / max(len(ngrams), 1)

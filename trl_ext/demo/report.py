@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-RUNS = ("before", "after", "control")
+RUNS = ("before", "PPO", "RAFT", "ReST", "control")
 CURVES = {
     "score that each run was paid": "score",
     "R³ (watched in both)": "rewards/R3Reward/mean",

@@ -1,5 +1,6 @@
-"""The stages of `trl-ext demo`, each a call of one trainer: SFT, reward model, PPO."""
+"""The stages of `trl-ext demo`, each a call of one trainer: SFT, reward model, PPO, RAFT, ReST."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,18 @@ from trl_ext import (
     PPOConfig,
     PPOTrainer,
     R3Reward,
+    RAFTConfig,
+    RAFTTrainer,
     RelevanceReward,
     RepetitionPenalty,
+    ReSTConfig,
+    ReSTTrainer,
     Route,
     RoutedProduct,
 )
 from trl_ext.demo.answers import preference_rows, sample_questions, sft_rows
 from trl_ext.demo.world import ASSETS, Entity, answered_right
+from trl_ext.self_training.run_record import RECORD
 
 COMPLETION_LENGTH = 48  # tokens
 TOP_RELEVANCE = 1.3  # what a right answer reaches with the demo's encoder; Contriever's is 3.5 in the paper
@@ -30,17 +36,26 @@ JUDGE_WEIGHT = 0.05  # of the reward model's score beside the product of factors
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: rows of SFT, preference pairs, batches of rollouts and completions in each."""
+    """How much of everything.
+
+    Args:
+        sft_rows, pairs: Rows of SFT, preference pairs.
+        rollouts, batch: PPO's batches of rollouts, completions in each.
+        stages, stage_batch: RAFT's stages (ReST has half as many Grows), prompts in each.
+        held_out: Questions that the policies are compared on.
+    """
 
     sft_rows: int
     pairs: int
     rollouts: int
     batch: int
+    stages: int
+    stage_batch: int
     held_out: int
 
 
-FULL = Scale(sft_rows=1600, pairs=1600, rollouts=40, batch=64, held_out=256)
-QUICK = Scale(sft_rows=800, pairs=640, rollouts=12, batch=48, held_out=128)
+FULL = Scale(sft_rows=1600, pairs=1600, rollouts=40, batch=64, stages=6, stage_batch=192, held_out=256)
+QUICK = Scale(sft_rows=800, pairs=640, rollouts=12, batch=48, stages=2, stage_batch=96, held_out=128)
 
 
 class QuietProgress(ProgressCallback):
@@ -81,7 +96,6 @@ def ppo(
     R³ and the share of closed questions answered right are watched in every run, at weight 0.
     """
     watched = [closed_right] if isinstance(product, R3Reward) else [closed_right, r3()]
-    questions = sample_questions(world, held_out=False, count=scale.rollouts * scale.batch, seed=seed)
     args = PPOConfig(
         **_common(folder, seed, lr_scheduler_type="constant", logging_steps=4),
         per_device_train_batch_size=scale.batch,
@@ -95,10 +109,57 @@ def ppo(
         str(policy),
         [product, learned(judge), *watched],
         args,
-        Dataset.from_list(questions),
+        _questions(world, scale, seed),
     )
     _trained(trainer, folder)
     return trainer.state.log_history
+
+
+def raft(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Scale, *, seed: int) -> Path:
+    """RAFT on R³ and the reward model: the best of eight answers to each question, stage by stage."""
+    args = RAFTConfig(**_self_training(folder, scale, seed), num_stages=scale.stages)
+    _forget_run(folder)
+    return _trained(RAFTTrainer(str(policy), [r3(), learned(judge)], args, _questions(world, scale, seed)), folder)
+
+
+def rest(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Scale, *, seed: int) -> Path:
+    """ReST on the same: two Improves after each Grow, on the upper third and sixth of each question's answers.
+
+    Percentiles, since what R³ pays for an open answer and for a closed one cannot be compared.
+    """
+    args = ReSTConfig(
+        **_self_training(folder, scale, seed),
+        num_stages=scale.stages // 2,
+        selection="percentile",
+        thresholds=[0.66, 0.83],
+        score_map="none",
+        temperature=1.0,
+    )
+    _forget_run(folder)
+    return _trained(ReSTTrainer(str(policy), [r3(), learned(judge)], args, _questions(world, scale, seed)), folder)
+
+
+def _forget_run(folder: Path) -> None:
+    """A demo that is run again begins anew, where RAFT and ReST would go on with what they had sampled."""
+    (folder / RECORD).unlink(missing_ok=True)
+    for path in folder.glob("grow-[0-9][0-9][0-9]*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _self_training(folder: Path, scale: Scale, seed: int) -> dict:
+    return _common(folder, seed, lr_scheduler_type="linear") | {
+        "num_train_epochs": 3.0,
+        "stage_batch_size": scale.stage_batch,
+        "num_generations": 8,
+        "max_completion_length": COMPLETION_LENGTH,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 5e-4,
+        "reward_weights": [1.0, JUDGE_WEIGHT],
+    }
+
+
+def _questions(world: list[Entity], scale: Scale, seed: int) -> Dataset:
+    return Dataset.from_list(sample_questions(world, held_out=False, count=scale.rollouts * scale.batch, seed=seed))
 
 
 def r3() -> R3Reward:
