@@ -149,7 +149,10 @@ def test_a_prompt_beyond_the_window(tmp_path):
 
 def one_nan(completions, prompts, **columns):
     scores = even_letters(completions)
-    return [math.nan if prompt == "go" and i % 4 == 1 else s for i, (prompt, s) in enumerate(zip(prompts, scores, strict=True))]
+    return [
+        math.nan if prompt == "go" and i % 4 == 1 else s
+        for i, (prompt, s) in enumerate(zip(prompts, scores, strict=True))
+    ]
 
 
 def test_a_score_that_is_no_number_stops_the_run_and_is_named(tmp_path):

@@ -28,11 +28,11 @@ import transformers
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from trl_ext import LearnedReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer
 from trl_ext.demo import stages
-from trl_ext.demo.answers import preference_rows, sample_questions, sft_rows
+from trl_ext.demo.answers import sample_questions, sft_rows
 from trl_ext.demo.world import Entity, answered_right, load_world
 from trl_ext.self_training.generation import Part, Policy, Sampling
 from trl_ext.self_training.log_probs import completion_log_probs

@@ -157,10 +157,12 @@ def mean_score(files: GrowFiles) -> float:
     return pc.mean(pq.read_table(files.finished, columns=["score"])["score"]).as_py()
 
 
-def grow_cost(files: GrowFiles, *, passes: int) -> int:
+def grow_cost(files: GrowFiles, generator: str, *, passes: int) -> int:
     """Tokens that a Grow passed forward: each prompt once, each sampled token, and the passes for log-probabilities.
 
     Args:
+        files: A finished Grow.
+        generator: Name of who sampled it: an endpoint or a file cost no passes of the policy.
         passes: Of prompt and completion, for log-probabilities.
     """
     cost = 0
@@ -169,7 +171,7 @@ def grow_cost(files: GrowFiles, *, passes: int) -> int:
             pc.fill_null(pc.list_value_length(batch[name]), 0).to_numpy(zero_copy_only=False)
             for name in ("prompt_ids", "completion_ids")
         )
-        sampled = np.isin(batch["generator"].to_pylist(), OWN_GENERATORS)
+        sampled = np.isin(batch["generator"].to_pylist(), OWN_GENERATORS) & (generator in OWN_GENERATORS)
         _, first = np.unique(np.where(sampled, batch["row"].to_numpy(), -1), return_index=True)
         once = np.zeros_like(sampled)
         once[first] = True
