@@ -1,6 +1,7 @@
 """The loop itself: what is sampled, kept and learned, and the known bugs of public RAFT versions, one test each."""
 
 import math
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ from tiny import byte_tokenizer, tiny_llama
 from transformers import TrainerCallback
 
 from trl_ext import ReSTTrainer
-from trl_ext.self_training import self_training_trainer
+from trl_ext.self_training import stage_loop
 from trl_ext.self_training.grow import kept_samples
 from trl_ext.self_training.training_rows import IGNORED
 
@@ -575,7 +576,7 @@ def test_a_run_ends_when_its_mean_scores_are_level(tmp_path):
 
 
 def test_a_fall_of_diversity_is_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(self_training_trainer, "diversity_warning", lambda before, now: "less varied")
+    monkeypatch.setattr(stage_loop, "diversity_warning", lambda before, now: "less varied")
     with pytest.warns(UserWarning, match="RAFTTrainer, stage 2: less varied"):
         trainer(tmp_path).train()
 
@@ -595,3 +596,18 @@ def test_what_is_logged_of_a_grow(tmp_path):
     )
     assert entry["grow/length"] == pytest.approx(sum(len(row["completion_ids"]) for row in rows) / 32)
     assert kept_samples(one.grower.files(0), 0) == kept
+
+
+def test_every_logged_name_is_in_the_glossary(tmp_path):
+    """`README.md` names each, in backticks."""
+    one = trainer(
+        tmp_path, importance_clip=0.2, eval_dataset=held_out(completion=["a", "b", "c"]), eval_strategy="epoch"
+    )
+    one.train()
+    plain = trainer(tmp_path / "plain")
+    plain.train()
+    names = {name for run in (one, plain) for entry in run.state.log_history for name in entry}
+    speed = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "flos", "step")
+    names = {name for name in names if not name.endswith(speed)} - {"train_loss"}
+    glossary = (Path(__file__).parent.parent / "README.md").read_text()
+    assert {n for n in names if f"`{n}`" not in glossary and f"`{n.removeprefix('eval_')}`" not in glossary} == set()

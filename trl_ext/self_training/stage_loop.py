@@ -1,0 +1,179 @@
+"""What happens between the steps of SFTTrainer: Grow, selection, restarts, best weights, and when a run ends."""
+
+import warnings
+from pathlib import Path
+
+from trl_ext.self_training.generation import Sample
+from trl_ext.self_training.grow import grow_cost, grow_metrics, kept_samples, mean_score
+from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.monitors import diversity_warning, is_level
+from trl_ext.self_training.run_state import SelfTrainingCheckpoints
+from trl_ext.self_training.stage_table import ImproveEntry
+from trl_ext.self_training.training_rows import TrainingRow, training_row
+from trl_ext.self_training.weights import load_weights, save_weights, set_weights, trainable_weights
+
+INITIAL = "initial_weights.safetensors"
+
+
+class StageLoop(SelfTrainingCheckpoints):
+    """Mixin before SFTTrainer: what `StageCallback` calls when an Improve, which is an epoch of Trainer, begins and ends.
+
+    Reads the trainer's `schedule`, `grower`, `table`, `train_dataset` (an `ImproveRows`), and the weights that the run
+    began with, `initial`, where it returns to them.
+    """
+
+    def begin_run(self) -> None:
+        """Keep the weights that the run begins with, if it returns to them."""
+        path = Path(self.args.output_dir) / INITIAL
+        if self.initial is None:
+            return
+        if path.is_file():
+            self.initial = load_weights(path)
+        elif self.accelerator.is_main_process:
+            save_weights(path, self.initial)
+        self.accelerator.wait_for_everyone()
+
+    def begin_improve(self) -> None:
+        """Grow if this is a stage's first Improve, and set the rows that it learns from."""
+        step = self.state.global_step
+        improve, i = self.schedule.place(step)
+        stage, is_new = improve // self.schedule.improves_per_stage, step % self.schedule.steps_per_improve == 0
+        if is_new and improve:
+            self._take_best(improve - 1)
+        self.skipping = is_new and i == 0 and self._was_level(stage)
+        if self.skipping:  # the run that was killed had ended here
+            self.control.should_training_stop = True
+            return
+        with self.compute_loss_context_manager():
+            files = self.grower.grow(stage)
+        self.accelerator.wait_for_everyone()
+        if is_new and i == 0:
+            self._begin_stage(stage, files)
+        samples = kept_samples(files, i)
+        if is_new:
+            passes = self.schedule.rows_per_improve / max(len(samples), 1)
+            self.table.improves.append(ImproveEntry(improve, stage, step, len(samples), passes))
+        self._set_rows(files, samples, improve, i)
+
+    def _begin_stage(self, stage: int, files: GrowFiles) -> None:
+        if self.args.restart_from_base:
+            set_weights(self.model, self.initial)
+        if self.args.fresh_optimizer or self.args.restart_from_base:
+            self.optimizer.state.clear()
+        passes = 2 if self.args.kl_coef else int(self.args.importance_clip is not None)
+        self.table.cost += grow_cost(files, self.grower.generator.name, passes=passes)
+        metrics = grow_metrics(files) | {"stage": stage}
+        metrics |= {name: sum(values) / len(values) for name, values in self.grower.scorer.metrics.items()}
+        self.grower.scorer.metrics.clear()
+        self.log(metrics)
+        if stage:
+            before = grow_metrics(self.grower.files(stage - 1))["grow/distinct_2"]
+            warning = diversity_warning(before, metrics["grow/distinct_2"])
+            if warning and self.accelerator.is_main_process:
+                warnings.warn(f"{type(self).__name__}, stage {stage + 1}: {warning}", stacklevel=2)
+
+    def _set_rows(self, files: GrowFiles, samples: list[Sample], improve: int, i: int) -> None:
+        stage = f"stage {improve // self.schedule.improves_per_stage + 1}/{self.args.num_stages}"
+        if not samples and i == 0:
+            raise ValueError(self._nothing_kept(files))
+        if not samples:
+            self.skipping = True
+            self._say(f"{stage}: nothing is above threshold {self.args.thresholds[i]}")
+            return
+        rows = [self._row(sample) for sample in samples]
+        self.train_dataset.set_rows(rows, self.schedule.row_order(improve, len(rows)))
+        self._say(f"{stage}, Improve {i + 1}/{self.schedule.improves_per_stage}")
+
+    def _row(self, sample: Sample) -> TrainingRow:
+        row = training_row(sample["prompt_ids"], sample["completion_ids"])
+        if self.args.importance_clip is not None:
+            row["old_log_probs"] = sample["log_probs"]
+        return row
+
+    def _nothing_kept(self, files: GrowFiles) -> str:
+        metrics = grow_metrics(files)
+        counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored")}
+        highest = metrics.get("grow/score_max")
+        return (
+            f"{type(self).__name__}, selection={self.args.selection!r}, thresholds={self.args.thresholds}: nothing of "
+            f"{files.finished.name} is kept. The highest score seen is {highest if highest is None else f'{highest:g}'}"
+            f"; left out beforehand: {counts}. The Grow stays: lower the thresholds (or change score_map), or raise "
+            "max_completion_length where most is truncated, and start in another output_dir with "
+            f"generator=FileGenerator({str(files.finished)!r})."
+        )
+
+    def end_step(self) -> None:
+        """Count what a step has cost; leave an Improve that has nothing to learn from."""
+        if self.skipping:
+            self.skipping = False
+            self._jump_to_end()
+            return
+        size = self.schedule.rows_per_step
+        last = (self.state.global_step - 1) % self.schedule.steps_per_improve
+        self.table.cost += 3 * self.train_dataset.tokens(range(last * size, (last + 1) * size))
+
+    def take_note(self, metrics: dict[str, float]) -> None:
+        """Keep the weights of an Improve's best held-out score, and end it when the score has stopped rising."""
+        if not self.table.improves or not (self.args.keep_best or self.args.improve_patience):
+            return
+        entry, step = self.table.improves[-1], self.state.global_step
+        if entry.evaluated(metrics["eval_score"], step):
+            if self.args.keep_best and self.accelerator.is_main_process:
+                save_weights(self._best_path(entry), trainable_weights(self.model))
+        elif 0 < self.args.improve_patience <= entry.evaluations_since:
+            entry.stopped_at = step
+            self._jump_to_end()
+
+    def _jump_to_end(self) -> None:
+        """Leave the current Improve: the run's step becomes the one at which the next begins.
+
+        So steps divide into Improves as they were planned, and a checkpoint that is written now resumes at the next.
+        """
+        state, length = self.state, self.schedule.steps_per_improve
+        end = -(-state.global_step // length) * length
+        for _ in range(end - state.global_step):
+            self.lr_scheduler.step()
+        self._globalstep_last_logged += end - state.global_step  # the mean loss is over steps that were made
+        state.global_step, state.epoch = end, end / length
+        self.control.should_epoch_stop = True
+
+    def _best_path(self, entry: ImproveEntry) -> Path:
+        return Path(self.args.output_dir) / f"best-improve-{entry.improve:03d}-step-{entry.best_step}.safetensors"
+
+    def _take_best(self, improve: int) -> None:
+        entry = self.table.entry(improve)
+        last = (entry.stopped_at or (improve + 1) * self.schedule.steps_per_improve) if entry else None
+        if not self.args.keep_best or entry is None or entry.best_step in (None, last):
+            return
+        path = self._best_path(entry)
+        if not path.is_file():
+            raise ValueError(
+                f"{type(self).__name__}: {str(path)!r}, the best weights of Improve {improve + 1}, are gone; an older "
+                "checkpoint needs files that a newer one has replaced. Resume with resume_from_checkpoint=True."
+            )
+        set_weights(self.model, load_weights(path))
+
+    def tidy_best(self) -> None:
+        """Remove best weights that neither this checkpoint nor a later one needs."""
+        if self.accelerator.is_main_process and self.args.keep_best:
+            needed = {self._best_path(entry) for entry in self.table.improves[-2:]}
+            for path in set(Path(self.args.output_dir).glob("best-improve-*.safetensors")) - needed:
+                path.unlink()
+
+    def is_level(self) -> bool:
+        """Whether the run ends with the stage that ends now, because its mean scores have not risen for some."""
+        stages, rest = divmod(
+            self.state.global_step, self.schedule.steps_per_improve * self.schedule.improves_per_stage
+        )
+        return rest == 0 and self._was_level(stages)
+
+    def _was_level(self, stages: int) -> bool:
+        files = [self.grower.files(stage) for stage in range(stages)]
+        return 0 < self.args.level_stages < stages and is_level(
+            [mean_score(file) for file in files], stages=self.args.level_stages
+        )
+
+    def end_run(self) -> None:
+        """Give the model the best weights of the last Improve."""
+        if self.table.improves and not self.args.load_best_model_at_end:
+            self._take_best(len(self.table.improves) - 1)
