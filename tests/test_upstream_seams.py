@@ -12,11 +12,12 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer
 from tiny import byte_tokenizer, tiny_llama
-from transformers import Trainer
-from trl import GRPOConfig, GRPOTrainer, RewardTrainer
+from transformers import Trainer, TrainerCallback, get_scheduler
+from trl import GRPOConfig, GRPOTrainer, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer import grpo_trainer as grpo_module
 
 from trl_ext.overrides import replaced
+from trl_ext.self_training.training_rows import ImproveRows
 
 SIGNATURES = {
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
@@ -25,6 +26,18 @@ SIGNATURES = {
     (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
     (RewardTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     (RewardTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
+    (SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    (SFTTrainer, "_prepare_dataset"): [
+        "self",
+        "dataset",
+        "processing_class",
+        "args",
+        "packing",
+        "formatting_func",
+        "dataset_name",
+    ],
+    (Trainer, "create_scheduler"): ["self", "num_training_steps", "optimizer"],
+    (Trainer, "_get_train_sampler"): ["self", "train_dataset"],
     (Trainer, "_save_optimizer_and_scheduler"): ["self", "output_dir"],
     (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
     (Trainer, "_save"): ["self", "output_dir", "state_dict"],
@@ -191,3 +204,72 @@ def test_the_rollout_buffer_is_a_list_of_dicts_of_tensors(tmp_path):
 def test_reduce_sums_over_processes():
     """masked.masked_sums relies on `Accelerator.reduce`."""
     assert Accelerator(cpu=True).reduce(torch.tensor([1.0, 2.0]), reduction="sum").tolist() == [1.0, 2.0]
+
+
+# What RAFT and ReST assume of SFTTrainer
+
+
+def test_prepared_rows_are_taken_as_they_are(tmp_path, tokenizer, policy):
+    """Labels that are there already stay, and rows that a map-style data set holds later are read."""
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]
+    trainer = SFTTrainer(
+        policy, sft_config(tmp_path), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    assert trainer.train_dataset[0] == rows[0]
+    trainer.train_dataset = ImproveRows(2, {"input_ids": [8, 9], "labels": [-100, 9]})
+    (batch,) = trainer.get_train_dataloader()
+    assert batch["labels"].tolist() == [[-100, 9]] * 2
+
+
+def test_preparing_marks_completions_and_adds_the_end(tmp_path, tokenizer, policy):
+    rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}])
+    args = sft_config(tmp_path, completion_only_loss=True)
+    trainer = SFTTrainer(policy, args, train_dataset=rows, processing_class=tokenizer)
+    prepared = trainer._prepare_dataset(rows, tokenizer, args, False, None, "samples")[0]
+    ids = tokenizer("abc<eos>")["input_ids"]
+    assert (prepared["input_ids"], prepared["labels"]) == (ids, [-100, -100, *ids[2:]])
+
+
+def test_an_epochs_rows_are_read_after_it_has_begun(tmp_path, tokenizer, policy):
+    """`on_epoch_begin` sets the rows of an Improve; a loader that read ahead would train on the former ones."""
+    rows, seen = ImproveRows(4, {"input_ids": [5, 6], "labels": [-100, 6]}), []
+
+    class Turn(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            token = 10 + state.global_step
+            rows.set_rows([{"input_ids": [5, token], "labels": [-100, token]}], [0] * 4)
+
+    class Watched(SFTTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.append(inputs["labels"][0, 1].item())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    args = sft_config(tmp_path, per_device_train_batch_size=2, num_train_epochs=3)
+    placeholder = Dataset.from_list([rows[0]])
+    trainer = Watched(policy, args, train_dataset=placeholder, processing_class=tokenizer, callbacks=[Turn()])
+    trainer.train_dataset = rows
+    trainer.train()
+    assert seen == [10, 10, 12, 12, 14, 14]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_schedules_are_functions_of_the_step(kind):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=4)
+    scheduler.lr_lambdas = [lambda step: 10.0 + step]
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [11.0]
+
+
+def test_steps_are_counted_and_averaged_by_what_jumping_sets():
+    """Leaving an Improve sets these; Trainer divides the logged loss by their difference."""
+    source = inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert "self.state.global_step - self._globalstep_last_logged" in source
+    assert "global_step // num_update_steps_per_epoch" in inspect.getsource(Trainer._init_training_state)
+
+
+def sft_config(folder, **changes) -> SFTConfig:
+    settings = {"bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_length": None}
+    settings |= {"gradient_checkpointing": False, "save_strategy": "no", "dataloader_pin_memory": False}
+    return SFTConfig(str(folder), **settings | changes)
