@@ -23,7 +23,8 @@ class LearnedReward:
     Prompt and completion are read together: text with the BOS that its tokenizer adds, messages through its chat
     template, and the end token (of messages: of the turn) if and only if the completion ended. TRL itself scores
     text without either, that is, at a position which training never saw. What the policy sampled is decoded and
-    tokenised anew, so that policy and reward model need not share a tokenizer.
+    tokenised anew, so that policy and reward model need not share a tokenizer. Several completions of one long prompt,
+    next to each other, are read behind it, and it once.
 
     Args:
         model: A path or hub id (of a model, or of an adapter), or a sequence-classification model with one label.
@@ -95,7 +96,8 @@ class LearnedReward:
             completion_ended = self._ended(completion_ids) if completion_ids is not None else [True] * len(prompts)
         texts = zip(prompts, completions, completion_ended, strict=True)
         ids = self._shortened([self.token_ids(*text) for text in texts])
-        return score_sequences(self.module, ids, pad_token_id=self._pad_token_id, batch_size=self.batch_size)
+        keys = [prompt if isinstance(prompt, str) else repr(prompt) for prompt in prompts]
+        return score_sequences(self.module, ids, keys, pad_token_id=self._pad_token_id, batch_size=self.batch_size)
 
     def token_ids(self, prompt: Text, completion: Text, ended: bool = True) -> list[int]:
         """The tokens of prompt and completion as the reward model was trained to read them."""

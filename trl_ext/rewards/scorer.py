@@ -1,7 +1,7 @@
 """Reward models, i.e. sequence-classification models with one label: loading them, plain or adapters, and asking them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
+
+from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
 
 
 def load_scorer(
@@ -104,13 +106,28 @@ def _set_trainable(model: nn.Module, trainable: bool) -> None:
 
 
 @torch.no_grad()
-def score_sequences(module: nn.Module, ids: list[list[int]], *, pad_token_id: int, batch_size: int) -> list[float]:
-    """One score per sequence of tokens, in eval mode, which is left as it was found."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
-    scores = [0.0] * len(ids)
+def score_sequences(
+    module: nn.Module, ids: list[list[int]], keys: list[Hashable], *, pad_token_id: int, batch_size: int
+) -> list[float]:
+    """One score per sequence of tokens, in eval mode, which is left as it was found.
+
+    Args:
+        module: A sequence-classification model with one label.
+        ids: The sequences.
+        keys: Equal where they begin with the same prompt, whose samples share its reading where that is worth it.
+        pad_token_id, batch_size: Of the passes.
+    """
+    scores, options = [0.0] * len(ids), {"pad_token_id": pad_token_id, "batch_size": batch_size}
+    shared = groups_to_share(keys, ids) if can_share(module) else []
+    rest = sorted(set(range(len(ids))).difference(*(rows for rows, _ in shared)), key=lambda i: len(ids[i]))
     with _evaluating(module):
-        for start in range(0, len(ids), batch_size):
-            rows = order[start : start + batch_size]
+        for rows, common in shared:
+            for row, score in zip(
+                rows, score_behind_prefix(module, [ids[row] for row in rows], common, **options), strict=True
+            ):
+                scores[row] = score
+        for start in range(0, len(rest), batch_size):  # like lengths together: little padding
+            rows = rest[start : start + batch_size]
             for row, score in zip(rows, _forward(module, [ids[row] for row in rows], pad_token_id), strict=True):
                 scores[row] = score
     return scores

@@ -256,7 +256,7 @@ class SelfTrainingConfig(SFTConfig):
             )
 
     def _check_loss(self) -> None:
-        if self.importance_clip is not None and (self.loss_type != "nll" or self.label_smoothing_factor):
+        if self.importance_clip is not None and (self.loss_type == "dft" or self.label_smoothing_factor):
             raise ValueError(
                 f"{type(self).__name__}(importance_clip={self.importance_clip}, loss_type={self.loss_type!r}, "
                 f"label_smoothing_factor={self.label_smoothing_factor}): RAFT++'s loss takes neither. Leave them out."

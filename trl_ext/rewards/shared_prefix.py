@@ -1,0 +1,93 @@
+"""Scoring many completions of one prompt: what they have in common is read once."""
+
+import inspect
+from collections.abc import Hashable
+from itertools import groupby
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+LEAST_SAVED = 256  # tokens that a prompt's samples must save together, or a batch of whole sequences is faster
+
+
+def groups_to_share(keys: list[Hashable], ids: list[list[int]]) -> list[tuple[list[int], int]]:
+    """Which sequences have so long a beginning in common that it is read once: their numbers, and its length.
+
+    At least two tokens of each sequence are left to be read behind it: where the pad token is the end token, the model
+    takes the last but one for the last.
+
+    >>> groups_to_share(["a", "a", "b"], [[1] * 300 + [2], [1] * 300 + [3, 4], [5]])
+    [([0, 1], 299)]
+
+    Args:
+        keys: What tells prompts apart; equal ones stand together.
+        ids: Tokens of prompt and completion, one list each.
+    """
+    found = []
+    for _, group in groupby(range(len(keys)), key=keys.__getitem__):
+        rows = list(group)
+        common = common_length([ids[row][:-2] for row in rows])
+        if common * (len(rows) - 1) >= LEAST_SAVED:
+            found.append((rows, common))
+    return found
+
+
+def common_length(sequences: list[list[int]]) -> int:
+    """How many tokens all begin with; the first and the last in sorted order differ where any two do.
+
+    >>> common_length([[1, 2, 3], [1, 2], [1, 2, 4]])
+    2
+    """
+    first, last = min(sequences), max(sequences)
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
+
+
+def under_adapter(module: nn.Module) -> nn.Module:
+    """The model itself, in whose layers an adapter works."""
+    return module.get_base_model() if isinstance(module, PeftModel) else module
+
+
+def can_share(module: nn.Module) -> bool:
+    """Whether the model keeps keys and values only, which can be copied for each sample."""
+    model = under_adapter(module)
+    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
+        return False
+    if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
+        return False
+    parameters = inspect.signature(model.forward).parameters
+    layers = DynamicCache(config=model.config).layers
+    return "past_key_values" in parameters and all(
+        isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers
+    )
+
+
+def score_behind_prefix(
+    module: nn.Module, ids: list[list[int]], common: int, *, pad_token_id: int, batch_size: int
+) -> list[float]:
+    """One score per sequence; the first `common` tokens, which all share, are read once per batch.
+
+    Args:
+        module: A sequence-classification model with one label, in eval mode.
+        ids: Sequences longer than `common`.
+        common: Tokens in common, at least 1.
+        pad_token_id: With which the model finds the last real token.
+        batch_size: Sequences per pass.
+    """
+    model, scores = under_adapter(module), []
+    device = next(model.parameters()).device
+    for start in range(0, len(ids), batch_size):
+        rows = [torch.tensor(row[common:], device=device) for row in ids[start : start + batch_size]]
+        cache = DynamicCache(config=model.config)
+        model.base_model(torch.tensor([ids[0][:common]], device=device), past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(rows))
+        inputs = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        whole = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
+        output = model(inputs, attention_mask=whole, past_key_values=cache, use_cache=True)
+        scores += output.logits[:, 0].float().tolist()
+    return scores
