@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypedDict
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.rewards.continuations import continuation_texts
+
 Text = str | list[dict]  # plain text, or messages
 
 
@@ -117,16 +119,8 @@ class Policy:
         return frozenset(i for i in ids if i is not None)
 
     def completion_texts(self, prompts: list[Text], completion_ids: list[list[int]]) -> list[Text]:
-        """What was sampled, as it continues its prompts: with the space that it begins with; messages for messages.
-
-        Decoded by itself, a text loses its first space to tokenizers such as Llama-2's, so each is decoded behind
-        another word, which is then cut off.
-        """
-        word = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        decoded = self.tokenizer.batch_decode(
-            [word, *(word + ids for ids in completion_ids)], skip_special_tokens=True
-        )
-        texts = [text.removeprefix(decoded[0]) for text in decoded[1:]]
+        """What was sampled, as it continues its prompts: with the space that it begins with; messages for messages."""
+        texts = continuation_texts(completion_ids, self.tokenizer)
         return [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
