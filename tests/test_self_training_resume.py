@@ -298,3 +298,14 @@ def test_a_damaged_part_costs_that_part(tmp_path):
     log = tmp_path / "log"
     small(tmp_path, generator=Sampled(log)).train(resume_from_checkpoint=True)
     assert [line.split()[1] for line in log.read_text().splitlines()] == ["1"]
+
+
+def test_a_run_that_ended_early_has_ended_when_it_is_resumed(tmp_path):
+    """Its mean scores were level: a resumed run grows no further stage, and no weight or step changes."""
+    level = {"num_stages": 8, "level_stages": 2, "learning_rate": 0.0, "save_strategy": "epoch"}
+    one = small(tmp_path, **level)
+    one.train()
+    again = small(tmp_path, **level)
+    again.train(resume_from_checkpoint=True)
+    assert one.state.global_step == again.state.global_step < one.state.max_steps
+    assert len(list(tmp_path.glob("grow-*"))) == len(one.table.improves)

@@ -26,6 +26,7 @@ class SelfTrainingCheckpoints(ResumableTrainer):
             ValueError: If the folder holds another run.
         """
         self.table = StageTable()
+        self.goes_on = False  # with a run that is in the folder
         return super().train(resume_from_checkpoint=self._open_folder(resume_from_checkpoint), **kwargs)
 
     def _open_folder(self, resume: str | bool | None) -> str | bool | None:
@@ -41,7 +42,8 @@ class SelfTrainingCheckpoints(ResumableTrainer):
                 f"{'' if others else 'Go on with it by resume_from_checkpoint=True, or '}"
                 f"{'G' if others else 'g'}ive this one a folder of its own."
             )
-        if before is not None:
+        self.goes_on = before is not None
+        if self.goes_on:
             check_unchanged(before, now, call=call)
         elif self.accelerator.is_main_process:
             write_record(folder, now)
@@ -55,7 +57,7 @@ class SelfTrainingCheckpoints(ResumableTrainer):
             tokenizer=tokenizer_fingerprint(self.processing_class),
             rewards=self.grower.scorer.names,
             generator={"name": self.grower.generator.name} | self.grower.generator.settings(),
-        )
+        ) | {"rows_per_step": self.schedule.rows_per_step}  # also changes with the number of processes
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

@@ -103,7 +103,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         if args.importance_clip is not None:
             self.data_collator = partial(collate, pad_token_id=self.processing_class.pad_token_id)
         self.held_out_prompts = eval_dataset
-        self.table, self.skipping = StageTable(), False
+        self.table = StageTable()
         self.initial = trainable_weights(self.model) if args.kl_coef or args.restart_from_base else None
         self._sampler = TransformersGenerator(batch_size=args.generation_batch_size)
         rewards = reward_callables(

@@ -19,15 +19,18 @@ class StageLoop(SelfTrainingCheckpoints):
     """Mixin before SFTTrainer: what `StageCallback` calls when an Improve, which is an epoch of Trainer, begins and ends.
 
     Reads the trainer's `schedule`, `grower`, `table`, `train_dataset` (an `ImproveRows`), and the weights that the run
-    began with, `initial`, where it returns to them.
+    began with, `initial`, where it returns to them. An Improve is `skipping` where no row is left to learn from, or the
+    run has `ended`: Trainer makes one step before it looks, which then moves nothing.
     """
+
+    skipping = ended = False
 
     def begin_run(self) -> None:
         """Keep the weights that the run begins with, if it returns to them."""
         path = Path(self.args.output_dir) / INITIAL
         if self.initial is None:
             return
-        if path.is_file():
+        if self.goes_on and path.is_file():
             self.initial = load_weights(path)
         elif self.accelerator.is_main_process:
             save_weights(path, self.initial)
@@ -40,8 +43,8 @@ class StageLoop(SelfTrainingCheckpoints):
         stage, is_new = improve // self.schedule.improves_per_stage, step % self.schedule.steps_per_improve == 0
         if is_new and improve:
             self._take_best(improve - 1)
-        self.skipping = is_new and i == 0 and self._was_level(stage)
-        if self.skipping:  # the run that was killed had ended here
+        self.ended = self.skipping = is_new and i == 0 and self._was_level(stage)
+        if self.ended:  # the run that is gone on with has ended here
             self.control.should_training_stop = True
             return
         with self.compute_loss_context_manager():
@@ -106,7 +109,10 @@ class StageLoop(SelfTrainingCheckpoints):
         """Count what a step has cost; leave an Improve that has nothing to learn from."""
         if self.skipping:
             self.skipping = False
-            self._jump_to_end()
+            if self.ended:
+                self.state.global_step -= 1  # it was none
+            else:
+                self._jump_to_end()
             return
         size = self.schedule.rows_per_step
         last = (self.state.global_step - 1) % self.schedule.steps_per_improve
@@ -114,7 +120,8 @@ class StageLoop(SelfTrainingCheckpoints):
 
     def take_note(self, metrics: dict[str, float]) -> None:
         """Keep the weights of an Improve's best held-out score, and end it when the score has stopped rising."""
-        if not self.table.improves or not (self.args.keep_best or self.args.improve_patience):
+        watched = (self.args.keep_best or self.args.improve_patience) and "eval_score" in metrics
+        if not self.table.improves or not watched:
             return
         entry, step = self.table.improves[-1], self.state.global_step
         if entry.evaluated(metrics["eval_score"], step):
