@@ -1,5 +1,3 @@
-import pytest
-
 from trl_ext.self_training.monitors import distinct, diversity_warning, is_level, msttr
 
 
@@ -23,9 +21,17 @@ def test_msttr_of_a_long_text_does_not_depend_on_its_length():
     assert msttr([text]) == msttr([text] * 7) == 0.5
 
 
-@pytest.mark.parametrize(("now", "warns"), [(0.6, False), (0.36, False), (0.34, True)])
-def test_a_fast_fall_of_diversity_is_warned_of(now, warns):
-    assert (diversity_warning(0.5, now) is not None) == warns
+def test_a_fast_fall_of_diversity_is_warned_of():
+    varied, alike = [f"{i} a" for i in range(10)], ["1 a"] * 7 + ["2 b", "3 c", "4 d"]  # distinct-2: 1 and .4
+    assert "fell from 1.000 to 0.400" in diversity_warning(varied, alike)
+    assert diversity_warning(alike, alike) is None is diversity_warning(alike, varied)
+
+
+def test_keeping_more_is_no_fall_of_diversity():
+    """distinct-2 of 60 texts is lower than that of 6 of them, though nothing has changed."""
+    texts = [f"{i % 7} a" for i in range(60)]
+    assert distinct(texts, n=2) < 0.7 * distinct(texts[:6], n=2)
+    assert diversity_warning(texts[:6], texts) is None
 
 
 def test_level_means_no_rise_over_the_last_stages():

@@ -112,6 +112,11 @@ def kept_samples(files: GrowFiles, improve: int) -> list[Sample]:
     return rows
 
 
+def kept_texts(files: GrowFiles) -> list[str]:
+    """The completions that a stage's first Improve learns from."""
+    return [text_of(sample["completion"]) for sample in kept_samples(files, 0)]
+
+
 def score_bounds(files: Iterable[GrowFiles]) -> tuple[float, float] | None:
     """Least and highest score of some Grows; None without any score."""
     scores = [pq.read_table(file.finished, columns=["score"])["score"].drop_null() for file in files]
@@ -125,7 +130,7 @@ def grow_metrics(files: GrowFiles) -> dict[str, float]:
     batches = pq.ParquetFile(files.finished).iter_batches(columns=["completion_ids"])
     lengths = pa.chunked_array([pc.list_value_length(batch["completion_ids"]) for batch in batches])
     kept = pc.greater(table["kept"], 0)
-    texts = [text_of(sample["completion"]) for sample in kept_samples(files, 0)]
+    texts = kept_texts(files)
     metrics = {
         "score": pc.mean(table["score"]).as_py(),
         "score_kept": pc.mean(pc.filter(table["score"], kept)).as_py(),

@@ -34,22 +34,31 @@ def msttr(texts: Iterable[str], *, segment: int = 100) -> float | None:
     return sum(len(set(part)) / segment for part in segments) / len(segments) if segments else None
 
 
-def diversity_warning(before: float, now: float) -> str | None:
+def diversity_warning(before: list[str], now: list[str]) -> str | None:
     """A warning if the kept completions are much less varied than those of the Grow before; None if not.
 
-    >>> diversity_warning(0.5, 0.3)[:79]
-    'distinct-2 of the kept completions fell from 0.500 to 0.300 within one stage: t'
+    Both are judged by distinct-2 over equally many texts, since it falls with their number.
+
+    >>> diversity_warning(["a b", "c d"], ["a b", "a b", "a b"])[:79]
+    'distinct-2 of the kept completions fell from 1.000 to 0.500 within one stage: t'
 
     Args:
-        before, now: distinct-2 of the kept completions of two Grows, one after the other.
+        before, now: What was kept of two Grows, one after the other.
     """
-    if now >= DIVERSITY_LOSS * before:
+    count = min(len(before), len(now))
+    shares = [distinct(_spread(texts, count), n=2) for texts in (before, now)]
+    if shares[1] >= DIVERSITY_LOSS * shares[0]:
         return None
     return (
-        f"distinct-2 of the kept completions fell from {before:.3f} to {now:.3f} within one stage: the policy may have "
-        "found one answer for everything. Look at the Grow's file; raise the temperature, lower the learning rate, or "
-        "stop at an earlier checkpoint."
+        f"distinct-2 of the kept completions fell from {shares[0]:.3f} to {shares[1]:.3f} within one stage: the policy "
+        "may have found one answer for everything. Look at the Grow's file; raise the temperature, lower the learning "
+        "rate, or stop at an earlier checkpoint."
     )
+
+
+def _spread(texts: list[str], count: int) -> list[str]:
+    """So many of the texts, evenly from all of them."""
+    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def is_level(means: list[float], *, stages: int) -> bool:

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from trl_ext.self_training.generation import Sample
-from trl_ext.self_training.grow import grow_cost, grow_metrics, kept_samples, mean_score
+from trl_ext.self_training.grow import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.run_state import SelfTrainingCheckpoints
@@ -56,6 +56,7 @@ class StageLoop(SelfTrainingCheckpoints):
         if is_new:
             passes = self.schedule.rows_per_improve / max(len(samples), 1)
             self.table.improves.append(ImproveEntry(improve, stage, step, len(samples), passes))
+            self.log({"improve/kept": len(samples), "improve/passes": passes})
         self._set_rows(files, samples, improve, i)
 
     def _begin_stage(self, stage: int, files: GrowFiles) -> None:
@@ -70,8 +71,7 @@ class StageLoop(SelfTrainingCheckpoints):
         self.grower.scorer.metrics.clear()
         self.log(metrics)
         if stage:
-            before = grow_metrics(self.grower.files(stage - 1))["grow/distinct_2"]
-            warning = diversity_warning(before, metrics["grow/distinct_2"])
+            warning = diversity_warning(kept_texts(self.grower.files(stage - 1)), kept_texts(files))
             if warning and self.accelerator.is_main_process:
                 warnings.warn(f"{type(self).__name__}, stage {stage + 1}: {warning}", stacklevel=2)
 
