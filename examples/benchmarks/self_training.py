@@ -103,9 +103,8 @@ class Probe(TrainerCallback):
             return PPO_PASSES * self.trainer.state.num_input_tokens_seen
         return self.trainer.table.cost
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if not isinstance(self.trainer, PPOTrainer) or state.global_step == 0:
-            self.look()
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.look()
 
     def on_step_end(self, args, state, control, **kwargs):
         if isinstance(self.trainer, PPOTrainer):
@@ -115,13 +114,16 @@ class Probe(TrainerCallback):
             control.should_training_stop |= not inside and self.cost() >= self.budget
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        if not isinstance(self.trainer, PPOTrainer):  # before a next stage begins anew from the base
+            self.look()
         if self.budget and not isinstance(self.trainer, PPOTrainer):
             stages = len(self.trainer.table.improves) / args.improves_per_stage
             whole = float(stages).is_integer()
             control.should_training_stop |= whole and self.cost() * (1 + 0.5 / stages) >= self.budget
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.look()
+        if self.points[-1]["cost"] < self.cost() / 1e6:
+            self.look()
 
     def look(self) -> None:
         self.points.append(measure(self.trainer.model, self.setting, self.questions) | {"cost": self.cost() / 1e6})
