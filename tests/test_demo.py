@@ -10,7 +10,7 @@ from trl_ext.demo import evaluation, stages
 from trl_ext.demo.answers import sample_questions
 from trl_ext.demo.world import ASSETS, load_world
 
-TINY = stages.Scale(sft_rows=64, pairs=64, rollouts=2, batch=8, held_out=16)
+TINY = stages.Scale(sft_rows=64, pairs=64, rollouts=2, batch=8, stages=2, stage_batch=8, held_out=16)
 
 
 @pytest.mark.slow

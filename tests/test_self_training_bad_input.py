@@ -1,5 +1,6 @@
 """Every bad input is a ValueError that names the call, what was expected, what came and what to do."""
 
+import dataclasses
 import math
 
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from self_training_case import PROMPTS, even_letters, logged, trainer
 from tiny import byte_tokenizer, tiny_llama
 from trl import SFTConfig
 
-from trl_ext import RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
+from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
 
 
 def config(cls=RAFTConfig, **changes):
@@ -33,12 +34,18 @@ def config(cls=RAFTConfig, **changes):
         ({"selection": "best"}, r"selection='best'\): choose one of 'local', 'global', 'threshold'"),
         ({"thresholds": [0.5]}, r"selection='local', thresholds=\[0.5\]\): this selection has none. Leave them out"),
         ({"num_train_epochs": 5.0}, r"num_train_epochs=5.0\): the run's length is num_stages × Improves per stage"),
+        ({"keep_best": True, "eval_strategy": "epoch"}, r"eval_strategy='epoch'\): it needs held-out scores within"),
+        ({"save_only_model": True}, r"save_only_model=True\): a resumed run would begin at its first step"),
+        ({"importance_clip": 0.2, "pad_to_multiple_of": 8}, "batches are padded to their longest row"),
         ({"max_steps": 10}, r"max_steps=10\): the run's length is num_stages"),
         ({"max_length": 512}, r"max_length=512\): a sequence is as long as it was sampled"),
         ({"packing": True}, r"packing=True\): an Improve has a fixed number of rows"),
         ({"completion_only_loss": False}, r"completion_only_loss=False\): the loss runs over completions only"),
         ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "go on with the rows of the first"),
-        ({"keep_best": True}, r"keep_best=True, eval_strategy='no'\): it needs held-out scores. Set eval_strategy"),
+        (
+            {"keep_best": True},
+            r"keep_best=True, eval_strategy='no'\): it needs held-out scores within an Improve. Set",
+        ),
         ({"improve_patience": 2}, r"improve_patience=2, eval_strategy='no'\): it needs held-out scores"),
         ({"score_map": "min"}, r"score_map='min'\): choose one of 'none', 'fixed'"),
         ({"score_range": [1.0, 0.0]}, r"score_range=\[1.0, 0.0\]\): expected \[lowest, highest\]"),
@@ -119,6 +126,50 @@ def test_configs_of_others(tmp_path):
         RAFTTrainer(one.model, even_letters, SFTConfig("unused", bf16=False), prompts)
     with pytest.raises(ValueError, match=r"ReSTTrainer\(args=RAFTConfig\(…\)\): expected a ReSTConfig"):
         ReSTTrainer(one.model, even_letters, one.args, prompts)
+
+
+def test_options_that_would_do_nothing_together(tmp_path):
+    held_out = Dataset.from_dict({"prompt": ["a"]})
+    options = {"keep_best": True, "eval_strategy": "steps", "eval_steps": 9, "improve_steps": 9}
+    with pytest.raises(ValueError, match=r"eval_steps=9: an Improve has 9 steps, so it would not be evaluated before"):
+        trainer(tmp_path, eval_dataset=held_out, **options)
+    file = tmp_path / "samples.jsonl"
+    file.write_text('{"prompt": "go", "completion": " on"}\n')
+    with pytest.raises(
+        ValueError, match=r"generator='file:samples.jsonl'\) with importance_clip=0.2: its samples are"
+    ):
+        trainer(tmp_path, importance_clip=0.2, generator=FileGenerator(file))
+    missing = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["x", None]})
+    with pytest.raises(ValueError, match=r"eval_dataset=…\): the completion of row 1 is None"):
+        trainer(tmp_path, eval_dataset=missing)
+    with pytest.raises(ValueError, match=r"expected a schedule that is a function of the step"):
+        plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "eval_dataset": held_out}
+        trainer(tmp_path, **plateau).train()
+
+
+def test_a_config_may_be_copied_with_changes():
+    assert dataclasses.replace(config(num_stages=3), num_stages=5).improves == 5
+    assert not config(ReSTConfig, importance_clip=0.2).mix_dataset  # what is in the data set has no ratio
+
+
+def test_scores_outside_the_range_of_their_map_are_warned_of(tmp_path):
+    def large(completions, **columns):
+        return [10.0 + score for score in even_letters(completions)]
+
+    one = trainer(tmp_path, ReSTTrainer, reward_funcs=large, thresholds=[0.5], num_stages=1)
+    with pytest.warns(
+        UserWarning, match=r"100% of the scores of stage 1 lie outside score_range=\[0, 1\] .*'running'"
+    ):
+        one.train()
+
+
+def test_prompts_without_a_difference_are_named_where_they_leave_nothing(tmp_path):
+    def alike(completions, **columns):
+        return [1.0] * len(completions)
+
+    one = trainer(tmp_path, reward_funcs=alike, importance_clip=0.2, num_stages=1)
+    with pytest.raises(ValueError, match=r"left out beforehand: .*'alike': 32"):
+        one.train()
 
 
 def test_a_scheduler_of_ones_own(tmp_path):

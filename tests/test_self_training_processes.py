@@ -1,6 +1,7 @@
 """Two processes must select what one selects, and take its step."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,13 @@ import torch
 from safetensors.torch import load_file
 from self_training_case import trainer
 
+from trl_ext import ReSTTrainer
+
+COMPLETIONS = {"completion": [" on", None, " so", " no", " up", " it", None, " hm"]}  # tokenised by each process
 STEP = {
+    "thresholds": [0.2],
+    "score_map": "none",
+    "columns": COMPLETIONS,
     "num_stages": 1,
     "improve_steps": 1,
     "optim": "sgd",
@@ -24,14 +31,16 @@ SCRIPT = f"""
 import sys
 from datasets import Dataset
 from self_training_case import trainer
+from trl_ext import ReSTTrainer
 
 held_out = Dataset.from_dict({{"prompt": ["where?", "when?", "how?"]}})
 one = trainer(
-    sys.argv[1], per_device_train_batch_size=4, ddp_backend="gloo", eval_dataset=held_out, **{STEP}
+    sys.argv[1], ReSTTrainer, per_device_train_batch_size=4, ddp_backend="gloo", eval_dataset=held_out, **{STEP}
 )
 one.train()
 one.save_model(sys.argv[1])
-print("eval_score", one.accelerator.process_index, one.evaluate()["eval_score"])
+score = one.evaluate()["eval_score"]
+print(f"\\neval_score {{one.accelerator.process_index}} {{score}}\\n", end="", flush=True)
 """
 FAILING = """
 import sys
@@ -65,7 +74,7 @@ def in_two(script: str, folder: Path) -> subprocess.CompletedProcess:
 def test_two_processes_grow_select_and_step_like_one(tmp_path):
     done = in_two(SCRIPT, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    one = trainer(tmp_path / "one", per_device_train_batch_size=8, **STEP)
+    one = trainer(tmp_path / "one", ReSTTrainer, per_device_train_batch_size=8, **STEP)
     one.train()
     ours, theirs = (pq.read_table(tmp_path / name / "grow-000.parquet") for name in ("one", "run"))
     for name in ("row", "sample", "completion_ids", "score", "kept"):
@@ -73,8 +82,8 @@ def test_two_processes_grow_select_and_step_like_one(tmp_path):
     weights = {name: p for name, p in one.model.state_dict().items() if name != "lm_head.weight"}
     trained = {name: p for name, p in load_file(tmp_path / "run" / "model.safetensors").items() if name in weights}
     torch.testing.assert_close(trained, weights, atol=1e-6, rtol=1e-4)
-    scores = {line.split()[-1] for line in done.stdout.splitlines() if line.startswith("eval_score")}
-    assert len(scores) == 1  # both processes know the score of all held-out prompts
+    scores = re.findall(r"^eval_score \d ([\d.]+)", done.stdout, re.MULTILINE)
+    assert len(scores) == 2 and len(set(scores)) == 1  # both processes know the score of all held-out prompts
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import traceback
 from collections import Counter
@@ -219,6 +220,58 @@ def test_other_data_rewards_or_settings_are_refused(tmp_path, changes, named):
     small(tmp_path).train()
     with pytest.raises(ValueError, match=named):
         small(tmp_path, **changes).train(resume_from_checkpoint=True)
+
+
+def test_another_model_is_refused(tmp_path):
+    small(tmp_path / "full").train()
+    with pytest.raises(ValueError, match="begun otherwise; model: "):
+        small(tmp_path / "full", model=tiny_llama(byte_tokenizer(), seed=1)).train(resume_from_checkpoint=True)
+    small(tmp_path / "lora", peft_config=LORA).train()
+    other = LoraConfig(r=4, lora_alpha=3, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match="begun otherwise; lora_alpha: 8 then, 3 now"):
+        small(tmp_path / "lora", peft_config=other).train(resume_from_checkpoint=True)
+
+
+def test_a_trainer_whose_weights_have_moved_needs_a_checkpoint(tmp_path):
+    """Else it would learn from its first Grow once more, with the weights that it has by now."""
+    calls = []
+
+    def breaks_later(completions, **columns):
+        calls.append(1)
+        if len(calls) == 5:  # three parts in the first stage
+            raise RuntimeError("the service is away")
+        return even_letters(completions)
+
+    one = small(tmp_path, reward_funcs=breaks_later, num_stages=2, save_strategy="no")
+    with pytest.raises(RuntimeError):
+        one.train()
+    with pytest.raises(ValueError, match=r"weights of this trainer have moved .* Build the trainer anew"):
+        one.train(resume_from_checkpoint=True)
+    again = small(tmp_path, reward_funcs=breaks_later, num_stages=2, save_strategy="no")
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == again.state.max_steps
+
+
+def test_what_a_kill_leaves_around_the_end_of_a_grow_is_tidied(tmp_path):
+    small(tmp_path).train()
+    parts = tmp_path / "grow-000"
+    parts.mkdir()
+    (parts / "scored-00000.parquet").write_bytes(b"already joined")
+    partial = tmp_path / "grow-001.parquet.123.partial"
+    partial.write_bytes(b"half")
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    small(tmp_path).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in tmp_path.glob("grow-*")) == ["grow-000.parquet"]
+
+
+def test_a_damaged_finished_grow_is_named(tmp_path):
+    small(tmp_path).train()
+    (tmp_path / "grow-000.parquet").write_bytes(b"PAR1 nothing")
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match=r"grow-000.parquet cannot be read .*Restore it; or begin anew in another"):
+        small(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_how_a_run_is_logged_may_change(tmp_path):

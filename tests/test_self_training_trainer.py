@@ -11,10 +11,11 @@ from peft import LoraConfig
 from self_training_case import PROMPTS, even_letters, logged, trainer
 from tiny import byte_tokenizer, tiny_llama
 from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
 from trl_ext import ReSTTrainer
 from trl_ext.self_training import stage_loop
-from trl_ext.self_training.grow import kept_samples
+from trl_ext.self_training.finished_grow import kept_samples
 from trl_ext.self_training.training_rows import IGNORED
 
 
@@ -196,6 +197,29 @@ def test_one_sample_per_prompt_is_fine_tuning_on_own_samples(tmp_path):
         one.train()
         weights.append(one.model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_one_sample_per_prompt_takes_the_steps_of_sft(tmp_path):
+    """K = 1 is TRL's SFTTrainer on one's own samples, bit for bit."""
+    one = trainer(tmp_path / "raft", num_generations=1, num_stages=1)
+    one.train()
+    samples = grow(one, 0)
+    rows = [samples[place] for place in one.schedule.row_order(0, len(samples))]
+    sequences = [(row["prompt_ids"], row["completion_ids"]) for row in rows]
+    prepared = [{"input_ids": p + c, "labels": [IGNORED] * len(p) + c} for p, c in sequences]
+    names = ("per_device_train_batch_size", "learning_rate", "bf16", "use_cpu", "report_to", "disable_tqdm")
+    settings = {name: getattr(one.args, name) for name in names}
+    settings |= {"num_train_epochs": 1, "lr_scheduler_type": "linear", "train_sampling_strategy": "sequential"}
+    settings |= {"gradient_checkpointing": False, "save_strategy": "no", "max_length": None}
+    sft = SFTTrainer(
+        tiny_llama(byte_tokenizer()),
+        SFTConfig(str(tmp_path / "sft"), **settings),
+        train_dataset=Dataset.from_list(prepared),
+        processing_class=byte_tokenizer(),
+    )
+    sft.train()
+    weights = sft.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in one.model.state_dict().items())
 
 
 def test_the_kept_is_the_best_of_each_prompt(tmp_path):

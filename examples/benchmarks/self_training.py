@@ -3,13 +3,13 @@
     python examples/benchmarks/self_training.py --output-dir self_training                      # six arms, five seeds
     python examples/benchmarks/self_training.py --output-dir self_training --table k            # RAFT with K = 4 to 32
     python examples/benchmarks/self_training.py --output-dir self_training --table grow         # ReST by Grow steps
-    python examples/benchmarks/self_training.py --output-dir t08 --temperature 0.8 --arms raft_local --seeds 0 1 2
+    python examples/benchmarks/self_training.py --output-dir t08 --temperature 0.8 --arms "RAFT, local" --seeds 0 1 2
 
 On the demo's world: a policy imitates answers of mixed quality; a reward model learns from pairs about one half of the
 world, the judge from pairs about the other half. Each arm is paid by the reward model alone and stops when it has
 cost `--budget` token passes (forward × 1 + backward × 2, scoring left out). Held-out questions, which no stage trains
 on, are answered at several points of each run: the table shows the last, the picture all of them. A run whose
-results are in the folder is not run again, so several shells may share the seeds.
+results are in the folder is not run again, so several shells may share the seeds; other flags need another folder.
 """
 
 import argparse
@@ -224,7 +224,8 @@ def ppo_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: a
 
 def self_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: argparse.Namespace):
     is_rest = arm.startswith(("ReST", "G ="))
-    given = {"temperature": args.temperature, "kl_coef": args.kl_coef, "importance_clip": args.raft_plus_plus}
+    given = {"temperature": args.temperature, "kl_coef": args.kl_coef}
+    given |= {} if is_rest else {"importance_clip": args.raft_plus_plus}
     settings = {
         **common(folder, setting.seed),
         "per_device_train_batch_size": 32,
@@ -248,13 +249,26 @@ def results(arms: dict, args: argparse.Namespace) -> dict[str, list[dict]]:
         folder = args.output_dir / f"seed-{seed}"
         for arm, options in arms.items():
             file = folder / f"{arm}.json"
+            check_flags(file, args)
             if not file.is_file():
                 setting = prepare(folder, seed)
                 work = folder / "runs" / f"{arm} {time.time_ns()}"
-                file.write_text(json.dumps(run(arm, options, setting, work, args)))
+                file.write_text(json.dumps(run(arm, options, setting, work, args) | {"flags": flags(args)}))
                 print(f"seed {seed}, {arm}: {summary(json.loads(file.read_text()))}", flush=True)
             found[arm].append(json.loads(file.read_text()))
     return found
+
+
+def flags(args: argparse.Namespace) -> dict:
+    """What decides a run besides its arm and seed."""
+    names = ("k", "temperature", "kl_coef", "grow_steps", "raft_plus_plus") + (() if args.table else ("budget",))
+    return {name: getattr(args, name) for name in names}
+
+
+def check_flags(file: Path, args: argparse.Namespace) -> None:
+    made_with = json.loads(file.read_text()).get("flags", flags(args)) if file.is_file() else flags(args)
+    if made_with != flags(args):
+        raise SystemExit(f"{file} was made with {made_with}, this is {flags(args)}. Give another --output-dir.")
 
 
 def summary(result: dict) -> str:
@@ -317,10 +331,12 @@ def main() -> None:
     parser.add_argument("--table", choices=list(TABLES), help="vary K, or the number of Grow steps")
     parser.add_argument("--budget", type=float, default=6e5, help="token passes per run")
     parser.add_argument("--k", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--temperature", type=float, help="of sampling; each method's own unless given")
+    parser.add_argument(
+        "--temperature", type=float, help="of RAFT's and ReST's sampling; each method's own unless given"
+    )
     parser.add_argument("--kl-coef", type=float, help="λ of the ranking key")
     parser.add_argument("--grow-steps", type=int, default=100, help="stages at most")
-    parser.add_argument("--raft-plus-plus", type=float, metavar="EPSILON", help="clip of RAFT++'s importance ratio")
+    parser.add_argument("--raft-plus-plus", type=float, metavar="EPSILON", help="RAFT++'s clip; RAFT arms only")
     args = parser.parse_args()
     args.seeds = args.seeds or list(range(3 if args.table else 5))
     torch.set_num_threads(1)

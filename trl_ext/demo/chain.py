@@ -15,7 +15,7 @@ from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import measure, pair_accuracy, sample_answers
 from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
 from trl_ext.demo.world import Entity, load_world
-from trl_ext.self_training.grow import mean_score
+from trl_ext.self_training.finished_grow import mean_score
 from trl_ext.self_training.grow_files import GrowFiles
 
 IMITATION = 0.1
@@ -96,8 +96,8 @@ def _stage_self_training(
         with _timed(console, f"{name}, R³ + reward model") as say:
             folder = train(world, policy, judge, output_dir / name.lower(), scale, seed=seed)
             grows = range(len(list(folder.glob("grow-*.parquet"))))
-            first, *_, last = (mean_score(GrowFiles(folder, stage)) for stage in grows)
-            say(f"score {first:.3f} → {last:.3f} of what was sampled")
+            scores = [mean_score(GrowFiles(folder, stage)) for stage in grows]
+            say(f"score {scores[0]:.3f} → {scores[-1]:.3f} of what was sampled")
 
 
 def _mean_of(log: list[dict], name: str, part: slice) -> float:

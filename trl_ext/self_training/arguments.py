@@ -1,10 +1,15 @@
 """Checks of what a self-training trainer is given to start from, made before any token is sampled."""
 
+import copy
+
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
+from trl_ext.self_training.generation import Generator
+from trl_ext.self_training.grow import OWN_GENERATORS
+from trl_ext.self_training.schedule import Schedule
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 
 
@@ -40,6 +45,13 @@ def checked_args(
         raise ValueError(
             f"{trainer}(args={type(args).__name__}(…)): expected a {config.__name__}. Write that instead."
         )
+    if args.num_train_epochs not in (3.0, args.improves):  # SFTConfig's default, or another trainer's copy
+        raise ValueError(
+            f"{trainer}, num_train_epochs={args.num_train_epochs}: the run's length is num_stages × Improves per stage; "
+            "passes within an Improve are `improve_epochs`. Leave it out."
+        )
+    args = copy.copy(args)
+    args.num_train_epochs = float(args.improves)  # an epoch of Trainer is an Improve
     if args.deepspeed or args.fsdp:
         raise ValueError(
             f"{trainer} runs on one device or with data parallelism; DeepSpeed and FSDP shard the model that is "
@@ -72,10 +84,30 @@ def check_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, tra
     """Raise a ValueError for held-out prompts that are missing or unusable."""
     if dataset is not None:
         check_dataset(dataset, trainer=trainer, name="eval_dataset")
+        if "completion" in dataset.column_names and None in dataset["completion"]:
+            raise ValueError(
+                f"{trainer}(eval_dataset=…): the completion of row {list(dataset['completion']).index(None)} is None: "
+                "expected a reference answer in each row, or no such column."
+            )
     elif args.eval_strategy != "no":
         raise ValueError(
             f"{trainer}(eval_dataset=None) with eval_strategy={args.eval_strategy.value!r}: expected held-out prompts."
         )
+
+
+def check_options(args: SelfTrainingConfig, schedule: Schedule, generator: Generator, *, trainer: str) -> None:
+    """Raise a ValueError for options that would do nothing, or the wrong thing, together."""
+    if args.importance_clip is not None and generator.name not in OWN_GENERATORS:
+        raise ValueError(
+            f"{trainer}(generator={generator.name!r}) with importance_clip={args.importance_clip}: its samples are not "
+            "the policy's, so they have no importance ratio. Leave one of them out."
+        )
+    for name in ("keep_best", "improve_patience"):
+        if getattr(args, name) and args.eval_steps >= schedule.steps_per_improve:
+            raise ValueError(
+                f"{trainer}, {name}={getattr(args, name)}, eval_steps={args.eval_steps}: an Improve has "
+                f"{schedule.steps_per_improve} steps, so it would not be evaluated before its end. Lower eval_steps."
+            )
 
 
 def check_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str) -> None:

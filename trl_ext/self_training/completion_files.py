@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trl_ext.self_training.generation import Text
@@ -15,6 +16,7 @@ from trl_ext.self_training.grow_files import TOKENIZER_KEY
 COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "ended", "generator", "seed")
 REQUIRED = COLUMNS[:2]
 IDS = COLUMNS[2:4]
+SAMPLE = "sample"  # of our own Grows: below 0, a completion of the data set, which the trainer mixes in itself
 LINES = 1000  # of a JSONL file that are read at a time
 
 
@@ -78,7 +80,9 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
         for name in REQUIRED:
             if name not in present:
                 raise KeyError(name)
-        yield from file.iter_batches(columns=[name for name in COLUMNS if name in present])
+        columns = [name for name in (*COLUMNS, SAMPLE) if name in present]
+        for batch in file.iter_batches(columns=columns):
+            yield batch.filter(pc.greater_equal(batch[SAMPLE], 0)) if SAMPLE in columns else batch
 
 
 def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -139,12 +139,13 @@ class SampleFiles:
         """Some columns of all scored parts, in order."""
         return pa.concat_tables([read_table(self.scored(part), names) for part in range(parts)])
 
-    def finish(self, parts: int, columns: dict[str, pa.Array]) -> None:
+    def finish(self, parts: int, columns: dict[str, pa.Array], metadata: dict[bytes, bytes] | None = None) -> None:
         """Join the scored parts to the finished file, part by part, with further columns; then remove them.
 
         Args:
             parts: Their number.
             columns: One value per sample each.
+            metadata: Further metadata of the file.
         """
         with written_whole(self.finished) as partial:
             writer, start = None, 0
@@ -153,6 +154,7 @@ class SampleFiles:
                 for name, values in columns.items():
                     table = table.append_column(name, values.slice(start, len(table)))
                 start += len(table)
+                table = table.replace_schema_metadata((table.schema.metadata or {}) | (metadata or {}))
                 writer = writer or pq.ParquetWriter(partial, table.schema)
                 writer.write_table(table)
             writer.close()

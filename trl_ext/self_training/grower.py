@@ -1,5 +1,6 @@
 """Runs the Grow of each stage for a trainer: on all its processes, on disk, once."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,13 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from trl_ext.rewards.texts import text_of
+from trl_ext.self_training.finished_grow import score_bounds
 from trl_ext.self_training.generation import Generator, Part, Policy, Sample, stable_seed, tokenizer_fingerprint
 from trl_ext.self_training.grow import (
     DATASET,
     finish,
     make_parts,
     sample_missing,
-    score_bounds,
     selection_columns,
     together,
     with_scores,
@@ -28,8 +29,8 @@ from trl_ext.self_training.schedule import Schedule
 from trl_ext.self_training.scoring import Scorer
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.self_training.stage_selection import select
+from trl_ext.self_training.tokenising import tokenised
 
-Tokenise = Callable[[list[Sample]], list[Sample]]
 LogProbs = Callable[[list[Sample]], dict[str, list]]
 
 
@@ -44,7 +45,6 @@ class Grower:
         generator: Who samples.
         scorer: Who scores.
         accelerator: The processes, each of which samples and scores its own parts.
-        tokenise: Gives token ids to samples that come without.
         log_probs: From samples to columns of log-probabilities; None if nothing needs them.
         say: Told what is going on, for the progress bar.
     """
@@ -56,7 +56,6 @@ class Grower:
     generator: Generator
     scorer: Scorer
     accelerator: Accelerator
-    tokenise: Tokenise
     log_probs: LogProbs | None
     say: Callable[[str], None]
 
@@ -67,6 +66,8 @@ class Grower:
         """Do whatever of a stage's Grow is not on disk yet."""
         files = self.files(stage)
         if files.finished.exists():
+            if self.accelerator.is_main_process:
+                files.tidy()
             return files
         rows = self.schedule.stage_rows(stage)
         parts = make_parts(rows, self.dataset[rows]["prompt"], size=self.args.prompts_per_part)
@@ -83,7 +84,7 @@ class Grower:
         return files
 
     def _sample(self, files: GrowFiles, parts: list[Part], stage: int) -> None:
-        schema = sample_schema(self.dataset["prompt"][:1], tokenizer_fingerprint(self.policy.tokenizer))
+        schema = sample_schema(list(self.dataset["prompt"]), tokenizer_fingerprint(self.policy.tokenizer))
         sampling = self.args.sampling(stage=stage)
         where = f"stage {stage + 1}/{self.args.num_stages}"
         self.say(f"{where}: sampling")
@@ -97,7 +98,7 @@ class Grower:
         """Samples with the data set's own completions among them, and token ids for all."""
         if self.args.mix_dataset and "completion" in self.dataset.column_names:
             samples = samples + self._own_completions(part)
-        return sorted(self.tokenise(samples), key=lambda sample: (sample["row"], sample["sample"]))
+        return sorted(tokenised(samples, self.policy), key=lambda sample: (sample["row"], sample["sample"]))
 
     def _own_completions(self, part: Part) -> list[Sample]:
         completions = self.dataset[list(part.rows)]["completion"]
@@ -144,7 +145,16 @@ class Grower:
         if self.args.score_map == "none":
             return None
         if self.args.score_map == "fixed":
-            return tuple(self.args.score_range)
+            low, high = self.args.score_range
+            outside = np.mean((scores < low) | (scores > high))  # NaN is in neither
+            if outside:
+                warnings.warn(
+                    f"{outside:.0%} of the scores of stage {stage + 1} lie outside score_range=[{low:g}, {high:g}] (they go "
+                    f"from {np.nanmin(scores):g} to {np.nanmax(scores):g}) and are taken for its ends. Give a wider "
+                    "range, or score_map='running'.",
+                    stacklevel=2,
+                )
+            return low, high
         earlier = range(stage) if self.args.score_map == "running" else range(0)
         bounds = [score_bounds([self.files(g)]) for g in earlier]
         own = scores[~np.isnan(scores)]

@@ -56,6 +56,8 @@ class ReSTConfig(SelfTrainingConfig):
     )
 
     def _resolve(self) -> None:
+        if self.mix_dataset is None and self.importance_clip is not None:
+            self.mix_dataset = False  # what is in the data set has no importance ratio
         for name, (rest, em) in DEFAULTS.items():
             if getattr(self, name) is None:
                 value = em if self.restart_from_base else rest

@@ -10,8 +10,8 @@ class ReSTTrainer(SelfTrainingTrainer):
         Grow:       D_g = {(x, y): y ~ π} ∪ D, every pair scored on [0, 1]
         Improve i:  π fine-tuned by cross-entropy on the pairs of D_g with score > τ_i;  τ_1 < τ_2 < …, learning rate falling
 
-    D is the data set's column `completion`. `ReSTConfig(restart_from_base=True)` is ReST^EM: each Improve begins with
-    the weights that the run began with. Everything else is `SelfTrainingTrainer`'s, and its arguments are the same;
+    D is the data set's column `completion`. `ReSTConfig(restart_from_base=True)` is ReST^EM: after each Grow the Improve
+    begins with the weights that the run began with. Everything else is `SelfTrainingTrainer`'s, and its arguments are the same;
     `args` is a `ReSTConfig`.
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import nn
 
 from trl_ext.self_training.grow_files import written_whole
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
@@ -29,7 +30,6 @@ HARMLESS = {
     "local_rank",
     "generation_batch_size",
     "per_device_eval_batch_size",
-    "eval_on_start",
     "load_best_model_at_end",
     "skip_memory_metrics",
     "include_num_input_tokens_seen",
@@ -54,6 +54,20 @@ def run_record(
         "generator": generator,
     }
     return json.loads(json.dumps(record, default=str, sort_keys=True))
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Of a model before the run: its parameters' names and shapes, and some numbers of those that are not trained.
+
+    Under an adapter these are the base's; without one, all are looked at. A new adapter's random numbers are not: they
+    follow from the seed, or are the user's affair.
+    """
+    digest, has_base = hashlib.blake2b(digest_size=16), any(not p.requires_grad for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if not (has_base and parameter.requires_grad):
+            digest.update(parameter.detach().flatten()[:64].cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def data_fingerprint(dataset: Dataset) -> str:

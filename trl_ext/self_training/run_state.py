@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from peft import PeftModel
+
 from trl_ext.checkpoints import ResumableTrainer, newest_complete_checkpoint
 from trl_ext.self_training.generation import tokenizer_fingerprint
 from trl_ext.self_training.run_record import check_unchanged, read_record, run_record, write_record
@@ -10,6 +12,8 @@ from trl_ext.self_training.stage_table import TABLE, StageTable
 
 class SelfTrainingCheckpoints(ResumableTrainer):
     """Mixin before SFTTrainer: a run's folder belongs to one run, and its checkpoints also hold the stage table."""
+
+    has_trained = False  # whether this object has made a step
 
     def _checkpoint_files(self):
         return (TABLE,)
@@ -48,6 +52,11 @@ class SelfTrainingCheckpoints(ResumableTrainer):
         elif self.accelerator.is_main_process:
             write_record(folder, now)
         self.accelerator.wait_for_everyone()
+        if self.has_trained and not (resume and newest):
+            raise ValueError(
+                f"{call}: the weights of this trainer have moved since the run began, and there is no checkpoint to take "
+                "them from. Build the trainer anew; what was sampled and scored is used again."
+            )
         return None if resume is True and newest is None else resume
 
     def _record(self) -> dict:
@@ -57,7 +66,11 @@ class SelfTrainingCheckpoints(ResumableTrainer):
             tokenizer=tokenizer_fingerprint(self.processing_class),
             rewards=self.grower.scorer.names,
             generator={"name": self.grower.generator.name} | self.grower.generator.settings(),
-        ) | {"rows_per_step": self.schedule.rows_per_step}  # also changes with the number of processes
+        ) | {
+            "model": self.fingerprint,
+            "adapter": _adapter_settings(self.model),
+            "rows_per_step": self.schedule.rows_per_step,  # also changes with the number of processes
+        }
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
@@ -68,3 +81,13 @@ class SelfTrainingCheckpoints(ResumableTrainer):
         if checkpoint is not None:
             self.table = StageTable.load(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
+
+
+def _adapter_settings(model) -> dict:
+    """What the adapters of a model were made with, as JSON takes it; nothing for a model without."""
+    if not isinstance(model, PeftModel):
+        return {}
+    return {
+        name: {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        for name, config in model.peft_config.items()
+    }

@@ -6,6 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +29,14 @@ class Scorer:
         weights: One per reward; 0 watches a reward without counting it.
         seed: Of random numbers that a reward draws; each part has its own, so that a resumed run scores alike.
         metrics: What the rewards log by `log_metric`, mean over parts.
+        trainer_state: Gives what rewards get under that name.
     """
 
     rewards: list[Callable]
     weights: list[float]
     seed: int = 0
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    trainer_state: Callable[[], Any] = lambda: None
 
     def __post_init__(self):
         if len(self.weights) != len(self.rewards):
@@ -61,6 +64,7 @@ class Scorer:
             "completions": [sample["completion"] for sample in samples],
             "completion_ids": [sample["completion_ids"] for sample in samples],
             "completion_ended": [sample["ended"] for sample in samples],
+            "trainer_state": self.trainer_state(),
             "log_metric": self._log_metric,
             "log_extra": lambda name, values: None,
         }
@@ -71,10 +75,10 @@ class Scorer:
         return {f"reward/{name}": row for name, row in zip(self.names, rewards, strict=True)} | {"score": scores}
 
     def _weighted(self, rewards: tuple[float | None, ...]) -> float | None:
-        if any(r is not None and math.isnan(r) for r in rewards):  # kept by `invalid_scores="drop"`
-            return None
         counted = [w * r for w, r in zip(self.weights, rewards, strict=True) if w != 0 and r is not None]
-        return sum(counted) if counted else None
+        if not counted or any(map(math.isnan, counted)):  # NaN is kept by `invalid_scores="drop"`
+            return None
+        return sum(counted)
 
     def _warn_of_invalid(self, samples: list[Sample], rewards: list[list[float | None]]) -> None:
         for name, row in zip(self.names, rewards, strict=True):
@@ -97,7 +101,10 @@ def _call_all(rewards: list[Callable], arguments: dict[str, Any]) -> list[list[f
     async def gather() -> list:
         return await asyncio.gather(*(reward(**arguments) for reward in rewards if _is_async(reward)))
 
-    together = iter(asyncio.run(gather()) if any(map(_is_async, rewards)) else [])
+    together: Iterator[list] = iter([])
+    if any(map(_is_async, rewards)):  # in a thread of their own: a notebook's has a loop that runs already
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            together = iter(thread.submit(asyncio.run, gather()).result())
     return [next(together) if _is_async(reward) else reward(**arguments) for reward in rewards]
 
 

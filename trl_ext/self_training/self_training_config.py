@@ -25,6 +25,8 @@ MEANINGLESS = {
     "auto_find_batch_size": "steps per Improve are fixed before the run",
     "ignore_data_skip": "a resumed run would read other rows than the one that was stopped",
     "dataloader_persistent_workers": "workers would go on with the rows of the first Improve",
+    "save_only_model": "a resumed run would begin at its first step",
+    "num_train_epochs": "the run's length is num_stages × Improves per stage; passes within an Improve are `improve_epochs`",
     "max_steps": "the run's length is num_stages × Improves per stage × steps of an Improve (`improve_steps`)",
 }
 
@@ -64,9 +66,7 @@ class SelfTrainingConfig(SFTConfig):
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Fixed: the loss runs over completions only."}
     )
-    num_train_epochs: float = field(
-        default=3.0, metadata={"help": "Set by the trainer: one epoch of the log is one Improve."}
-    )
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Not used: one epoch of the log is one Improve."})
     lr_scheduler_type: str = field(
         default="linear", metadata={"help": "How the learning rate falls within each Improve."}
     )
@@ -195,12 +195,6 @@ class SelfTrainingConfig(SFTConfig):
         self.sampling(stage=0)
         self._check_selection()
         self._check_score_map()
-        if self.num_train_epochs not in (3.0, self.improves):
-            raise ValueError(
-                f"{type(self).__name__}(num_train_epochs={self.num_train_epochs}): the run's length is num_stages × "
-                "Improves per stage; passes within an Improve are `improve_epochs`. Leave it out."
-            )
-        self.num_train_epochs = float(self.improves)
         super().__post_init__()
         refuse_meaningless(self, MEANINGLESS)
         self._check_loss()
@@ -261,6 +255,11 @@ class SelfTrainingConfig(SFTConfig):
                 f"{type(self).__name__}(importance_clip={self.importance_clip}, loss_type={self.loss_type!r}, "
                 f"label_smoothing_factor={self.label_smoothing_factor}): RAFT++'s loss takes neither. Leave them out."
             )
+        if self.importance_clip is not None and self.pad_to_multiple_of is not None:
+            raise ValueError(
+                f"{type(self).__name__}(importance_clip={self.importance_clip}, pad_to_multiple_of="
+                f"{self.pad_to_multiple_of}): RAFT++'s batches are padded to their longest row. Leave it out."
+            )
         if self.importance_clip is not None and self.mix_dataset:
             raise ValueError(
                 f"{type(self).__name__}(importance_clip={self.importance_clip}, mix_dataset=True): the data set's "
@@ -269,8 +268,9 @@ class SelfTrainingConfig(SFTConfig):
 
     def _check_evaluation(self) -> None:
         for name in ("keep_best", "improve_patience"):
-            if getattr(self, name) and self.eval_strategy == "no":
+            if getattr(self, name) and self.eval_strategy != "steps":
                 raise ValueError(
-                    f"{type(self).__name__}({name}={getattr(self, name)}, eval_strategy='no'): it needs held-out "
-                    "scores. Set eval_strategy='steps' with eval_steps, and give the trainer an eval_dataset."
+                    f"{type(self).__name__}({name}={getattr(self, name)}, eval_strategy={self.eval_strategy.value!r}): "
+                    "it needs held-out scores within an Improve. Set eval_strategy='steps' with eval_steps, and give "
+                    "the trainer an eval_dataset."
                 )

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, ProgressCallback
 from trl import SFTTrainer
@@ -12,12 +13,18 @@ from trl import SFTTrainer
 from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.overrides import replaced
 from trl_ext.rewards.reward_callables import reward_callables
-from trl_ext.self_training.arguments import check_dataset, check_eval_dataset, check_model, checked_args
+from trl_ext.self_training.arguments import (
+    check_dataset,
+    check_eval_dataset,
+    check_model,
+    check_options,
+    checked_args,
+)
 from trl_ext.self_training.generation import Generator, Policy, Sample
 from trl_ext.self_training.grower import Grower
 from trl_ext.self_training.importance import clipped_positive_loss
 from trl_ext.self_training.log_probs import completion_log_probs, label_log_probs
-from trl_ext.self_training.quiet import without_dataset_bars
+from trl_ext.self_training.run_record import model_fingerprint
 from trl_ext.self_training.schedule import Schedule, per_improve, steps_per_improve
 from trl_ext.self_training.scoring import Scorer
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
@@ -93,7 +100,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             model=model,
             args=args,
             train_dataset=Dataset.from_list([PLACEHOLDER]),
-            eval_dataset=_references(eval_dataset),
+            eval_dataset=_references(eval_dataset, args),
             **others,
         )
         check_model(self.model, self.processing_class, trainer=name)
@@ -110,6 +117,8 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
         self.grower = self._make_grower(train_dataset, generator or self._sampler, rewards)
+        check_options(self.args, self.schedule, self.grower.generator, trainer=name)
+        self.fingerprint = model_fingerprint(self.model)
         self.add_callback(StageCallback(self))
 
     def _make_schedule(self, prompts: int) -> Schedule:
@@ -139,33 +148,13 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             dataset=dataset,
             policy=Policy(self.model, self.processing_class, self.args.chat_template_kwargs or {}),
             generator=generator,
-            scorer=Scorer(rewards, self.args.reward_weights or [1.0] * len(rewards)),
+            scorer=Scorer(rewards, self.args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
             accelerator=self.accelerator,
-            tokenise=self._tokenise,
             log_probs=self._log_prob_columns if needs_log_probs else None,
             say=self._say,
         )
 
     # Samples
-
-    def _tokenise(self, samples: list[Sample]) -> list[Sample]:
-        """Give token ids to samples without, as SFTTrainer does; a sample that did not end gets no end token."""
-        missing = [sample for sample in samples if sample["completion_ids"] is None]
-        if not missing:
-            return samples
-        rows = [{"prompt": sample["prompt"], "completion": sample["completion"]} for sample in missing]
-        if self.args.chat_template_kwargs:
-            rows = [row | {"chat_template_kwargs": self.args.chat_template_kwargs} for row in rows]
-        with without_dataset_bars():
-            prepared = self._prepare_dataset(
-                Dataset.from_list(rows), self.processing_class, self.args, False, None, "samples"
-            )
-        for sample, row in zip(missing, prepared, strict=True):
-            length = sum(label == IGNORED for label in row["labels"])
-            ids = row["input_ids"]
-            is_cut = not sample["ended"] and ids[-1] == self.processing_class.eos_token_id
-            sample["prompt_ids"], sample["completion_ids"] = ids[:length], ids[length : len(ids) - is_cut]
-        return samples
 
     def _log_prob_columns(self, samples: list[Sample]) -> dict[str, list]:
         rows = [training_row(sample["prompt_ids"], sample["completion_ids"]) for sample in samples]
@@ -190,6 +179,11 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(self.schedule.steps_per_improve, optimizer)
+        if not isinstance(scheduler, LambdaLR):
+            raise ValueError(
+                f"{type(self).__name__}, lr_scheduler_type={str(self.args.lr_scheduler_type)!r}: expected a schedule that "
+                "is a function of the step, such as 'linear', 'cosine' or 'constant', to begin anew in each Improve."
+            )
         factor = self.args.improve_lr_factor
         scheduler.lr_lambdas = [per_improve(decay, self.schedule, factor=factor) for decay in scheduler.lr_lambdas]
         return scheduler
@@ -224,7 +218,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             return super().evaluate(None, *args, **kwargs)
         check_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)
         with replaced(self, held_out_prompts=eval_dataset):
-            return super().evaluate(_references(eval_dataset), *args, **kwargs)
+            return super().evaluate(_references(eval_dataset, self.args), *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -252,10 +246,13 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
                 callback.training_bar.set_description(text)
 
 
-def _references(dataset: Dataset | None) -> Dataset | None:
+def _references(dataset: Dataset | None, args: SelfTrainingConfig) -> Dataset | None:
     """What SFTTrainer evaluates: reference answers where there are any, else a row that stands for them."""
     if dataset is None:
         return None
     if "completion" not in dataset.column_names:
         return Dataset.from_list([PLACEHOLDER])
-    return dataset.select_columns(["prompt", "completion"])
+    references = dataset.select_columns(["prompt", "completion"])
+    if args.chat_template_kwargs:
+        references = references.add_column("chat_template_kwargs", [args.chat_template_kwargs] * len(references))
+    return references

@@ -3,9 +3,9 @@
 import warnings
 from pathlib import Path
 
+from trl_ext.self_training.finished_grow import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
 from trl_ext.self_training.generation import Sample
-from trl_ext.self_training.grow import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
-from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.grow_files import PARTIAL, GrowFiles
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.run_state import SelfTrainingCheckpoints
 from trl_ext.self_training.stage_table import ImproveEntry
@@ -27,6 +27,10 @@ class StageLoop(SelfTrainingCheckpoints):
 
     def begin_run(self) -> None:
         """Keep the weights that the run begins with, if it returns to them."""
+        if self.accelerator.is_main_process:
+            for leftover in Path(self.args.output_dir).rglob(f"*{PARTIAL}"):  # of a killed run
+                leftover.unlink()
+        self.accelerator.wait_for_everyone()
         path = Path(self.args.output_dir) / INITIAL
         if self.initial is None:
             return
@@ -54,7 +58,7 @@ class StageLoop(SelfTrainingCheckpoints):
             self._begin_stage(stage, files)
         samples = kept_samples(files, i)
         if is_new:
-            passes = self.schedule.rows_per_improve / max(len(samples), 1)
+            passes = self.schedule.rows_per_improve / len(samples) if samples else 0.0
             self.table.improves.append(ImproveEntry(improve, stage, step, len(samples), passes))
             self.log({"improve/kept": len(samples), "improve/passes": passes})
         self._set_rows(files, samples, improve, i)
@@ -95,18 +99,19 @@ class StageLoop(SelfTrainingCheckpoints):
 
     def _nothing_kept(self, files: GrowFiles) -> str:
         metrics = grow_metrics(files)
-        counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored")}
+        counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored", "alike")}
         highest = metrics.get("grow/score_max")
         return (
             f"{type(self).__name__}, selection={self.args.selection!r}, thresholds={self.args.thresholds}: nothing of "
             f"{files.finished.name} is kept. The highest score seen is {highest if highest is None else f'{highest:g}'}"
             f"; left out beforehand: {counts}. The Grow stays: lower the thresholds (or change score_map), or raise "
-            "max_completion_length where most is truncated, and start in another output_dir with "
+            "max_completion_length where most is truncated (drop_alike leaves out what is 'alike'), and start in another output_dir with "
             f"generator=FileGenerator({str(files.finished)!r})."
         )
 
     def end_step(self) -> None:
         """Count what a step has cost; leave an Improve that has nothing to learn from."""
+        self.has_trained = True
         if self.skipping:
             self.skipping = False
             if self.ended:
