@@ -80,6 +80,8 @@ def test_papers_defaults():
     assert (raft.stage_batch_size, raft.num_generations, raft.temperature, raft.learning_rate) == (2048, 8, 1.0, 2e-5)
     assert raft.fresh_optimizer and not raft.drop_alike and config(importance_clip=0.2).drop_alike
     rest = config(ReSTConfig)
+    assert rest.score_map == "fixed"
+    assert config(ReSTConfig, selection="percentile").score_map == "none"  # a prompt's own scores need no map
     assert rest.thresholds == [0.0, 0.7, 0.8, 0.9, 0.95, 0.99] and rest.temperature == 0.8 and rest.mix_dataset
     em = config(ReSTConfig, restart_from_base=True)
     assert (em.thresholds, em.temperature, em.top_k, em.num_generations) == ([0.0], 0.7, 40, 32)

@@ -34,10 +34,11 @@ class ReSTConfig(SelfTrainingConfig):
     selection: str = field(
         default="threshold", metadata={"help": "'threshold', or 'percentile' or 'interpolation' of a prompt's scores."}
     )
-    score_map: str = field(
-        default="fixed",
+    score_map: str | None = field(
+        default=None,
         metadata={
-            "help": "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'."
+            "help": "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'. "
+            "None: 'fixed' for thresholds, 'none' for a prompt's own percentiles and interpolations."
         },
     )
     thresholds: list[float] | None = field(
@@ -58,6 +59,8 @@ class ReSTConfig(SelfTrainingConfig):
     def _resolve(self) -> None:
         if self.mix_dataset is None and self.importance_clip is not None:
             self.mix_dataset = False  # what is in the data set has no importance ratio
+        if self.score_map is None:
+            self.score_map = "fixed" if self.selection == "threshold" else "none"
         for name, (rest, em) in DEFAULTS.items():
             if getattr(self, name) is None:
                 value = em if self.restart_from_base else rest
