@@ -196,8 +196,7 @@ def main() -> None:
         seconds, expected = time.monotonic() - start, digest(alone)
         print(f"left alone: {seconds:.1f} s, {len(expected)} files to compare", flush=True)
         while places.total() < args.kills:
-            folder = Path(root) / f"run-{places.total()}"
-            folder.mkdir()
+            folder = Path(tempfile.mkdtemp(dir=root))
             kills = killed_run(folder, args, rng, seconds, min(KILLS_PER_RUN, args.kills - places.total()))
             same, again = digest(folder) == expected, sampled_twice(folder, len(kills))
             wrong += 0 if same and not again else len(kills)

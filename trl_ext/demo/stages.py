@@ -41,7 +41,7 @@ class Scale:
     Args:
         sft_rows, pairs: Rows of SFT, preference pairs.
         rollouts, batch: PPO's batches of rollouts, completions in each.
-        stages, stage_batch: RAFT's stages (ReST has half as many Grows), prompts in each.
+        stages, stage_batch: RAFT's stages (ReST has half as many Grows, at least 2), prompts in each.
         held_out: Questions that the policies are compared on.
     """
 
@@ -129,7 +129,7 @@ def rest(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Sc
     """
     args = ReSTConfig(
         **_self_training(folder, scale, seed),
-        num_stages=scale.stages // 2,
+        num_stages=max(2, scale.stages // 2),
         selection="percentile",
         thresholds=[0.66, 0.83],
         score_map="none",
