@@ -192,9 +192,14 @@ def test_a_frozen_adapter(tmp_path):
 
 
 def test_a_prompt_beyond_the_window(tmp_path):
-    one = trainer(tmp_path, prompts=["a" * 255, *PROMPTS])
-    with pytest.raises(ValueError, match=r"prompt of row 0 has 255 tokens; with max_completion_length=6 it passes"):
-        one.train()
+    message = (
+        r"_dataset=…\): the prompt of row 0 has 251 tokens, which with max_completion_length=6 passes the model's"
+    )
+    with pytest.raises(ValueError, match=rf"RAFTTrainer\(train{message} window of 256"):
+        trainer(tmp_path, prompts=["a" * 251, *PROMPTS])
+    with pytest.raises(ValueError, match=rf"RAFTTrainer\(eval{message}"):
+        trainer(tmp_path, eval_dataset=Dataset.from_dict({"prompt": ["a" * 251]}))
+    trainer(tmp_path, prompts=["a" * 250])  # fits
 
 
 # A reward that returns NaN for one sample

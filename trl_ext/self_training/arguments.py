@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from trl_ext.self_training.generation import Generator
+from trl_ext.self_training.generation import Generator, Policy
 from trl_ext.self_training.grow import OWN_GENERATORS
 from trl_ext.self_training.schedule import Schedule
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
@@ -93,6 +93,28 @@ def check_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, tra
         raise ValueError(
             f"{trainer}(eval_dataset=None) with eval_strategy={args.eval_strategy.value!r}: expected held-out prompts."
         )
+
+
+def check_windows(dataset: Dataset | None, policy: Policy, *, room: int, trainer: str, name: str) -> None:
+    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
+
+    Before the run, since a run that has begun may not go on with other prompts. A prompt with no more bytes than there
+    is room for is passed over unread: a token is at least a byte.
+    """
+    window = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)  # unlimited without
+    if dataset is None or window is None:
+        return
+    specials = policy.tokenizer.num_special_tokens_to_add()
+    for row, prompt in enumerate(dataset["prompt"]):
+        if isinstance(prompt, str) and len(prompt.encode()) + specials + room <= window:
+            continue
+        length = len(policy.prompt_ids(prompt))
+        if length + room > window:
+            raise ValueError(
+                f"{trainer}({name}=…): the prompt of row {row} has {length} tokens, which with max_completion_length="
+                f"{room} passes the model's window of {window}. Drop or shorten such prompts, or lower "
+                "max_completion_length."
+            )
 
 
 def check_options(args: SelfTrainingConfig, schedule: Schedule, generator: Generator, *, trainer: str) -> None:
