@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from trl_ext.inference import eval_mode
 from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
 
 
@@ -120,7 +121,7 @@ def score_sequences(
     scores, options = [0.0] * len(ids), {"pad_token_id": pad_token_id, "batch_size": batch_size}
     shared = groups_to_share(keys, ids) if can_share(module) else []
     rest = sorted(set(range(len(ids))).difference(*(rows for rows, _ in shared)), key=lambda i: len(ids[i]))
-    with _evaluating(module):
+    with eval_mode(module):
         for rows, common in shared:
             for row, score in zip(
                 rows, score_behind_prefix(module, [ids[row] for row in rows], common, **options), strict=True
@@ -140,17 +141,6 @@ def _forward(module: nn.Module, ids: list[list[int]], pad_token_id: int) -> list
     inputs = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return module(input_ids=inputs, attention_mask=mask, use_cache=False).logits[:, 0].float().tolist()
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Scoring many completions of one prompt: what they have in common is read once."""
 
-import inspect
 from collections.abc import Hashable
 from itertools import groupby
 
@@ -9,7 +8,8 @@ from peft import PeftModel
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+from trl_ext.inference import caches_attention_only, under_adapter
 
 LEAST_SAVED = 256  # tokens that a prompt's samples must save together, or a batch of whole sequences is faster
 
@@ -47,11 +47,6 @@ def common_length(sequences: list[list[int]]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
-def under_adapter(module: nn.Module) -> nn.Module:
-    """The model itself, in whose layers an adapter works."""
-    return module.get_base_model() if isinstance(module, PeftModel) else module
-
-
 def can_share(module: nn.Module) -> bool:
     """Whether the model keeps keys and values only, which can be copied for each sample."""
     model = under_adapter(module)
@@ -59,11 +54,7 @@ def can_share(module: nn.Module) -> bool:
         return False
     if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
         return False
-    parameters = inspect.signature(model.forward).parameters
-    layers = DynamicCache(config=model.config).layers
-    return "past_key_values" in parameters and all(
-        isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers
-    )
+    return caches_attention_only(model)
 
 
 def score_behind_prefix(

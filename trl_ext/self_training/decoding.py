@@ -3,7 +3,6 @@
 Shapes: `B` completions, `L` tokens of their longest prompt, `T` of a longest completion, `V` of the vocabulary.
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from trl_ext.inference import forward_parameters
 from trl_ext.self_training.drawing import inverse_cdf, logits_filters
 from trl_ext.self_training.generation import Sampling
 
@@ -42,12 +42,6 @@ def distinct_prompts(prompts: list[list[int]]) -> tuple[list[int], list[int]]:
     numbers: dict[tuple[int, ...], int] = {}
     which = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
     return [which.index(number) for number in range(len(numbers))], which
-
-
-def forward_parameters(model: PreTrainedModel | PeftModel) -> set[str]:
-    """Names of what the forward pass of the model, or of the one under the adapter, takes."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return set(inspect.signature(base.forward).parameters)
 
 
 class Batch:

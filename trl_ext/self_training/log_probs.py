@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from trl_ext.inference import eval_mode
 from trl_ext.self_training.training_rows import IGNORED, TrainingRow, collate
 
 
@@ -33,9 +34,7 @@ def completion_log_probs(
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     results: list[list[float]] = [[] for _ in rows]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with eval_mode(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             inputs = collate([rows[i] for i in chosen], pad_token_id=pad_token_id)
@@ -44,7 +43,4 @@ def completion_log_probs(
             own = (inputs["labels"] != IGNORED).cpu()
             for i, row, mask in zip(chosen, log_probs, own, strict=True):
                 results[i] = row[mask].tolist()
-    finally:
-        for module in training:
-            module.training = True
     return results

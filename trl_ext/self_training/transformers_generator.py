@@ -1,18 +1,16 @@
 """Samples the policy with transformers, in the process and on the device where it is: the default generator."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel
 
+from trl_ext.inference import caches_attention_only, eval_mode, under_adapter
 from trl_ext.self_training.batching import Batcher
-from trl_ext.self_training.decoding import complete, forward_parameters
+from trl_ext.self_training.decoding import complete
 from trl_ext.self_training.drawing import seeded_uniforms
 from trl_ext.self_training.generation import Part, Policy, Sample, Sampling, stable_seed
 
@@ -106,29 +104,16 @@ def sample_tokens(
     return [in_order[i] for i in range(len(seeds))]
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout, and a cache beside gradient checkpointing, inside the block; afterwards each module as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def checked_model(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel | PeftModel:
     """The model, or a ValueError where its completions cannot be decoded a token at a time, row by row."""
     if model is None:
         raise ValueError(f"{CALL}: the policy has no model. Give Policy(model=…), or use another generator.")
-    kind = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+    kind = type(under_adapter(model)).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"{CALL}: {kind} is an encoder–decoder. Give a decoder of text, or use another generator.")
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise ValueError(f"{CALL}: adapters of virtual tokens are not supported. Use LoRA, or another generator.")
-    layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    if "past_key_values" not in forward_parameters(model) or layers - {DynamicLayer, DynamicSlidingWindowLayer}:
+    if not caches_attention_only(model):
         raise ValueError(
             f"{CALL}: {kind} keeps a state other than the keys and values of attention, from which ended rows cannot "
             "be taken. Use another generator, e.g. VLLMGenerator."
