@@ -288,6 +288,15 @@ def print_table(found: dict[str, list[dict]], title: str) -> None:
     Console(width=160).print(table)
 
 
+def print_differences(found: dict[str, list[dict]], other: str = "RAFT, local") -> None:
+    """Each arm's judge's score less another's, within seeds."""
+    for arm in found if other in found else ():
+        pairs = zip(found[arm], found[other], strict=True)
+        differences = [a["points"][-1]["judge"] - b["points"][-1]["judge"] for a, b in pairs]
+        if arm != other:
+            print(f"judge, within seeds: {arm} − {other}: {mean_and_deviation(differences)}")
+
+
 def mean_and_deviation(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
@@ -345,6 +354,7 @@ def main() -> None:
     arms = TABLES[args.table] if args.table else {arm: ARMS[arm] for arm in args.arms}
     found = results(arms, args)
     print_table(found, f"Held-out questions, {len(args.seeds)} seeds")
+    print_differences(found)
     picture = args.output_dir / f"{args.table or 'arms'}.png"
     draw(found, picture)
     print(f"Picture: {picture}")
