@@ -11,6 +11,7 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.windows import check_windows, surely_fits
 
 
 def checked_args(
@@ -103,27 +104,17 @@ def check_lengths(
         prompts: Text or messages.
         tokenizer, config, args: The policy's tokenizer and config, and the trainer's.
         name: Where the prompts are from, for the message.
-
-    A prompt with no more bytes than there is room for is passed over unread: a token is at least a byte.
     """
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)  # unlimited where it has none
-    if window is None:
-        return
-    room = window - args.max_completion_length
-    for row, prompt in enumerate(prompts):
-        length = _length(prompt, tokenizer, args, room)
-        if length > room:
-            raise ValueError(
-                f"PPOTrainer({name}=…): the prompt of row {row} has {length} tokens, which with "
-                f"max_completion_length={args.max_completion_length} passes the model's window of {window}. Drop or "
-                "shorten such prompts, or lower max_completion_length."
-            )
+    check_windows(
+        prompts,
+        lambda prompt, room: _length(prompt, tokenizer, args, room),
+        config,
+        max_completion_length=args.max_completion_length,
+        call=f"PPOTrainer({name}=…)",
+    )
 
 
 def _length(prompt: str | list, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, room: int) -> int:
     if is_conversational({"prompt": prompt}):
         prompt = apply_chat_template({"prompt": prompt}, tokenizer, **(args.chat_template_kwargs or {}))["prompt"]
-    specials = tokenizer.num_special_tokens_to_add()
-    if len(prompt.encode()) + specials <= room:
-        return 0
-    return len(tokenizer(prompt)["input_ids"])
+    return 0 if surely_fits(prompt, tokenizer, room) else len(tokenizer(prompt)["input_ids"])

@@ -7,10 +7,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from trl_ext.self_training.generation import Generator, Policy
+from trl_ext.self_training.generation import Generator, Policy, Text
 from trl_ext.self_training.grow import OWN_GENERATORS
 from trl_ext.self_training.schedule import Schedule
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.windows import check_windows, surely_fits
 
 
 def checked_args(
@@ -95,26 +96,19 @@ def check_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, tra
         )
 
 
-def check_windows(dataset: Dataset | None, policy: Policy, *, room: int, trainer: str, name: str) -> None:
-    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
+def check_prompt_lengths(dataset: Dataset | None, policy: Policy, *, room: int, trainer: str, name: str) -> None:
+    """Raise a ValueError for the first prompt that, with `room` tokens of completion, would not fit the model's window.
 
-    Before the run, since a run that has begun may not go on with other prompts. A prompt with no more bytes than there
-    is room for is passed over unread: a token is at least a byte.
+    Before the run, since a run that has begun may not go on with other prompts.
     """
-    window = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)  # unlimited without
-    if dataset is None or window is None:
-        return
-    specials = policy.tokenizer.num_special_tokens_to_add()
-    for row, prompt in enumerate(dataset["prompt"]):
-        if isinstance(prompt, str) and len(prompt.encode()) + specials + room <= window:
-            continue
-        length = len(policy.prompt_ids(prompt))
-        if length + room > window:
-            raise ValueError(
-                f"{trainer}({name}=…): the prompt of row {row} has {length} tokens, which with max_completion_length="
-                f"{room} passes the model's window of {window}. Drop or shorten such prompts, or lower "
-                "max_completion_length."
-            )
+
+    def length_of(prompt: Text, left: int) -> int:
+        is_short = isinstance(prompt, str) and surely_fits(prompt, policy.tokenizer, left)
+        return 0 if is_short else len(policy.prompt_ids(prompt))
+
+    if dataset is not None:
+        call = f"{trainer}({name}=…)"
+        check_windows(dataset["prompt"], length_of, policy.model.config, max_completion_length=room, call=call)
 
 
 def check_options(args: SelfTrainingConfig, schedule: Schedule, generator: Generator, *, trainer: str) -> None:

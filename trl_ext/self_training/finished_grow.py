@@ -41,7 +41,8 @@ def kept_samples(files: SampleFiles, improve: int) -> list[Sample]:
 
 def kept_texts(files: SampleFiles) -> list[str]:
     """The completions that a stage's first Improve learns from."""
-    return [text_of(sample["completion"]) for sample in kept_samples(files, 0)]
+    table = table_of(files, ["completion", "kept"])
+    return [text_of(completion) for completion in table.filter(pc.greater(table["kept"], 0))["completion"].to_pylist()]
 
 
 def sampled_scores(files: SampleFiles) -> np.ndarray:

@@ -18,7 +18,7 @@ from trl_ext.self_training.arguments import (
     check_eval_dataset,
     check_model,
     check_options,
-    check_windows,
+    check_prompt_lengths,
     checked_args,
 )
 from trl_ext.self_training.generation import Generator, Policy, Sample
@@ -120,7 +120,9 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         self.grower = self._make_grower(train_dataset, generator or self._sampler, rewards)
         check_options(self.args, self.schedule, self.grower.generator, trainer=name)
         for which, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_windows(dataset, self.grower.policy, room=args.max_completion_length, trainer=name, name=which)
+            check_prompt_lengths(
+                dataset, self.grower.policy, room=args.max_completion_length, trainer=name, name=which
+            )
         self.fingerprint = model_fingerprint(self.model)
         self.add_callback(StageCallback(self))
 
