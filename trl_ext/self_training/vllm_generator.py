@@ -8,8 +8,8 @@ from typing import Any
 
 from peft import PeftModel
 
+from trl_ext.low_memory.offloading import off_the_card
 from trl_ext.self_training.generation import Part, Policy, Sample, Sampling, stable_seed, tokenizer_fingerprint
-from trl_ext.self_training.offloading import off_the_card
 from trl_ext.self_training.vllm_process import environment, finished_parts, worker
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
