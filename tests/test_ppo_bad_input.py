@@ -196,7 +196,7 @@ def test_r3_for_another_completion_length(tmp_path):
     with pytest.raises(
         ValueError, match=r"R3Reward\(max_completion_length=512\) in a trainer with max_completion_length=5"
     ):
-        ppo_trainer(tmp_path, reward_funcs=[R3Reward()])
+        ppo_trainer(tmp_path, reward_funcs=[R3Reward(max_completion_length=512)])
 
 
 def test_a_stream_is_accepted(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 from encoders import OneHot, saved_bert, word_tokenizer
+from ppo_case import ppo_trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import R3Reward, RelevanceReward
@@ -220,3 +221,11 @@ def test_in_trls_own_trainers(trainer_class, config_class, conversational, polic
         values = [entry[name] for entry in steps if name in entry]
         assert values and all(math.isfinite(value) for value in values), name
     assert all(0 < entry["r3/repetition_penalty"] <= 1 for entry in steps)
+
+
+def test_its_length_is_the_trainers_unless_given(bert_path, tmp_path):
+    reward = R3Reward(relevance=RelevanceReward(bert_path))
+    assert reward.routes[1].scale == pytest.approx(512 / 100 / 3.5)  # alone: the paper's
+    trainer = ppo_trainer(tmp_path, reward_funcs=reward, columns={"query_type": ["open"] * 16, "reference": [""] * 16})
+    inner = trainer.reward_funcs[0].__wrapped__
+    assert inner == replace(reward, max_completion_length=5)

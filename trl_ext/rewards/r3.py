@@ -8,6 +8,8 @@ from trl_ext.rewards.repetition_penalty import RepetitionPenalty
 from trl_ext.rewards.routed_product import Factor, LogMetric, Route, RoutedProduct
 from trl_ext.rewards.texts import Tokenize, last_user_text, wordpunct
 
+PAPER_LENGTH = 512
+
 
 def closed_scale(*, max_completion_length: int, top_relevance: float) -> float:
     """The factor of F, which lets the best closed answer earn what an open one of full length can.
@@ -56,11 +58,13 @@ class R3Reward(RoutedProduct):
     of r_x · LI among them that LI explains: near 1, the reward ranks them by length. For other products, see
     `RoutedProduct`.
 
+        PPOTrainer(..., reward_funcs=R3Reward(), args=PPOConfig(max_completion_length=256))    # L is the trainer's
         GRPOTrainer(..., reward_funcs=R3Reward(max_completion_length=256), args=GRPOConfig(max_completion_length=256))
         R3Reward(relevance=RelevanceReward("facebook/mcontriever"), tokenize=characters, top_relevance=...)
 
     Args:
-        max_completion_length: L, the trainer's limit on a completion, in tokens.
+        max_completion_length: L, the trainer's limit on a completion, in tokens. None: that of the trainer of trl_ext
+            which it is given to, and 512, as in the paper, elsewhere.
         relevance: Encoder and similarity of both relevances; `to` is the route's choice, a contrast the open one's.
         top_relevance: The relevance that is worth a completion of full length. Measure it for an encoder other than
             Contriever; for cosine it is at most 1.
@@ -68,7 +72,7 @@ class R3Reward(RoutedProduct):
     """
 
     routes: tuple[Route, ...] = field(init=False, repr=False)
-    max_completion_length: int = 512
+    max_completion_length: int | None = None
     relevance: RelevanceReward = field(default_factory=RelevanceReward)
     top_relevance: float = 3.5
     tokenize: Tokenize = wordpunct
@@ -76,7 +80,8 @@ class R3Reward(RoutedProduct):
     def __post_init__(self):
         self._check()
         length, repetition = LengthIncentive(tokenize=self.tokenize), RepetitionPenalty(tokenize=self.tokenize)
-        scale = closed_scale(max_completion_length=self.max_completion_length, top_relevance=self.top_relevance)
+        length_limit = self.max_completion_length or PAPER_LENGTH
+        scale = closed_scale(max_completion_length=length_limit, top_relevance=self.top_relevance)
         routes = (
             Route("open", (replace(self.relevance, to="prompt"), length, repetition)),
             Route("closed", (replace(self.relevance, to="reference", contrast=False), repetition), scale=scale),
@@ -96,8 +101,9 @@ class R3Reward(RoutedProduct):
 
     def _check(self) -> None:
         for option in ("max_completion_length", "top_relevance"):
-            if getattr(self, option) <= 0:
-                raise ValueError(f"R3Reward({option}={getattr(self, option)}): expected a positive number.")
+            value = getattr(self, option)
+            if value is not None and value <= 0:
+                raise ValueError(f"R3Reward({option}={value}): expected a positive number.")
         if self.relevance.similarity == "cosine" and self.top_relevance > 1:
             raise ValueError(
                 f"R3Reward(top_relevance={self.top_relevance}) with cosine relevance: a cosine is at most 1, so closed "

@@ -1,5 +1,6 @@
 """Everything a user may give as a reward, turned into callables of TRL's protocol."""
 
+import dataclasses
 from collections.abc import Callable
 
 from torch import nn
@@ -51,9 +52,12 @@ def _callable(
         raise ValueError(
             f"{trainer}(reward_funcs=…): {reward!r} is neither a function nor a reward model nor the path of one."
         )
+    if isinstance(reward, R3Reward) and reward.max_completion_length is None:
+        return dataclasses.replace(reward, max_completion_length=args.max_completion_length)
     if isinstance(reward, R3Reward) and reward.max_completion_length != args.max_completion_length:
         raise ValueError(
             f"R3Reward(max_completion_length={reward.max_completion_length}) in a trainer with "
-            f"max_completion_length={args.max_completion_length}: the two scale one score, so give both the same."
+            f"max_completion_length={args.max_completion_length}: the two scale one score, so give both the same, or "
+            "leave R3Reward's out."
         )
     return reward
