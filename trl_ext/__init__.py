@@ -27,6 +27,7 @@ _MODULE_OF = {
     "RoutedProduct": "trl_ext.rewards.routed_product",
     "SelfTrainingConfig": "trl_ext.self_training.self_training_config",
     "SelfTrainingTrainer": "trl_ext.self_training.self_training_trainer",
+    "SharedBase": "trl_ext.low_memory.shared_base",
     "TransformersGenerator": "trl_ext.self_training.transformers_generator",
     "VLLMGenerator": "trl_ext.self_training.vllm_generator",
 }
