@@ -14,6 +14,7 @@ _MODULE_OF = {
     "ImitationRewardTrainer": "trl_ext.reward_modeling.imitation_reward_trainer",
     "LearnedReward": "trl_ext.rewards.learned_reward",
     "LengthIncentive": "trl_ext.rewards.length_incentive",
+    "MemoryPlan": "trl_ext.low_memory.memory_plan",
     "PPOConfig": "trl_ext.ppo.ppo_config",
     "PPOTrainer": "trl_ext.ppo.ppo_trainer",
     "R3Reward": "trl_ext.rewards.r3",
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "SharedBase": "trl_ext.low_memory.shared_base",
     "TransformersGenerator": "trl_ext.self_training.transformers_generator",
     "VLLMGenerator": "trl_ext.self_training.vllm_generator",
+    "memory_plan": "trl_ext.low_memory.memory_plan",
 }
 
 __all__ = [

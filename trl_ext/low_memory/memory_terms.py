@@ -54,7 +54,7 @@ def base_bytes(shape: ModelShape, *, bits: int | None, width: int, head: bool = 
 def adapter_params(shape: ModelShape, rank: int) -> int:
     """LoRA on all linear layers of the blocks: A `(r, in)` and B `(out, r)` of each.
 
-        r · Σ (in + out)
+    r · Σ (in + out)
     """
     return shape.layers * rank * sum(inputs + outputs for inputs, outputs in shape.linears)
 
@@ -75,7 +75,7 @@ def optimizer_bytes(params: int, optimizer: str, *, width: int) -> int:
 def cache_bytes(shape: ModelShape, *, rows: int, tokens: int, width: int) -> int:
     """Keys and values.
 
-        Σ_layers 2 · kv_heads · head_dim · rows · min(tokens, window) · width
+    Σ_layers 2 · kv_heads · head_dim · rows · min(tokens, window) · width
     """
     kept = sum(min(tokens, window or tokens) for window in shape.windows or (None,) * shape.layers)
     return 2 * shape.keys * rows * kept * width

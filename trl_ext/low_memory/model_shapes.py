@@ -195,9 +195,9 @@ def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
         kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
     if kinds is None and "max_window_layers" in config:  # qwen2, qwen3: the first ones see all
         kinds = ["full_attention"] * config["max_window_layers"] + ["sliding_attention"] * layers
-    return tuple(window if kind == "sliding_attention" else None for kind in (kinds or ["sliding_attention"] * layers))[
-        :layers
-    ]
+    return tuple(
+        window if kind == "sliding_attention" else None for kind in (kinds or ["sliding_attention"] * layers)
+    )[:layers]
 
 
 def _read_config(name: str, call: str) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""Bytes of what a pass through the model computes: kept for the backward pass, or alive for a moment.
+
+Shapes: `N` tokens of the pass (rows × length), `H` hidden, `I` intermediate, `Q` and `K` numbers of all queries and of all
+keys of a token, `V` vocabulary, `c` bytes of a number in the compute precision.
+"""
+
+from dataclasses import dataclass
+
+from trl_ext.low_memory.model_shapes import ModelShape
+
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused vocabulary head, which makes logits in such tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Sequences that a model reads at once.
+
+    Args:
+        shape: Of the model.
+        rows, length: Sequences, and tokens of each.
+        width: c.
+        rank: r of its adapter; 0: none.
+        bits: 8 or 4 where its linear layers are quantised.
+        trains_all: Whether its own weights are trained.
+        cuda: Which kernels compute it.
+    """
+
+    shape: ModelShape
+    rows: int
+    length: int
+    width: int
+    rank: int = 0
+    bits: int | None = None
+    trains_all: bool = False
+    cuda: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def state(self) -> int:
+        """One hidden state of all tokens: c · N · H."""
+        return self.width * self.tokens * self.shape.hidden
+
+    @property
+    def inner(self) -> int:
+        """One state inside the MLP: c · N · I."""
+        return self.width * self.tokens * self.shape.intermediate
+
+
+def norms_kept(run: Pass) -> int:
+    """RMS norms of a layer: each keeps its input in fp32 and 1/rms per token; a trained one also x / rms.
+
+        norms · (4 N H + 4 N + [trained] c N H)
+
+    Without 16 bits the input is the residual stream itself, which nothing else keeps.
+    """
+    one = 4 * run.tokens * (run.shape.hidden + 1) + (run.state if run.trains_all else 0)
+    return run.shape.norms * one + _head_norms_kept(run)
+
+
+def _head_norms_kept(run: Pass) -> int:
+    """Norms of each head's queries and keys, where the architecture has them."""
+    shape = run.shape
+    if not shape.qk_norm:
+        return 0
+    numbers = shape.queries + shape.keys
+    trained = run.width * numbers if run.trains_all else 0
+    return run.tokens * (4 * numbers + 4 * (shape.heads + shape.kv_heads) + trained)
+
+
+def attention_kept(run: Pass) -> int:
+    """Attention of a layer, without the matrix of scores: q, k, v, output, one number per head, and the mask.
+
+        c N (2 Q + 2 K′) + 4 N heads + c · rows · length²
+
+    K′ = Q where several heads share keys: beside a mask of padding, each gets a copy. The mask is in compute precision.
+    """
+    shape, keys = run.shape, run.shape.queries  # of a batch with padding
+    mask = run.width * run.rows * run.length**2
+    return run.width * run.tokens * (2 * shape.queries + 2 * keys) + 4 * run.tokens * shape.heads + mask
+
+
+def linears_kept(run: Pass) -> int:
+    """Inputs of the linear layers and of the gate, apart from the output of attention, and what LoRA's A makes.
+
+    c N (H + H + 4 I) + c N r · 7
+    """
+    adapters = run.width * run.tokens * run.rank * len(run.shape.linears)
+    return 2 * run.state + 4 * run.inner + adapters
+
+
+def layer_kept(run: Pass) -> int:
+    """All that one layer keeps for its backward pass."""
+    return norms_kept(run) + attention_kept(run) + linears_kept(run)
+
+
+def layer_backward(run: Pass) -> int:
+    """The largest moment of a layer's backward pass beyond what is kept: in the MLP, where two gradients meet.
+
+    2 c N I + 2 c N H
+    """
+    return 2 * run.inner + 2 * run.state
+
+
+def layer_forward(run: Pass) -> int:
+    """The largest moment of a layer without gradients: the MLP's with up projection and adapter, or attention's.
+
+    2 c N H + c N I · (4 with an adapter: silu(gate), up, its adapter's part, their sum; else 3)
+    """
+    shape = run.shape
+    mlp = run.inner * (4 if run.rank else 3)
+    attention = run.width * run.tokens * (4 * shape.queries + 2 * shape.keys) + run.width * run.rows * run.length**2
+    return 2 * run.state + max(mlp, attention)
+
+
+def one_weight(run: Pass, *, backward: bool = True) -> int:
+    """The largest weight in compute precision, where one after the other is dequantised.
+
+    Both 8-bit and NF4 do so backward. Forward, 8-bit multiplies whole numbers on CUDA, and NF4 its own packed weights.
+    """
+    needed = run.bits is not None and (backward or (run.bits == 8 and not run.cuda))
+    return run.width * run.shape.largest_linear if needed else 0
+
+
+def mask_bytes(run: Pass) -> int:
+    """Who may look at whom, once per pass: rows · length² bytes."""
+    return run.rows * run.length**2
+
+
+def head_kept(run: Pass, *, scored: int) -> int:
+    """The last norm's input and output, and a copy of the states that the vocabulary head reads.
+
+    Args:
+        run: Of the policy.
+        scored: Tokens whose log-probability is computed.
+    """
+    return 4 * run.tokens * (run.shape.hidden + 1) + run.state + run.width * scored * run.shape.hidden
+
+
+def tile(run: Pass, *, scored: int) -> int:
+    """Logits of a tile: TRL's fused head holds room for 4096 tokens × 32768 words at most."""
+    return run.width * min(scored, TILE_TOKENS) * TILE_VOCABULARY
+
+
+def head_forward(run: Pass, *, scored: int) -> int:
+    """Tiles of logits. On CUDA a kernel reads them in place; on the CPU three arrays in fp32 are made of one."""
+    arrays = 0 if run.cuda else 12
+    return tile(run, scored=scored) + arrays * _tile_numbers(run, scored)
+
+
+def head_backward(run: Pass, *, scored: int) -> int:
+    """The tile, the gradient of the states in fp32 and then in c bytes, and on the CPU seven arrays and a mask."""
+    arrays = 0 if run.cuda else 29
+    gradient = (4 + run.width) * scored * run.shape.hidden
+    weight = (4 + run.width) * run.shape.embedding_params if run.trains_all else 0
+    return tile(run, scored=scored) + arrays * _tile_numbers(run, scored) + gradient + weight
+
+
+def _tile_numbers(run: Pass, scored: int) -> int:
+    return min(scored, TILE_TOKENS) * min(run.shape.vocab, TILE_VOCABULARY)
