@@ -60,11 +60,11 @@ def replace_storages(slots: list[Slot], new: Callable[[torch.UntypedStorage, Slo
     """Give each tensor a new storage; tensors that shared one share the new one.
 
     Args:
-        slots: Where the tensors are.
+        slots: Where the tensors are; one may be named several times, as by each tree over the same weights.
         new: From a storage, and one of the slots that use it, to the new storage.
     """
     replaced: dict[int, torch.UntypedStorage] = {}
-    for slot in slots:
+    for slot in {_key(slot): slot for slot in slots}.values():
         tensor: Tensor = getattr(*slot)
         old = tensor.untyped_storage()
         if old.data_ptr() not in replaced:

@@ -20,7 +20,7 @@ from transformers import (
 
 from trl_ext.low_memory.adapter_files import has_score_head, new_adapter, saved_adapter
 from trl_ext.low_memory.merge import Merged, merge_adapter
-from trl_ext.low_memory.offloading import replace_storages, tensor_slots
+from trl_ext.low_memory.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.low_memory.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.rewards.device import default_device
 from trl_ext.rewards.learned_reward import LearnedReward
@@ -227,9 +227,9 @@ class SharedBase:
         """
         device = torch.device(device)
         slots = [slot for module in (self.model, *self._roles.values()) for slot in tensor_slots(module)]
-        elsewhere = [slot for slot in slots if getattr(*slot).device != device]
-        replace_storages(elsewhere, lambda storage, slot: storage.to(device=device))
-        if elsewhere and torch.cuda.is_available():
+        moving = _elsewhere(slots, device)
+        replace_storages(moving, lambda storage, slot: storage.to(device=device))
+        if moving and torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self
 
@@ -264,6 +264,10 @@ def guard(role: PeftModel, base: SharedBase) -> None:
             owner.check_frozen()
 
     role.register_forward_pre_hook(check)
+
+
+def _elsewhere(slots: list[Slot], device: torch.device) -> list[Slot]:
+    return [slot for slot in slots if getattr(*slot).device != device]
 
 
 def _check_model(model: PreTrainedModel) -> None:
