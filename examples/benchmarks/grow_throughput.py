@@ -19,7 +19,6 @@ import importlib.util
 import random
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,10 +26,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trl_ext.low_memory.live_bytes import LiveBytes
 from trl_ext.self_training.batching import CPU_BATCH_SIZE
 from trl_ext.self_training.decoding import until_end
 from trl_ext.self_training.generation import Generator, Part, Policy, Sampling
@@ -189,38 +187,6 @@ def speed(run: Run, prompts: list[str], k: int, max_length: int) -> float:
     start = time.perf_counter()
     useful = run(prompts, k, max_length)
     return useful / (time.perf_counter() - start)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operators have returned and that are still alive.
-
-    Attributes:
-        peak: Most of them at one time.
-    """
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-        self._live = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self._watch(tensor.untyped_storage())
-        return output
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self._live += storage.nbytes()
-        self.peak = max(self.peak, self._live)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._live -= size
 
 
 def peak_bytes(run: Run, policy: Policy, prompts: list[str], k: int, max_length: int) -> int:
