@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_case import PROMPTS, even_letters, logged, ppo_trainer, rollout_of
+from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import LlamaForCausalLM, TrainerCallback
 
@@ -302,6 +303,7 @@ def test_only_the_adapter_trains_and_what_is_saved_is_only_the_adapter(tmp_path)
     assert all(torch.equal(tensor, after[name]) for name, tensor in frozen.items())
     trainer.save_model(tmp_path / "saved")
     assert not (tmp_path / "saved" / "ref").exists()
+    assert not any(".ref." in name for name in load_file(tmp_path / "saved" / "adapter_model.safetensors"))
     loaded = PeftModel.from_pretrained(tiny_llama(byte_tokenizer()), tmp_path / "saved")
     ids = torch.arange(5, 15).unsqueeze(0)
     torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits)

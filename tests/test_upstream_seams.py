@@ -174,7 +174,7 @@ def test_the_reference_is_made_by_create_model_from_path(tmp_path):
 
 
 def test_an_adapter_gets_a_frozen_copy_as_reference(tmp_path):
-    """policy.without_reference hides the adapter `ref` from what is saved."""
+    """policy.without_reference leaves the adapter `ref` out of what is saved."""
     model = get_peft_model(tiny_llama(byte_tokenizer()), LoraConfig(target_modules=["q_proj"]))
     trainer = ppo_trainer(tmp_path, model=model, beta=0.1)
     assert set(trainer.model.peft_config) == {"default", "ref"}

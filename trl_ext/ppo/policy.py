@@ -1,6 +1,7 @@
 """What PPO needs of the policy that TRL does not hand over: its hidden states, its start, its precision."""
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -48,11 +49,18 @@ def reference_from(model: str | PreTrainedModel | PeftModel, *, has_adapter: boo
     )
 
 
-def without_reference(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
-    """Hide TRL's frozen copy of an adapter, `ref`, from saving.
+@contextmanager
+def without_reference(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Inside the block, save a model without TRL's frozen copy of its adapter, `ref`.
 
     It is not the user's, and beside it transformers would find the copy, and not the adapter, when it resumes.
     """
     if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
-        return nullcontext()
-    return replaced(model, peft_config={name: c for name, c in model.peft_config.items() if name != "ref"})
+        yield
+        return
+    own = [name for name in model.peft_config if name != "ref"]
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=own)
+    try:
+        yield
+    finally:
+        del model.save_pretrained  # the class's own again
