@@ -6,7 +6,7 @@ from datasets import Dataset, IterableDataset
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import nn
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
 from trl import RewardConfig, RewardTrainer, TrlParser
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -475,3 +475,18 @@ def test_it_learns_a_preference_and_keeps_its_language(tmp_path, tokenizer):
         judge = trainer_of(tmp_path, tokenizer, model=trainer.model, train_dataset=taste(1, 64))
         kept[coefficient] = imitation_of(judge)
     assert kept[0.1] < kept[0.0] - 0.5  # nats per token
+
+
+def test_adapters_on_a_quantised_base_keep_every_digit(tmp_path, tokenizer):
+    """TRL casts them to bf16, in which a step of 1e-5 is lost."""
+    tiny_reward_model(tokenizer, tie_word_embeddings=True, hidden_size=64).save_pretrained(tmp_path / "base")
+    quantised = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=1, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
+    lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(quantised, lora)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trainer = trainer_of(tmp_path, tokenizer, model, args=config(tmp_path, max_steps=1))
+    after = dict(trainer.model.named_parameters())
+    assert before and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    trainer.train()

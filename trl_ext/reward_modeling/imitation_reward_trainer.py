@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
+from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.checkpoints import ResumableTrainer
 from trl_ext.reward_modeling.collation import WithPromptLengths
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
@@ -69,8 +70,10 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
         if args is None:
             model_id = model if isinstance(model, str) else model.config._name_or_path
             args = ImitationRewardConfig(f"{model_id.split('/')[-1]}-Reward")
+        adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
         super().__init__(model, args, *others, **kwargs)
         if _imitates(args):
+            keep_adapters_in_fp32(self.model, adapters)
             self._check_max_length()
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
