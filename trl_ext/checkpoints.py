@@ -5,6 +5,10 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
+from trl_ext.low_memory.memory_watch import MemoryWatch
+
 TRAINER_STATE = "trainer_state.json"  # written last by transformers' Trainer
 
 
@@ -36,8 +40,11 @@ class ResumableTrainer:
     """Mixin before a Trainer: resume from the newest complete checkpoint, and keep the log of a run that fails.
 
     `train(resume_from_checkpoint=True)` passes over checkpoints that a killed run left unfinished. When training
-    raises, whatever was logged so far is in `trainer_state.json` of the output folder, beside the checkpoints.
+    raises, whatever was logged so far is in `trainer_state.json` of the output folder, beside the checkpoints. An error
+    for lack of memory says in which phase, and what would need less.
     """
+
+    memory: MemoryWatch
 
     def _checkpoint_files(self) -> tuple[str, ...]:
         """Names of the files, besides Trainer's own, without which a checkpoint is not complete."""
@@ -53,8 +60,19 @@ class ResumableTrainer:
                 )
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except torch.OutOfMemoryError as error:
+            self._keep_log()
+            raise torch.OutOfMemoryError(self._out_of_memory(error)) from error
         except BaseException:
-            if self.state.log_history:  # else an earlier run's log would be lost
-                with suppress(OSError):  # a full disk must not hide what failed first
-                    self.save_state()
+            self._keep_log()
             raise
+
+    def _keep_log(self) -> None:
+        if self.state.log_history:  # else an earlier run's log would be lost
+            with suppress(OSError):  # a full disk must not hide what failed first
+                self.save_state()
+
+    def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+        newest = newest_complete_checkpoint(self.args.output_dir, self._checkpoint_files())
+        kept = "no checkpoint was written yet" if newest is None else f"checkpoints are kept, the newest is {newest!r}"
+        return f"{type(self).__name__}.train: {self.memory.explain()} In {self.args.output_dir!r}, {kept}. ({error})"

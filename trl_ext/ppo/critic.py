@@ -77,6 +77,11 @@ class Critic:
         """Whether it needs the policy's hidden states."""
         return isinstance(self._bare, ValueHead)
 
+    @property
+    def own_model(self) -> PreTrainedModel | None:
+        """The model that it is, or None for a head on the policy."""
+        return None if self.reads_policy else self._bare.model
+
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: with an adapter, the adapter and the head."""
         return [parameter for _, parameter in self._named()]

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.low_memory.memory_plan import MemoryPlan
+from trl_ext.low_memory.memory_watch import MemoryWatch, card_of
+from trl_ext.low_memory.run_plan import longest_prompt, run_plan
 from trl_ext.masked import masked_whiten
 from trl_ext.overrides import replaced
 from trl_ext.ppo.advantages import generalized_advantages
@@ -105,11 +108,27 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
                 self._check_lengths(dataset["prompt"], name)
         self.critic = self._make_critic(value_model)
         self.add_callback(CriticCallback(self.critic, lambda: self._rollouts <= args.critic_warmup_rollouts))
+        self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
+        self.add_callback(self.memory)
         self.score_moments = RunningMoments()
         self._rollouts = 0  # batches of rollouts sampled in training
 
     def _check_lengths(self, prompts, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
+
+    def _memory_plan(self) -> MemoryPlan:
+        return run_plan(
+            "ppo",
+            self.model,
+            self.args,
+            prompt_length=longest_prompt(self.train_dataset, self._tokenizer),
+            completion_length=self.args.max_completion_length,
+            batch=self.args.generation_batch_size // self.args.world_size,
+            rewards=self.reward_funcs,
+            value_model=self.critic.own_model,
+            reference=self.beta != 0,
+            num_generations=self.num_generations,
+        )
 
     def _make_critic(self, value_model) -> Critic:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -141,6 +160,8 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     # Rollouts
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self.memory.phase == "generate":  # without a reference, nothing came between
+            self.memory.enter("score")
         end_tokens = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])  # TRL 1.12 knows one only
         ended = [bool(ids) and ids[-1] in end_tokens for ids in completion_ids_list]
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
@@ -163,6 +184,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
         self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
+        self.memory.enter("generate")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with replaced(self, num_iterations=aligned):  # the parent need not pass for old log-probs, the next one does
             rollout = super()._generate_and_score_completions(inputs)
@@ -177,6 +199,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         self._record(rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator))
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
+        self.memory.enter("train")
         return rollout | {
             "old_per_token_logps": log_probs,
             "advantages": advantages,
@@ -228,6 +251,8 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     # Loss
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self.memory.phase == "generate":  # it is over
+            self.memory.enter("score")
         outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._log_probs = outputs[0].detach()
         return outputs

@@ -14,6 +14,9 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.checkpoints import ResumableTrainer
+from trl_ext.low_memory.memory_plan import MemoryPlan
+from trl_ext.low_memory.memory_watch import MemoryWatch, card_of
+from trl_ext.low_memory.run_plan import run_plan
 from trl_ext.reward_modeling.collation import WithPromptLengths
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
@@ -72,12 +75,20 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
             args = ImitationRewardConfig(f"{model_id.split('/')[-1]}-Reward")
         adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
         super().__init__(model, args, *others, **kwargs)
+        self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
+        self.add_callback(self.memory)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
             self._check_max_length()
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
             self.data_collator = WithPromptLengths(self.data_collator)
+
+    def _memory_plan(self) -> MemoryPlan:
+        length = self.args.max_length or self.model.config.get_text_config().max_position_embeddings
+        return run_plan(
+            "reward", self.model, self.args, prompt_length=length - length // 2, completion_length=length // 2
+        )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if not _imitates(args):

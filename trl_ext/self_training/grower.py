@@ -47,6 +47,7 @@ class Grower:
         accelerator: The processes, each of which samples and scores its own parts.
         log_probs: From samples to columns of log-probabilities; None if nothing needs them.
         say: Told what is going on, for the progress bar.
+        enter: Told which phase begins, generate or score, for the memory that each takes.
     """
 
     args: SelfTrainingConfig
@@ -58,6 +59,7 @@ class Grower:
     accelerator: Accelerator
     log_probs: LogProbs | None
     say: Callable[[str], None]
+    enter: Callable[[str], None]
 
     def files(self, stage: int) -> GrowFiles:
         return GrowFiles(Path(self.args.output_dir), stage)
@@ -72,8 +74,10 @@ class Grower:
         rows = self.schedule.stage_rows(stage)
         parts = make_parts(rows, self.dataset[rows]["prompt"], size=self.args.prompts_per_part)
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
+        self.enter("generate")
         with together(self.accelerator):
             self._sample(files, mine, stage)
+        self.enter("score")
         with together(self.accelerator):
             for part in mine:
                 self.say(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part.index + 1}/{len(parts)}")

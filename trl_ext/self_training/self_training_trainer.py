@@ -11,6 +11,9 @@ from transformers import PreTrainedModel, ProgressCallback
 from trl import SFTTrainer
 
 from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.low_memory.memory_plan import MemoryPlan
+from trl_ext.low_memory.memory_watch import MemoryWatch, card_of
+from trl_ext.low_memory.run_plan import longest_prompt, run_plan
 from trl_ext.overrides import replaced
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.self_training.arguments import (
@@ -36,6 +39,7 @@ from trl_ext.self_training.training_rows import IGNORED, ImproveRows, TrainingRo
 from trl_ext.self_training.transformers_generator import TransformersGenerator
 from trl_ext.self_training.weights import exchanged, trainable_weights
 
+SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 PLACEHOLDER: TrainingRow = {"input_ids": [0, 0], "labels": [IGNORED, 0]}
 
 
@@ -117,6 +121,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         rewards = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
+        self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.grower = self._make_grower(train_dataset, generator or self._sampler, rewards)
         check_options(self.args, self.schedule, self.grower.generator, trainer=name)
         for which, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -124,6 +129,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
                 dataset, self.grower.policy, room=args.max_completion_length, trainer=name, name=which
             )
         self.fingerprint = model_fingerprint(self.model)
+        self.add_callback(self.memory)
         self.add_callback(StageCallback(self))
 
     def _make_schedule(self, prompts: int) -> Schedule:
@@ -157,6 +163,19 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             accelerator=self.accelerator,
             log_probs=self._log_prob_columns if needs_log_probs else None,
             say=self._say,
+            enter=self.memory.enter,
+        )
+
+    def _memory_plan(self) -> MemoryPlan:
+        return run_plan(
+            "raft",
+            self.model,
+            self.args,
+            prompt_length=longest_prompt(self.grower.dataset, self.processing_class),
+            completion_length=self.args.max_completion_length,
+            batch=self.args.generation_batch_size or SAMPLED_AT_ONCE,
+            rewards=self.grower.scorer.rewards,
+            num_generations=self.args.num_generations,
         )
 
     # Samples

@@ -53,6 +53,7 @@ class StageLoop(SelfTrainingCheckpoints):
             return
         with self.compute_loss_context_manager():
             files = self.grower.grow(stage)
+        self.memory.enter("train")
         self.accelerator.wait_for_everyone()
         if is_new and i == 0:
             self._begin_stage(stage, files)

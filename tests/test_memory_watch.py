@@ -1,0 +1,202 @@
+"""The plan in the trainers: said at the start, beside what was measured at the end, and in the error in between."""
+
+import re
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from ppo_case import PROMPTS, even_letters, ppo_trainer
+from self_training_case import trainer as raft_trainer
+from shared_case import PAIRS, base_path, four_roles, lora, quiet
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import TrainerCallback
+
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, SharedBase
+from trl_ext.low_memory.memory_watch import MemoryWatch
+from trl_ext.low_memory.run_plan import longest_prompt
+
+MIB = 2**20
+
+
+class FakeCard:
+    """A card whose peaks are told in advance, one pair after another."""
+
+    def __init__(self, *peaks, total=2**40):
+        self.given, self.size = list(peaks), total
+
+    def total(self):
+        return self.size
+
+    def peaks(self):
+        return self.given.pop(0) if self.given else (0, 0)
+
+    def reset(self):
+        pass
+
+
+def phases_of(trainer) -> list[str]:
+    """The phases that a run goes through, without repeats in a row."""
+    seen, enter = [], trainer.memory.enter
+
+    def record(phase):
+        if not seen or seen[-1] != phase:
+            seen.append(phase)
+        enter(phase)
+
+    trainer.memory.enter = record
+    if hasattr(trainer, "grower"):
+        trainer.grower.enter = record
+    trainer.train()
+    return seen
+
+
+def test_phases_of_ppo(tmp_path):
+    trainer = ppo_trainer(tmp_path, num_iterations=2, max_steps=3)
+    assert phases_of(trainer) == ["train", "generate", "score", "train", "generate", "score", "train", None]
+
+
+def test_phases_of_ppo_without_reference(tmp_path):
+    assert phases_of(ppo_trainer(tmp_path, beta=0.0, max_steps=1)) == ["train", "generate", "score", "train", None]
+
+
+def test_phases_of_raft(tmp_path):
+    phases = phases_of(raft_trainer(tmp_path))
+    assert phases == ["train", "generate", "score", "train", "generate", "score", "train", None]
+
+
+def test_a_phase_keeps_its_highest_peaks():
+    card = FakeCard((5, 9), (7, 8), (6, 20))
+    watch = MemoryWatch(lambda: None, card)
+    for phase in ("generate", "score", "generate", None):
+        watch.enter(phase)
+    assert watch.measured == {"generate": (6, 20), "score": (7, 8)}
+
+
+def test_the_plan_is_said_and_what_was_measured_beside_it(tmp_path, capsys):
+    trainer = ppo_trainer(tmp_path, max_steps=1, disable_tqdm=False)
+    peaks = [(1, 1), (3 * MIB, 4 * MIB), (1, 1), (1, 1)]
+    trainer.memory.card = FakeCard(*peaks)
+    trainer.train()
+    said = "".join(capsys.readouterr())
+    assert re.search(r"memory plan \(not verified on a GPU\): peak 0\.0 GiB in \w+", said)
+    planned = trainer.memory.plan.phases["generate"].bytes / 2**30
+    assert f"memory in generate: 0.00 GiB allocated, 0.00 reserved, planned {planned:.2f}" in said
+
+
+def test_on_a_cpu_nothing_is_measured(tmp_path):
+    trainer = ppo_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer.memory.card is None and trainer.memory.measured == {} and trainer.memory.plan.peak > 0
+
+
+def test_a_plan_above_what_is_free_warns_with_the_changes(tmp_path):
+    trainer = ppo_trainer(tmp_path, max_steps=1, gradient_accumulation_steps=2)
+    trainer.memory.card = FakeCard(total=200_000)
+    with pytest.warns(
+        UserWarning, match=r"above what is free, 0\.0 GiB: memory plan .*Cheapest changes.*micro-batches"
+    ):
+        trainer.train()
+
+
+def test_the_plan_reads_the_run_off_its_models(tmp_path):
+    base = SharedBase.from_pretrained(base_path(tmp_path), bits=8)
+    roles = four_roles(base)
+    trainer = ppo_trainer(
+        tmp_path / "run",
+        model=roles["policy"],
+        reward_funcs=[even_letters, base.reward_model(lora(), name="scorer", batch_size=3)],
+        value_model=roles["value"],
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        gradient_checkpointing=True,
+    )
+    settings = trainer._memory_plan().settings
+    assert (settings.bits, settings.lora, settings.dtype, settings.device) == (8, 4, "float32", "cpu")
+    assert (settings.batch, settings.micro_batch, settings.reward_batch) == (8, 2, 3)
+    assert settings.value_model and settings.shared and settings.reference and settings.gradient_checkpointing
+    assert (settings.reward_models, settings.prompt_length, settings.completion_length) == (1, 12, 5)
+
+
+def test_models_with_bases_of_their_own_are_told(tmp_path):
+    tokenizer = byte_tokenizer()
+    reward = LearnedReward(tiny_reward_model(tokenizer), tokenizer)
+    trainer = ppo_trainer(tmp_path, reward_funcs=reward)
+    settings = trainer._memory_plan().settings
+    assert not settings.shared and settings.lora is None and not settings.value_model
+
+
+def test_the_longest_prompt():
+    stream = IterableDataset.from_generator(lambda: iter([{"prompt": "a"}]))
+    assert longest_prompt(stream, byte_tokenizer()) == 512  # whose end nobody knows
+    assert longest_prompt(Dataset.from_dict({"prompt": PROMPTS}), byte_tokenizer()) == len("tell me more")
+    chat = [[{"role": "user", "content": "hi"}]]
+    assert longest_prompt(Dataset.from_dict({"prompt": chat}), byte_tokenizer()) == len("u:hi\na:")
+
+
+def test_a_run_without_a_plan_goes_on(tmp_path, caplog):
+    trainer = ppo_trainer(tmp_path, max_steps=1)
+
+    def none():
+        raise ValueError("unknown")
+
+    trainer.memory.make_plan = none
+    with caplog.at_level("INFO", logger="trl_ext"):
+        trainer.train()
+    assert "memory plan: none for this run (unknown)" in caplog.text
+
+
+def out_of_memory(completions, **columns):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize("make", [ppo_trainer, raft_trainer])
+def test_out_of_memory_says_where_and_what_would_help(make, tmp_path):
+    trainer = make(tmp_path, reward_funcs=out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert re.match(
+        rf"{type(trainer).__name__}\.train: out of memory in the phase 'score'\. It was planned to", message
+    )
+    assert "Cheapest changes" in message and "no checkpoint was written yet" in message
+    assert "(CUDA out of memory. Tried to allocate 20.00 MiB.)" in message
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError) and caught.value.__cause__.__cause__ is None
+
+
+def test_out_of_memory_keeps_checkpoints(tmp_path):
+    class RunOut(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+    trainer = ppo_trainer(tmp_path, callbacks=[RunOut()], **options)
+    with pytest.raises(torch.OutOfMemoryError, match=r"in the phase 'train'.*checkpoints are kept.*checkpoint-2'"):
+        trainer.train()
+    again = ppo_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+
+
+def test_a_reward_model_that_runs_out(tmp_path):
+    tokenizer = byte_tokenizer()
+    args = ImitationRewardConfig(**quiet(tmp_path, max_length=64))
+    trainer = ImitationRewardTrainer(
+        tiny_reward_model(tokenizer, tie_word_embeddings=True), args, train_dataset=PAIRS, processing_class=tokenizer
+    )
+    trainer.compute_loss = lambda *args, **kwargs: out_of_memory([])
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"ImitationRewardTrainer\.train: out of memory in the phase 'train'"
+    ):
+        trainer.train()
+
+
+@pytest.mark.gpu
+def test_a_card_that_is_full(tmp_path):
+    torch.cuda.set_per_process_memory_fraction(0.001)
+    try:
+        trainer = ppo_trainer(tmp_path, model=tiny_llama(byte_tokenizer(), hidden_size=1024, num_hidden_layers=16))
+        with pytest.raises(torch.OutOfMemoryError, match=r"PPOTrainer\.train: out of memory in the phase"):
+            trainer.train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
