@@ -43,6 +43,7 @@ class Case:
         kind = f"{s['bits']}-bit" if s.get("bits") else {"float32": "fp32"}.get(s["dtype"], "bf16")
         extras = [f"LoRA {s['lora']}" if s["lora"] else "full"]
         extras += [] if s["gradient_checkpointing"] else ["no ckpt"]
+        extras += ["reentrant"] if s.get("reentrant") else []
         extras += [] if s.get("shared", True) else ["separate"]
         extras += [] if s.get("value_model", True) else ["head"]
         lengths = f"{s['batch']}/{s['micro_batch']}×{s['prompt_length']}+{s['completion_length']}"
@@ -66,7 +67,7 @@ def case(method: str, size: str, **settings) -> Case:
 
 BF16, BITS8, BITS4 = {"dtype": "bfloat16"}, {"bits": 8}, {"bits": 4}
 PLAIN = {"gradient_checkpointing": False}
-LONG = {"prompt_length": 160, "completion_length": 96}
+LONG = {"prompt_length": 112, "completion_length": 64}
 
 CASES = [
     # PPO: precisions, checkpointing, sizes, lengths, batches, critics, separate models, full fine-tuning
@@ -115,6 +116,7 @@ CASES = [
     # Reward models
     case("reward", "llama-64"),
     case("reward", "llama-256", **BITS8),
+    case("reward", "llama-256", **BITS8, reentrant=True),
     case("reward", "llama-256", **BITS4 | PLAIN),
     case("reward", "qwen2-128", **BF16 | LONG, micro_batch=4),
     case("reward", "qwen2-256", **PLAIN, shared=False),

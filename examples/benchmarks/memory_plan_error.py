@@ -14,10 +14,12 @@ reported on the rest.
 """
 
 import argparse
+import io
 import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -59,7 +61,8 @@ def run_all(cases: list[Case], args: argparse.Namespace) -> list[list[dict]]:
 def _run(case: Case, device: str) -> list[dict]:
     from memory_plan_run import compare
 
-    return compare(case, device)
+    with redirect_stderr(io.StringIO()):  # progress bars
+        return compare(case, device)
 
 
 def print_rows(rows: list[dict], device: str) -> None:

@@ -220,6 +220,7 @@ def quiet(case: Case, folder: Path) -> dict:
         "per_device_train_batch_size": settings["micro_batch"],
         "gradient_accumulation_steps": settings["batch"] // settings["micro_batch"],
         "gradient_checkpointing": settings["gradient_checkpointing"],
+        "gradient_checkpointing_kwargs": {"use_reentrant": settings.get("reentrant", False)},
         "bf16": settings["dtype"] == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "max_steps": 2,

@@ -86,6 +86,7 @@ def memory_plan(
     prompt_length: int = 512,
     completion_length: int = 512,
     gradient_checkpointing: bool = True,
+    reentrant: bool = False,
     value_model: bool = True,
     reward_models: int = 1,
     reward_batch: int = 8,
@@ -108,6 +109,7 @@ def memory_plan(
         micro_batch: Sequences per pass in training (`per_device_train_batch_size`); of a reward model, pairs.
         prompt_length, completion_length: The longest, in tokens.
         gradient_checkpointing: As in the trainer.
+        reentrant: Whether with `gradient_checkpointing_kwargs={"use_reentrant": True}`.
         value_model: Of PPO; False: a head on the policy.
         reward_models: Learned ones, next to the policy.
         reward_batch: Completions per pass of a reward model (`LearnedReward(batch_size=…)`).

@@ -22,6 +22,7 @@ class Pass:
         rank: r of its adapter; 0: none.
         bits: 8 or 4 where its linear layers are quantised.
         trains_all: Whether its own weights are trained.
+        autocast: Whether adapters, which are in fp32, compute in c bytes: in training, not in sampling and rewards.
         cuda: Which kernels compute it.
     """
 
@@ -32,6 +33,7 @@ class Pass:
     rank: int = 0
     bits: int | None = None
     trains_all: bool = False
+    autocast: bool = True
     cuda: bool = True
 
     @property
@@ -96,32 +98,51 @@ def layer_kept(run: Pass) -> int:
     return norms_kept(run) + attention_kept(run) + linears_kept(run)
 
 
+def int8_kept(run: Pass) -> int:
+    """Inputs of a layer's 8-bit linear layers, which checkpointing cannot drop, nor the backward pass free one by one.
+
+        c N (H + H + Q + I)
+
+    bitsandbytes holds them beside autograd's saved tensors, as long as the graph lives.
+    """
+    shape = run.shape
+    numbers = 2 * shape.hidden + shape.queries + shape.intermediate
+    return run.width * run.tokens * numbers if run.bits == 8 else 0
+
+
 def layer_backward(run: Pass) -> int:
     """The largest moment of a layer's backward pass beyond what is kept: in the MLP, where two gradients meet.
 
-    2 c N I + 2 c N H
+    2 c N I + c N H
     """
-    return 2 * run.inner + 2 * run.state
+    return 2 * run.inner + run.state
 
 
 def layer_forward(run: Pass) -> int:
-    """The largest moment of a layer without gradients: the MLP's with up projection and adapter, or attention's.
+    """The largest moment of a layer without gradients: the MLP's at its up projection, or attention's.
 
-    2 c N H + c N I · (4 with an adapter: silu(gate), up, its adapter's part, their sum; else 3)
+        3 c N H + max(c N 3 I, or with an adapter 2 c N I + 2 a N I + [a > c] a N H; attention)
+
+    The states are the layer's input, the residual and its norm. With an adapter: silu(gate), up, the adapter's part and their sum, of a bytes each; a is 4 outside autocast.
     """
-    shape = run.shape
-    mlp = run.inner * (4 if run.rank else 3)
+    shape, adapter = run.shape, run.width if run.autocast else 4
+    mlp = 3 * run.inner
+    if run.rank:
+        mlp = 2 * run.inner + 2 * adapter * run.tokens * shape.intermediate
+        mlp += adapter * run.tokens * shape.hidden if adapter > run.width else 0
     attention = run.width * run.tokens * (4 * shape.queries + 2 * shape.keys) + run.width * run.rows * run.length**2
-    return 2 * run.state + max(mlp, attention)
+    return 3 * run.state + max(mlp, attention)
 
 
-def one_weight(run: Pass, *, backward: bool = True) -> int:
-    """The largest weight in compute precision, where one after the other is dequantised.
+def one_weight(run: Pass) -> int:
+    """The largest weight in compute precision: 8-bit and NF4 dequantise one after the other in the backward pass.
 
-    Both 8-bit and NF4 do so backward. Forward, 8-bit multiplies whole numbers on CUDA, and NF4 its own packed weights.
+    Then one gradient of the MLP is not there yet, so that only what is larger counts. Forward, the kernels read 8-bit and
+    NF4 weights as they are.
     """
-    needed = run.bits is not None and (backward or (run.bits == 8 and not run.cuda))
-    return run.width * run.shape.largest_linear if needed else 0
+    if run.bits is None:
+        return 0
+    return max(0, run.width * run.shape.largest_linear - run.inner)
 
 
 def mask_bytes(run: Pass) -> int:

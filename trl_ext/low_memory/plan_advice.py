@@ -79,6 +79,12 @@ CHANGES = (
         _if(lambda settings: not settings.gradient_checkpointing, True),
     ),
     Change(
+        "reentrant",
+        'checkpoints with gradient_checkpointing_kwargs={{"use_reentrant": True}}',
+        "nothing here: otherwise 8-bit layers hold their inputs in spite of checkpoints",
+        _if(lambda settings: settings.bits == 8 and settings.gradient_checkpointing and not settings.reentrant, True),
+    ),
+    Change(
         "batch",
         "{value} completions sampled at once",
         "on-policy, fewer completions per rollout, so noisier steps; RAFT and ReST sample in more batches, alike",

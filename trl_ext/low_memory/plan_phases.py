@@ -3,11 +3,12 @@
 A moment is a dict from the name of a term to bytes; a phase is its largest moment.
 """
 
+import math
 from dataclasses import dataclass
 
 from trl_ext.low_memory.memory_terms import cache_bytes
 from trl_ext.low_memory.model_shapes import ModelShape
-from trl_ext.low_memory.plan_activations import head_forward, layer_forward, mask_bytes, one_weight
+from trl_ext.low_memory.plan_activations import head_forward, layer_forward, mask_bytes
 from trl_ext.low_memory.plan_roles import other_bases, policy_base, residents
 from trl_ext.low_memory.plan_settings import PlanSettings
 from trl_ext.low_memory.plan_training import (
@@ -75,18 +76,18 @@ def loading(shape: ModelShape, settings: PlanSettings) -> Moment:
 
 
 def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
-    """Reading the prompts, and sampling the last token."""
-    prompt = model_pass(shape, settings, rows=settings.batch, length=settings.prompt_length)
-    step = model_pass(shape, settings, rows=settings.batch, length=1)
+    """Reading the prompts, of which RAFT and ReST read each once, and sampling the last token."""
+    rows = settings.batch if settings.on_policy else math.ceil(settings.batch / settings.num_generations)
+    prompt = model_pass(shape, settings, rows=rows, length=settings.prompt_length, autocast=False)
+    step = model_pass(shape, settings, rows=settings.batch, length=1, autocast=False)
     logits = sampling_bytes(shape, settings)
-    read = cache_bytes(shape, rows=settings.batch, tokens=settings.prompt_length, width=settings.width)
+    read = cache_bytes(shape, rows=rows, tokens=settings.prompt_length, width=settings.width)
     full = cache_bytes(shape, rows=settings.batch, tokens=settings.length - 1, width=settings.width)
-    weight = one_weight(prompt, backward=False)
-    activations = layer_forward(prompt) + mask_bytes(prompt)
-    grown = layer_forward(step) + cache_copies(shape, settings)
+    activations = prompt.state + layer_forward(prompt) + mask_bytes(prompt)
+    grown = step.state + layer_forward(step) + cache_copies(shape, settings)
     return [
-        {CACHE: read, ACTIVATIONS: activations, WEIGHT: weight},
-        {CACHE: full, ACTIVATIONS: grown, WEIGHT: weight},
+        {CACHE: read, ACTIVATIONS: activations},
+        {CACHE: full, ACTIVATIONS: grown},
         {CACHE: full, LOGITS: logits},
     ]
 
@@ -94,11 +95,12 @@ def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
 def sampling_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """Logits of one step, `(batch, V)`: as computed, in fp32, and probabilities; on CUDA also the draw's own copy.
 
-    RAFT and ReST draw by the distribution function: a sorted copy, its order, and sums in fp64, 40 bytes in all.
+    RAFT and ReST draw by the distribution function: logits and probabilities in fp32, sums in fp64, on CUDA also of a
+    copy in fp64.
     """
     numbers = settings.batch * shape.vocab
     if not settings.on_policy:
-        return 40 * numbers
+        return numbers * (16 + (8 if settings.cuda else 0))
     return numbers * (settings.width + 8 + (4 if settings.cuda else 0))
 
 
@@ -112,11 +114,10 @@ def cache_copies(shape: ModelShape, settings: PlanSettings) -> int:
 def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     """Reward models' passes and, on-policy, log-probabilities and values of a micro-batch; all without gradients."""
     moments = [reward_pass(shape, settings)] if settings.rewards else []
-    if settings.on_policy:
+    if settings.has_reference or settings.method == "ppo":
         run = training_pass(shape, settings)
-        weight = one_weight(run, backward=False)
         state = run.state + mask_bytes(run)
-        moments.append({ACTIVATIONS: state + layer_forward(run), WEIGHT: weight})
+        moments.append({ACTIVATIONS: state + layer_forward(run)})
         moments.append({ACTIVATIONS: 2 * state, LOGITS: head_forward(run, scored=scored_tokens(settings))})
     return moments
 
@@ -127,10 +128,6 @@ def reward_pass(shape: ModelShape, settings: PlanSettings) -> Moment:
     group = min(settings.num_generations, rows)
     behind = settings.prompt_length * (group - 1) >= SHARED_READING
     length = settings.completion_length if behind else settings.length
-    run = model_pass(shape, settings, rows=group if behind else rows, length=length)
+    run = model_pass(shape, settings, rows=group if behind else rows, length=length, autocast=False)
     cache = cache_bytes(shape, rows=run.rows, tokens=settings.length, width=settings.width) if behind else 0
-    return {
-        CACHE: cache,
-        ACTIVATIONS: run.state + layer_forward(run) + mask_bytes(run),
-        WEIGHT: one_weight(run, backward=False),
-    }
+    return {CACHE: cache, ACTIVATIONS: run.state + layer_forward(run) + mask_bytes(run)}

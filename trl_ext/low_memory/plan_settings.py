@@ -41,6 +41,7 @@ class PlanSettings:
     prompt_length: int = 512
     completion_length: int = 512
     gradient_checkpointing: bool = True
+    reentrant: bool = False
     value_model: bool = True
     reward_models: int = 1
     reward_batch: int = 8
@@ -60,7 +61,7 @@ class PlanSettings:
         for name, least in LEAST.items():
             if not _is_whole(getattr(self, name), least):
                 self._refuse(name, f"a whole number from {least} on", "Mend it.")
-        for name in ("gradient_checkpointing", "value_model", "reference", "shared"):
+        for name in ("gradient_checkpointing", "reentrant", "value_model", "reference", "shared"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False", "Mend it.")
         if self.lora is not None and not _is_whole(self.lora, 1):

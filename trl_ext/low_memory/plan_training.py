@@ -6,6 +6,7 @@ from trl_ext.low_memory.plan_activations import (
     Pass,
     head_backward,
     head_kept,
+    int8_kept,
     layer_backward,
     layer_kept,
     mask_bytes,
@@ -31,6 +32,7 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
     if settings.has_critic:
         both = kept + graph_bytes(run, settings, scored=0)
         moments.append(_through_layer(run, settings, both) | {GRADIENTS: waiting})
+        kept += shape.layers * int8_kept(run) * holds_inputs(settings)  # of the value model, to the end
     earlier = waiting or sum(gradients[1:])
     if settings.method != "reward":
         logits = head_backward(run, scored=scored_tokens(settings))
@@ -47,7 +49,7 @@ def training_pass(shape: ModelShape, settings: PlanSettings) -> Pass:
     return model_pass(shape, settings, rows=rows, length=settings.length)
 
 
-def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: int) -> Pass:
+def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: int, autocast: bool = True) -> Pass:
     return Pass(
         shape=shape,
         rows=rows,
@@ -56,6 +58,7 @@ def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: 
         rank=settings.lora or 0,
         bits=settings.bits,
         trains_all=settings.lora is None,
+        autocast=autocast,
         cuda=settings.cuda,
     )
 
@@ -67,13 +70,18 @@ def scored_tokens(settings: PlanSettings) -> int:
     return settings.micro_batch * (settings.completion_length if settings.cuda else settings.length - 1)
 
 
+def holds_inputs(settings: PlanSettings) -> bool:
+    """Whether the graph of the forward pass holds inputs of 8-bit layers; reentrant checkpoints build none."""
+    return not (settings.gradient_checkpointing and settings.reentrant)
+
+
 def graph_bytes(run: Pass, settings: PlanSettings, *, scored: int) -> int:
     """What the forward pass leaves: a hidden state per layer, or all that each layer keeps; the end; the mask.
 
     Without checkpoints also the adapter's weights in 16 bits, to which autocast has turned them.
     """
     if settings.gradient_checkpointing:
-        layers = run.shape.layers * run.state
+        layers = run.shape.layers * (run.state + int8_kept(run) * holds_inputs(settings))
     else:
         cast = 2 * adapter_params(run.shape, run.rank) if run.width == 2 else 0
         layers = run.shape.layers * layer_kept(run) + cast
@@ -81,6 +89,9 @@ def graph_bytes(run: Pass, settings: PlanSettings, *, scored: int) -> int:
 
 
 def _through_layer(run: Pass, settings: PlanSettings, kept: int) -> dict[str, int]:
-    """Backward through one layer while `kept` is alive; a checkpointed one is computed anew first."""
-    again = layer_kept(run) if settings.gradient_checkpointing else 0
+    """Backward through one layer while `kept` is alive; a checkpointed one is computed anew first.
+
+    In fp32 its first norm keeps the checkpoint itself.
+    """
+    again = layer_kept(run) - (run.state if run.width == 4 else 0) if settings.gradient_checkpointing else 0
     return {ACTIVATIONS: kept + again + layer_backward(run), WEIGHT: one_weight(run)}
