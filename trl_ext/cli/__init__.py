@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trl_ext import __version__
 from trl_ext.cli.generate import add_generate
+from trl_ext.cli.plan import add_plan
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
     demo.set_defaults(run=_demo)
     add_generate(commands)
+    add_plan(commands)
     return parser
 
 

@@ -65,7 +65,7 @@ class MemoryPlan:
             plan = _plan(self.shape, settings)
             return plan.peak, plan.verdict(card_bytes)
 
-        return list(advise(self.settings, judge))
+        return advise(self.settings, judge)
 
     def line(self) -> str:
         """In one line, for a log."""

@@ -1,9 +1,12 @@
 """What to change so that a run fits: the cheapest changes first, one on top of the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trl_ext.low_memory.plan_settings import PlanSettings
+
+FITS = "fits"
+Judge = Callable[[PlanSettings], tuple[int, str]]  # from settings to the peak in bytes and the verdict
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Change:
     values: Callable[[PlanSettings], list]
 
 
+Step = tuple[Change, object]  # a change and the value that it sets
+
+
 def _halves(name: str, least: int = 1) -> Callable[[PlanSettings], list[int]]:
     """Halves of a setting, down to its least."""
 
@@ -68,7 +74,7 @@ CHANGES = (
     ),
     Change(
         "reward_batch",
-        "{value} completions per pass of a reward model",
+        "at most {value} completions per pass of a reward model",
         "more, smaller passes; scores are the same",
         lambda settings: _halves("reward_batch")(settings) if settings.rewards else [],
     ),
@@ -85,8 +91,14 @@ CHANGES = (
         _if(lambda settings: settings.bits == 8 and settings.gradient_checkpointing and not settings.reentrant, True),
     ),
     Change(
+        "shared",
+        "one shared base",
+        "policy, value and reward models must be adapters of one model",
+        _if(lambda settings: not settings.shared and settings.lora is not None, True),
+    ),
+    Change(
         "batch",
-        "{value} completions sampled at once",
+        "at most {value} completions sampled at once",
         "on-policy, fewer completions per rollout, so noisier steps; RAFT and ReST sample in more batches, alike",
         lambda settings: _halves("batch", settings.micro_batch)(settings) if settings.samples else [],
     ),
@@ -101,12 +113,6 @@ CHANGES = (
         "a value head on the policy",
         "the critic learns from the policy's states, with no weights of its own below",
         _if(lambda settings: settings.has_critic, False),
-    ),
-    Change(
-        "shared",
-        "one shared base",
-        "policy, value and reward models must be adapters of one model",
-        _if(lambda settings: not settings.shared and settings.lora is not None, True),
     ),
     Change(
         "lora",
@@ -135,26 +141,46 @@ CHANGES = (
 )
 
 
-def advise(settings: PlanSettings, judge: Callable[[PlanSettings], tuple[int, str]]) -> Iterator[Advice]:
-    """The changes that help, in order, until the run fits.
+def advise(settings: PlanSettings, judge: Judge) -> list[Advice]:
+    """The changes that help, in order, until the run fits; what later ones make unnecessary is taken back.
 
     Args:
         settings: That do not fit.
         judge: From settings to the peak in bytes and the verdict.
     """
-    peak, verdict = judge(settings)
+    chosen = _until_it_fits(settings, judge)
+    if not chosen or judge(_together(settings, chosen))[1] != FITS:
+        return _told(settings, chosen, judge)
+    for step in reversed(chosen[:-1]):  # the last one is needed
+        others = [other for other in chosen if other is not step]
+        if judge(_together(settings, others))[1] == FITS:
+            chosen = others
+    return _told(settings, chosen, judge)
+
+
+def _until_it_fits(settings: PlanSettings, judge: Judge) -> list[Step]:
+    """Greedily: of each change the mildest value that makes it fit, else the one that needs least."""
+    chosen, (peak, verdict) = [], judge(settings)
     for change in CHANGES:
-        if verdict == "fits":
-            return
-        tried = [_try(change, value, settings, judge) for value in change.values(settings)]
-        fitting = [advice for advice in tried if advice.verdict == "fits"]
-        best = fitting[0] if fitting else min(tried, key=lambda advice: advice.peak, default=None)
-        if best is not None and best.peak < peak:
-            settings, peak, verdict = best.settings, best.peak, best.verdict
-            yield best
+        if verdict == FITS:
+            break
+        options = [(judge(_together(settings, [(change, value)])), value) for value in change.values(settings)]
+        fitting = [option for option in options if option[0][1] == FITS]
+        best = fitting[0] if fitting else min(options, key=lambda option: option[0][0], default=None)
+        if best is not None and best[0][0] < peak:
+            (peak, verdict), value = best
+            chosen.append((change, value))
+            settings = _together(settings, [(change, value)])
+    return chosen
 
 
-def _try(change: Change, value, settings: PlanSettings, judge) -> Advice:
-    new = replace(settings, **{change.setting: value})
-    peak, verdict = judge(new)
-    return Advice(change.words.format(value=value), change.cost, new, peak, verdict)
+def _told(settings: PlanSettings, chosen: list[Step], judge: Judge) -> list[Advice]:
+    advice = []
+    for change, value in chosen:
+        settings = _together(settings, [(change, value)])
+        advice.append(Advice(change.words.format(value=value), change.cost, settings, *judge(settings)))
+    return advice
+
+
+def _together(settings: PlanSettings, steps: list[Step]) -> PlanSettings:
+    return replace(settings, **{change.setting: value for change, value in steps})

@@ -1,0 +1,110 @@
+"""`trl-ext plan`: will a run fit the card? By arithmetic from the model's configuration; nothing is loaded."""
+
+import re
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+
+METHODS = ("ppo", "grpo", "raft", "rest", "reward", "sft")
+DESCRIPTION = """\
+Predict the peak of memory of each phase of a run, compare it with a card, and name the cheapest changes that make it
+fit. MODEL is a path or hub id, of which config.json alone is read, or one of llama-2-7b, mistral-7b, llama-3.1-8b,
+qwen2.5-7b, qwen3-8b, gemma-2-9b."""
+UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 2**30, "MB": 2**20, "": 2**30}
+USABLE = 0.98  # of what a card is sold as: 24 GB hold 23.5 GiB
+NUMBERS = {
+    "batch": (16, "completions sampled at once, the batch of one step"),
+    "micro_batch": (1, "sequences per pass in training; of a reward model, pairs"),
+    "prompt_length": (512, "longest prompt, in tokens"),
+    "completion_length": (512, "longest completion, in tokens"),
+    "reward_models": (1, "learned reward models beside the policy"),
+    "reward_batch": (8, "completions per pass of a reward model"),
+}
+SWITCHES = {
+    "gradient_checkpointing": "compute activations anew in the backward pass",
+    "reentrant": 'with gradient_checkpointing_kwargs={"use_reentrant": True}',
+    "value_model": "PPO's critic is a model; if not, a head on the policy",
+    "reference": "charge for KL to a reference",
+    "shared": "one base for all roles; if not, each has its own",
+}
+ON = {"gradient_checkpointing", "value_model", "reference", "shared"}
+
+
+def add_plan(commands) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser("plan", help="will a run fit the card? nothing is loaded", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL")
+    _add_what(parser)
+    sizes = parser.add_argument_group("sizes").add_argument
+    for name, (default, text) in NUMBERS.items():
+        sizes(_option(name), type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    sizes("--num-generations", type=int, metavar="K", help="completions per prompt (default: 1 for ppo, else 8)")
+    switches = parser.add_argument_group("switches").add_argument
+    for name, text in SWITCHES.items():
+        switches(
+            _option(name), action=BooleanOptionalAction, default=name in ON, help=f"{text} (default: {name in ON})"
+        )
+    parser.set_defaults(run=run)
+
+
+def _add_what(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("what is run").add_argument
+    add("--method", default="ppo", help=f"one of {', '.join(METHODS)} (default: %(default)s)")
+    add("--bits", type=int, help="8 or 4 for a quantised base (default: not quantised)")
+    dtype = "of what is not quantised (default: %(default)s)"
+    add("--dtype", default="bfloat16", help=dtype)
+    add(
+        "--lora",
+        type=int,
+        default=16,
+        metavar="R",
+        help="rank of adapters; 0: train all weights (default: %(default)s)",
+    )
+    add("--optimizer", default="adamw", help="adamw, adamw_8bit or paged_adamw_8bit (default: %(default)s)")
+    add("--gpu", metavar="SIZE", help="of the card, e.g. 24GB as sold, or 23.5GiB exactly (default: the one at hand)")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def run(args: Namespace) -> None:
+    """Run the command; bad input ends it with code 2 and a message on stderr."""
+    from trl_ext.low_memory.memory_plan import memory_plan
+    from trl_ext.low_memory.plan_report import print_plan
+
+    names = ("method", "bits", "dtype", "optimizer", "num_generations", *NUMBERS, *SWITCHES)
+    try:
+        card, name = the_card(args.gpu)
+        settings = {name: getattr(args, name) for name in names}
+        plan = memory_plan(args.model, **settings, lora=args.lora or None)
+    except (ValueError, OSError) as error:
+        print(f"trl-ext plan: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print_plan(plan, card, card_name=name)
+
+
+def the_card(size: str | None) -> tuple[int | None, str]:
+    """Bytes and name of the card asked for, or of the one at hand; None where there is none."""
+    if size is not None:
+        return card_bytes(size), size
+    import torch
+
+    if not torch.cuda.is_available():
+        return None, ""
+    return torch.cuda.mem_get_info()[1], torch.cuda.get_device_name()
+
+
+def card_bytes(size: str) -> int:
+    """Bytes that a card of a size holds: of "24GB", as sold, 98 %; of "23.5GiB" exactly those.
+
+    >>> card_bytes("24GB") / 2**30, card_bytes("23.5 GiB") / 2**30
+    (23.52, 23.5)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|mib|gb|mb|)\s*", size, flags=re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ValueError(
+            f"trl-ext plan --gpu {size!r}: expected a size with a unit. Give the card's as sold, e.g. 24GB, or what it "
+            "holds exactly, e.g. 23.5GiB."
+        )
+    unit = match[2].upper()
+    return int(float(match[1]) * UNITS[unit] * (1 if unit.endswith("IB") else USABLE))
