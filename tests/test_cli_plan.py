@@ -1,0 +1,73 @@
+"""`trl-ext plan`, in process."""
+
+import pytest
+
+from trl_ext.cli import main
+from trl_ext.cli.plan import METHODS, card_bytes
+from trl_ext.low_memory import plan_settings
+
+GIB = 2**30
+
+
+def run(*options) -> None:
+    main(["plan", *options])
+
+
+@pytest.fixture(params=[80, 120])
+def columns(request, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return request.param
+
+
+def test_table_bars_and_verdict_fit_the_terminal(columns, capsys):
+    run("llama-2-7b", "--bits", "8", "--gpu", "24GB")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= columns
+    for expected in ("load", "generate", "score", "train", "KV cache", "█", "24GB, 23.5 GiB: fits"):
+        assert expected in printed
+    assert "not verified on a GPU" in printed.replace("\n", " ") and "…" not in printed
+
+
+def test_it_advises_where_it_does_not_fit(capsys):
+    run("llama-3.1-8b", "--bits", "8", "--no-shared", "--micro-batch", "8", "--gpu", "24GB")
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed and "1. micro-batches of 1" in printed and "costs:" in printed
+    run("llama-3.1-8b", "--gpu", "2GB")
+    assert "Not even all of these make it fit" in capsys.readouterr().out
+
+
+def test_without_a_card_there_is_no_verdict(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run("qwen3-8b", "--method", "sft", "--lora", "0", "--optimizer", "paged_adamw_8bit")
+    printed = capsys.readouterr().out
+    assert "give --gpu" in printed and "wait in the computer's memory" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["llama-2-7b", "--method", "dpo"], "memory_plan(method='dpo'): expected one of ppo"),
+        (["llama-2-7b", "--bits", "5"], "memory_plan(bits=5)"),
+        (["llama-2-7b", "--bits", "8", "--lora", "0"], "Give a LoRA rank"),
+        (["llama-2-7b", "--prompt-length", "-4"], "prompt_length=-4"),
+        (["llama-2-7b", "--gpu", "big"], "--gpu 'big': expected a size with a unit"),
+        (["llama-2-7b", "--gpu", "0GB"], "--gpu '0GB'"),
+        (["no-such-model"], "memory_plan(model='no-such-model')"),
+    ],
+)
+def test_bad_input_ends_with_code_2(options, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(*options)
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("trl-ext plan: error: ") and message in captured.err
+
+
+def test_sizes_of_cards():
+    assert card_bytes("24GB") == int(24 * GIB * 0.98)
+    assert card_bytes("23.5GiB") == card_bytes(" 24064 mib ") == int(23.5 * GIB)
+    assert card_bytes("80") == card_bytes("80gb")
+
+
+def test_the_command_knows_the_methods_of_the_plan():
+    assert METHODS == plan_settings.METHODS
