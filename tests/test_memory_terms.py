@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from trl_ext.low_memory.live_bytes import LiveBytes, PhasePeaks, unique_bytes
 from trl_ext.low_memory.memory_terms import (
@@ -152,6 +153,24 @@ def test_head_by_hand():
     assert head_forward(run(cuda=False), scored=5) == tile + 12 * 5 * 10
     assert head_backward(run(), scored=5) == tile + 6 * 5 * 4
     assert head_backward(run(), scored=9999) - 6 * 9999 * 4 == 2 * 4096 * 32768  # no more than a tile
+
+
+def test_head_is_what_trl_computes_on_the_cpu():
+    """Its tile, the arrays made of it and the gradient of the states, forward and backward."""
+    shape = ModelShape("tiny", vocab=30000, hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2)
+    this = run(shape=shape, width=4, cuda=False)
+    hidden, weight = torch.randn(50, 4, requires_grad=True), torch.randn(30000, 4)
+    targets = torch.zeros(50, dtype=torch.long)
+    with LiveBytes() as live:
+        live.watch([hidden, weight, targets])
+        before = live.live
+        log_probs, *_ = ChunkedLogProbFunction.apply(
+            hidden, weight, None, targets, 1.0, 32768, None, 1.0, ("entropy",)
+        )
+        assert live.peak - before == pytest.approx(head_forward(this, scored=50), rel=0.01)
+        live.peak = live.live
+        log_probs.sum().backward()
+    assert live.peak - before == pytest.approx(head_backward(this, scored=50), rel=0.01)
 
 
 def test_live_bytes_counts_each_storage_once_and_forgets():

@@ -51,9 +51,10 @@ def arguments() -> argparse.Namespace:
 
 def run_all(cases: list[Case], args: argparse.Namespace) -> list[list[dict]]:
     """Rows of each combination, in order; each is run in a process that has run nothing before."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    here = str(Path(__file__).parent)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["memory_plan_run"])  # imported once, before any model is made
+    context.set_forkserver_preload(["memory_plan_run", "bitsandbytes"])  # once, before any model is made
     with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         return list(pool.map(_run, cases, [args.device] * len(cases)))
 

@@ -97,7 +97,7 @@ def the_card(size: str | None) -> tuple[int | None, str]:
 def card_bytes(size: str) -> int:
     """Bytes that a card of a size holds: of "24GB", as sold, 98 %; of "23.5GiB" exactly those.
 
-    >>> card_bytes("24GB") / 2**30, card_bytes("23.5 GiB") / 2**30
+    >>> round(card_bytes("24GB") / 2**30, 2), card_bytes("23.5 GiB") / 2**30
     (23.52, 23.5)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|mib|gb|mb|)\s*", size, flags=re.IGNORECASE)
