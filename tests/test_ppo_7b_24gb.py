@@ -167,9 +167,9 @@ def test_phases_by_hand(monkeypatch):
 
 def test_micro_batches_follow_the_plan():
     full = {"shape": "llama-2-7b", "device": "cuda", "batch": 16, "prompt_length": 512, "completion_length": 512}
-    roomy, tight, none = (work(**full, limit=size * GIB).plan for size in (200, 16, 8))
+    roomy, tight, none = (work(**full, limit=size * GIB).plan for size in (200, 22, 8))
     assert roomy.settings.micro_batch == 16 > tight.settings.micro_batch >= 1
-    assert roomy.verdict(200 * GIB) == tight.verdict(16 * GIB) == "fits"
+    assert roomy.verdict(200 * GIB) == tight.verdict(22 * GIB) == "fits"
     assert none.verdict(8 * GIB) == "does not fit" and none.settings.optimizer == "paged_adamw_8bit"
     assert work(**full, micro_batch=8).plan.settings.micro_batch == 8
 

@@ -10,6 +10,7 @@ from made_models import config_of, random_text
 
 from trl_ext.low_memory.memory_plan import MemoryPlan, memory_plan
 from trl_ext.low_memory.memory_terms import base_bytes
+from trl_ext.low_memory.model_shapes import shape_of
 from trl_ext.low_memory.plan_phases import CONTEXT_LINE, SLACK_LINE
 
 RANK = 16
@@ -81,15 +82,15 @@ class Work:
             shared=self.row != "separate" and not self.row.startswith("trl-"),
             device=self.device,
         )
-        return plan if self.micro_batch else adapted(plan, self.limit)
+        return plan if self.micro_batch else adapted(plan, self.limit - self.beside_plan)
 
     @property
     def beside_plan(self) -> int:
         """Bytes of the reference's own base, for which a plan with adapters has no name."""
         if self.row != "separate":
             return 0
-        settings = self.plan.settings
-        return base_bytes(self.plan.shape, bits=settings.bits, width=settings.width)
+        shape = shape_of(config_of(self.shape, window=self.window))
+        return base_bytes(shape, bits=self.bits, width=4 if self.device == "cpu" else 2)
 
     # What is read
 
