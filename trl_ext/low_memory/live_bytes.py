@@ -84,6 +84,25 @@ class PhasePeaks:
         self.live.peak = self.live.live
 
 
+class CudaPhasePeaks(PhasePeaks):
+    """`PhasePeaks` as CUDA's allocator counts.
+
+    Attributes:
+        peaks: Bytes allocated, by name of phase.
+        reserved: Bytes reserved.
+    """
+
+    def __init__(self):
+        self.peaks, self.reserved, self._names = {}, {}, []
+
+    def _settle(self) -> None:
+        if self._names:
+            name = self._names[-1]
+            self.peaks[name] = max(self.peaks.get(name, 0), torch.cuda.max_memory_allocated())
+            self.reserved[name] = max(self.reserved.get(name, 0), torch.cuda.max_memory_reserved())
+        torch.cuda.reset_peak_memory_stats()
+
+
 def unique_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of these tensors, each once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}

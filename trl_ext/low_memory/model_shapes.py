@@ -6,18 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FIELDS = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "tie_word_embeddings",
-)
-COUNTS = FIELDS[1:-1]
+from trl_ext.low_memory.plan_known_models import ARCHITECTURES, BUILT_IN, COUNTS, FIELDS
 
 
 @dataclass(frozen=True)
@@ -95,31 +84,6 @@ class ModelShape:
     @property
     def params(self) -> int:
         return self.linear_params + self.small_params + self.embedding_params + self.head_params
-
-
-# What a configuration of each architecture does not say, in terms of ModelShape.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True},
-    "gemma2": {"norms": 4},
-}
-
-
-def _sizes(kind: str, *counts: int, **others) -> dict[str, Any]:
-    return dict(zip(FIELDS, (kind, *counts, others.pop("tied", False)), strict=True)) | others
-
-
-# From the published config.json of each.
-BUILT_IN: dict[str, dict[str, Any]] = {
-    "llama-2-7b": _sizes("llama", 32000, 4096, 11008, 32, 32, 32, 128),
-    "mistral-7b": _sizes("mistral", 32000, 4096, 14336, 32, 32, 8, 128, sliding_window=4096),
-    "llama-3.1-8b": _sizes("llama", 128256, 4096, 14336, 32, 32, 8, 128),
-    "qwen2.5-7b": _sizes("qwen2", 152064, 3584, 18944, 28, 28, 4, 128),
-    "qwen3-8b": _sizes("qwen3", 151936, 4096, 12288, 36, 32, 8, 128),
-    "gemma-2-9b": _sizes("gemma2", 256000, 3584, 14336, 42, 16, 8, 256, tied=True, sliding_window=4096),
-}
 
 
 def shape_of(model, *, call: str = "shape_of") -> ModelShape:
