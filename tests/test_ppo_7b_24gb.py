@@ -216,6 +216,7 @@ def test_sizes():
         ppo_7b_24gb.size("22")
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_table(capfd):
     words = ["--shape", "tiny", "--device", "cpu", "--rows", "ppo", "--bits", "8"]
     assert ppo_7b_24gb.main(words) == 0

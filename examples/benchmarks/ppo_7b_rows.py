@@ -157,6 +157,7 @@ ROWS: dict[str, Callable] = {
     "trl-reward": trl_reward,
     "trl-grpo": trl_grpo,
 }
+OURS = ("ppo", "separate", "reward", "raft")
 ON_POLICY = ("ppo", "separate", "grpo", "rloo", "trl-grpo")
 
 
@@ -238,6 +239,8 @@ def train(work: Work, phases: Phases) -> None:
         with phases.phase("build"):
             trainer = ROWS[work.row](work, folder, phases)
         trainer.remove_callback(PrinterCallback)
+        if work.row in OURS:
+            trainer.memory.card = None  # its own measuring would reset the peaks that are measured here
         if work.row in ON_POLICY:
             watch_rollouts(trainer, work, phases)
         count_trained_tokens(trainer, phases)

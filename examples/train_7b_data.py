@@ -1,0 +1,51 @@
+"""What `train_7b_24gb.py` reads: rows of a hub data set or a local file, and prompts that are not too long."""
+
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
+    """Rows with the columns of one of the formats, and those only.
+
+    Args:
+        name: A local file, or `NAME` or `NAME:SPLIT` of a hub data set.
+        option: Named in errors.
+        formats: Lists of columns, the first that a data set has is taken.
+
+    Raises:
+        ValueError: If it is neither, or has no format's columns.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in LOADERS:
+        if not path.is_file():
+            raise ValueError(f"{option} {name}: there is no such file. Check the path.")
+        rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
+    else:
+        hub_name, _, split = name.partition(":")
+        rows = load_dataset(hub_name, split=split or "train")
+    found = next((columns for columns in formats if set(columns) <= set(rows.column_names)), None)
+    if found is None:
+        expected = " or ".join(", ".join(columns) for columns in formats)
+        raise ValueError(
+            f"{option} {name}: expected the columns {expected}, got {', '.join(rows.column_names)}. Rename them."
+        )
+    return rows.select_columns(found)
+
+
+def fitting_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int) -> Dataset:
+    """The prompts of at most so many tokens; says how many are longer."""
+    short = [i for i, prompt in enumerate(rows["prompt"]) if _tokens(prompt, tokenizer) <= longest]
+    print(f"prompts: {len(rows)}, of which {len(rows) - len(short)} are longer than {longest} tokens and left out")
+    if not short:
+        raise ValueError(f"--prompts: none of {len(rows)} has at most {longest} tokens. Raise --prompt-length.")
+    return rows.select(short)
+
+
+def _tokens(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt, verbose=False)["input_ids"])
+    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])

@@ -1,0 +1,151 @@
+"""The recipe `train_7b_24gb.py`: every stage for real on a tiny 8-bit base, reuse, refusal, and bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from shared_case import base_path
+from tiny import byte_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import train_7b_24gb
+import train_7b_stages
+from train_7b_data import fitting_prompts, load_rows
+
+QUICK = {
+    "--batch": 4,
+    "--prompt-length": 16,
+    "--completion-length": 8,
+    "--rollouts": 2,
+    "--epochs": 1,
+    "--stages": 1,
+    "--stage-prompts": 4,
+    "--samples": 2,
+    "--rank": 2,
+    "--sft-learning-rate": 1e-3,
+}
+LEARNS_TO_END = {"--sft-epochs": 30, "--sft-learning-rate": 3e-2, "--rank": 4}  # or RAFT would keep nothing
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def json_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict:
+    """Options with a tiny model and tiny files; some prompts are too long."""
+    folder = tmp_path_factory.mktemp("recipe")
+    prompts = [{"prompt": f"tell {i}", "other": i} for i in range(8)] + [{"prompt": "too long " * 9}]
+    return QUICK | {
+        "--model": base_path(folder),
+        "--sft-data": json_lines(folder / "sft.jsonl", [{"prompt": f"{i}?", "completion": " ok"} for i in range(8)]),
+        "--pairs": json_lines(
+            folder / "pairs.jsonl", [{"prompt": f"{i}?", "chosen": " ok", "rejected": " no, no"} for i in range(9)]
+        ),
+        "--prompts": json_lines(folder / "prompts.jsonl", prompts),
+        "--output-dir": folder / "out",
+    }
+
+
+def words(settings: dict, *others) -> list[str]:
+    return [str(word) for word in (*(word for pair in settings.items() for word in pair), *others)]
+
+
+@pytest.mark.slow
+def test_every_stage_in_8_bit_and_then_raft_on_the_finished_ones(settings, capsys):
+    settings = settings | LEARNS_TO_END
+    row = train_7b_24gb.main(words(settings))
+    printed = capsys.readouterr().out
+    out = settings["--output-dir"]
+    assert "memory plan" in printed and "prompts: 9, of which 1 are longer than 16 tokens" in printed
+    lines = (out / "evidence.json").read_text().splitlines()
+    assert len(lines) == 1 and json.loads(lines[0]) == json.loads(json.dumps(row))
+    assert row["card"] == "CPU" and row["versions"]["trl"] and row["settings"]["bits"] == 8
+    assert list(row["stages"]) == ["sft", "reward", "ppo"]
+    for name, measures in (("sft", ["loss"]), ("reward", ["accuracy", "eval_accuracy"]), ("ppo", ["score", "kl"])):
+        assert (out / name / "adapter_model.safetensors").is_file()
+        assert set(measures) <= set(row["stages"][name]["curve"])
+        assert row["stages"][name]["peak_gib"] == "not measured on a CPU"
+    assert [step for step, _ in row["stages"]["ppo"]["curve"]["score"]] == [1, 2]
+    assert row["stages"]["ppo"]["curve"]["kl"][0][1] == 0.0
+
+    again = train_7b_24gb.main(words(settings, "--method", "raft"))
+    printed = capsys.readouterr().out
+    assert "sft: finished before" in printed and "reward: finished before" in printed
+    assert again["stages"]["sft"] == json.loads(json.dumps(row["stages"]["sft"]))
+    assert again["stages"]["raft"]["curve"]["grow/score"]
+
+    with pytest.raises(ValueError, match=r"stage 'sft' in .* was finished with --rank 4, and now it is 3. Give the"):
+        train_7b_24gb.main(words(settings | {"--rank": 3}))
+
+
+@pytest.mark.slow
+def test_a_killed_stage_goes_on_from_its_checkpoint(settings, tmp_path, monkeypatch):
+    options = settings | {"--output-dir": tmp_path, "--save-steps": 1}
+    whole = train_7b_24gb.main(words(options | {"--output-dir": tmp_path / "whole"}))
+    trainer, saves = train_7b_stages.SFTTrainer, []
+    original = trainer._save_checkpoint
+
+    def killed(self, *args, **kwargs):
+        saves.append(args)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_7b_24gb.main(words(options))
+    assert (tmp_path / "sft" / "checkpoint-1").is_dir() and not (tmp_path / "sft" / "stage.json").exists()
+    resumed = train_7b_24gb.main(words(options))
+    for name in ("sft", "reward", "ppo"):
+        assert resumed["stages"][name]["curve"] == whole["stages"][name]["curve"]
+
+
+def test_what_does_not_fit_is_refused_unless_forced(settings, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(*args, **kwargs):
+        raise Begun
+
+    monkeypatch.setattr(train_7b_24gb.SharedBase, "from_pretrained", begin)
+    small = settings | {"--card": 1e-4}
+    with pytest.raises(SystemExit, match=r"expected stages that fit, and by the plan sft.*does not. What would help"):
+        train_7b_24gb.main(words(small))
+    for options in (words(small, "--force"), words(settings | {"--card": 24})):
+        with pytest.raises(Begun):
+            train_7b_24gb.main(options)
+
+
+def test_micro_batches_are_what_the_plan_has_room_for(settings):
+    options = train_7b_24gb.parse(words(settings | {"--model": "llama-2-7b", "--batch": 16, "--card": 24}))
+    options.prompt_length = options.completion_length = 512
+    found = train_7b_24gb.plan_of("sft", options)
+    assert found.settings.micro_batch < 16 and found.verdict(24 * 2**30) == "fits"
+    assert train_7b_24gb.halves(12) == [12, 6, 3]
+
+
+def test_bad_data_is_named(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl", [{"question": "b"}])
+    with pytest.raises(ValueError, match=r"--prompts .*a.jsonl: expected the columns prompt, got question. Rename"):
+        load_rows(str(path), "--prompts", [["prompt"]])
+    with pytest.raises(ValueError, match=r"--pairs missing.parquet: there is no such file"):
+        load_rows("missing.parquet", "--pairs", [["prompt", "chosen", "rejected"]])
+    with pytest.raises(ValueError, match=r"none of 1 has at most 3 tokens. Raise --prompt-length"):
+        fitting_prompts(Dataset.from_list([{"prompt": "long"}]), byte_tokenizer(), 3)
+
+
+def test_a_parquet_file_and_its_columns(tmp_path):
+    path = tmp_path / "a.parquet"
+    Dataset.from_list([{"text": "a", "more": 1}]).to_parquet(path)
+    assert load_rows(str(path), "--sft-data", [["prompt", "completion"], ["text"]]).to_list() == [{"text": "a"}]
