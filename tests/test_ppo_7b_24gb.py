@@ -19,6 +19,8 @@ from made_models import EOS, OUTLIERS, SHAPES, config_of, made_base, made_model,
 from ppo_7b_rows import ROWS, lengths_of, run
 from ppo_7b_work import Work, planned
 
+from trl_ext.low_memory.shared_tree import storage_bytes
+
 TINY = {"bits": 8, "device": "cpu", "window": 64, "threshold": 6.0}
 GIB = 2**30
 
@@ -162,6 +164,20 @@ def test_phases_by_hand(monkeypatch):
     assert phases.rates() == {"generate": 5.0}
 
 
+def test_a_cards_context_counts_and_its_size_is_capped(monkeypatch):
+    """The card has 80 GiB, of which 2 are in use before torch has reserved any; torch then reserves up to 9."""
+    seen = []
+    fakes = {"mem_get_info": lambda: (78 * GIB, 80 * GIB), "memory_reserved": lambda: 0}
+    fakes |= {"max_memory_reserved": lambda: 9 * GIB, "max_memory_allocated": lambda: 7 * GIB}
+    fakes |= {"reset_peak_memory_stats": lambda: None, "set_per_process_memory_fraction": seen.append}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: None)
+    with run_phases.metered("cuda", card=24 * GIB) as meter:
+        assert meter.peak() == 7 * GIB and meter.whole == 11 * GIB
+    assert seen == [(24 - 2) / 80]
+
+
 # Rows
 
 
@@ -187,6 +203,16 @@ def test_each_row_runs(row):
     sampled = row not in ("reward", "trl-reward")
     assert (result["longest"] > 0) == sampled == ("rewards" in result["seconds"])
     assert set(result["plan"]) >= {"load", "train"}
+
+
+def test_separate_models_share_nothing(tmp_path):
+    trainer = ROWS["separate"](work(row="separate"), str(tmp_path), run_phases.Phases(HandMeter()))
+    (scorer,) = (reward.__wrapped__ for reward in trainer.reward_funcs)
+    models = (trainer.model, trainer.ref_model, scorer.module, trainer.critic.own_model)
+    sizes = [storage_bytes(model) for model in models]
+    assert storage_bytes(*models) == sum(sizes)
+    one = ROWS["ppo"](work(), str(tmp_path), run_phases.Phases(HandMeter()))
+    assert storage_bytes(one.critic.own_model, besides=(one.model,)) < sizes[3]
 
 
 def test_running_out_of_memory_is_a_result(monkeypatch):
@@ -221,9 +247,15 @@ def test_the_command_prints_its_table(capfd):
     words = ["--shape", "tiny", "--device", "cpu", "--rows", "ppo", "--bits", "8"]
     assert ppo_7b_24gb.main(words) == 0
     printed = capfd.readouterr().out
-    line = next(line for line in printed.splitlines() if line.startswith("| ppo | 8 | 4 |"))
+    line = next(line for line in printed.splitlines() if line.startswith("| ppo | 8 | 2 |"))
     assert line.endswith("| ok |") and line.count("/") == 5
     assert "trl 1." in printed and f"python examples/benchmarks/ppo_7b_24gb.py {' '.join(words)}" in printed
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="expected a GPU, and torch sees none"):
+        ppo_7b_24gb.main([])
 
 
 def test_the_command_fails_past_its_limit_and_shows_rows_without_a_result(monkeypatch, capsys):

@@ -41,7 +41,7 @@ NAMES = ("ppo", "reward", "raft", "separate", "grpo", "rloo", "trl-reward", "trl
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "trl-ext")
 DEFAULTS = {  # batch, prompt length, completion length, samples, epochs, steps
     "cuda": (16, 512, 512, 8, 4, 3),
-    "cpu": (4, 24, 24, 2, 1, 1),
+    "cpu": (2, 24, 24, 2, 1, 1),
 }
 SIZES = ("batch", "prompt_length", "completion_length", "samples", "epochs", "steps")
 
@@ -53,7 +53,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=list(DEFAULTS), default="cuda")
     add("--rows", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW")
     add("--bits", nargs="+", type=int, choices=[4, 8], default=[4, 8])
-    add("--batch", type=int, help="completions (pairs) per step; default: 16, on the CPU 4")
+    add("--batch", type=int, help="completions (pairs) per step; default: 16, on the CPU 2")
     add("--micro-batch", type=int, help="sequences per pass; default: the most that the plan gives room for")
     add("--prompt-length", type=int, help="tokens; default: 512, on the CPU 24")
     add("--completion-length", type=int, help="tokens at most; default: 512, on the CPU 24")
@@ -77,6 +77,17 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     if options.batch % options.samples:
         parser.error(f"--batch {options.batch} must be a multiple of --samples {options.samples}")
     return options
+
+
+def check_device(options: argparse.Namespace) -> None:
+    """End here, and not once per row, where there is no GPU."""
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(
+            "ppo_7b_24gb.py --device cuda: expected a GPU, and torch sees none. For a smoke test without one: "
+            "--shape 100m --device cpu."
+        )
 
 
 def size(text: str) -> int:
@@ -227,6 +238,7 @@ def main(words: list[str] | None = None) -> int:
     if options.one:
         run_one(options)
         return 0
+    check_device(options)
     results = [in_own_process(words, row, bits) for row in options.rows for bits in options.bits]
     print(f"\n{table(results)}\n{setting(options, words)}")
     if not passed(results, options.limit):

@@ -1,5 +1,6 @@
 """The rows of `ppo_7b_24gb.py`: what each builds, and how it is watched while it trains."""
 
+import gc
 import tempfile
 from collections.abc import Callable
 
@@ -40,16 +41,19 @@ def ppo(work: Work, folder: str, phases: Phases):
 
 def separate(work: Work, folder: str, phases: Phases):
     """The same with four models: policy, reference, reward and value model each have a base of their own."""
-    bases = [loaded(phases, made_base, work) for _ in range(4)]
+    scorer = loaded(phases, made_base, work).reward_model(batch_size=work.plan.settings.reward_batch)
+    critic = loaded(phases, made_base, work).value_model()
+    gc.collect()  # the two vocabulary heads that nobody needs
+    reference = loaded(phases, made_base, work).model
+    base = loaded(phases, made_base, work)
     trainer = PPOTrainer(
-        bases[0].policy(),
-        bases[1].reward_model(batch_size=work.plan.settings.reward_batch),
+        base.policy(),
+        scorer,
         PPOConfig(**work.on_policy(folder)),
         work.prompts(),
-        value_model=bases[2].value_model(),
-        processing_class=bases[0].tokenizer,
+        value_model=critic,
+        processing_class=base.tokenizer,
     )
-    reference = bases[3].model
     grpo_trainer.add_fused_lm_head(reference, temperature=trainer.temperature, cast_lm_head_to_fp32=False)
     trainer.ref_model = reference  # TRL would take the policy's base, without its adapter
     return trainer
