@@ -50,6 +50,14 @@ class Pass:
         """One state inside the MLP: c · N · I."""
         return self.width * self.tokens * self.shape.intermediate
 
+    @property
+    def copies_inputs(self) -> bool:
+        """Whether each adapter keeps its own copy of its input: PEFT turns it to fp32, and autocast back to 16 bits.
+
+        Not on a quantised base, whose layers leave that to autocast.
+        """
+        return bool(self.rank) and self.autocast and self.width == 2 and self.bits is None
+
 
 def norms_kept(run: Pass) -> int:
     """RMS norms of a layer: each keeps its input in fp32 and 1/rms per token; a trained one also x / rms.
@@ -87,10 +95,11 @@ def attention_kept(run: Pass) -> int:
 def linears_kept(run: Pass) -> int:
     """Inputs of the linear layers and of the gate, apart from the output of attention, and what LoRA's A makes.
 
-    c N (H + H + 4 I) + c N r · 7
+    c N (H + H + 4 I) + c N r · 7 + [each adapter copies its input] c N (3 H + Q)
     """
     adapters = run.width * run.tokens * run.rank * len(run.shape.linears)
-    return 2 * run.state + 4 * run.inner + adapters
+    copies = run.width * run.tokens * (3 * run.shape.hidden + run.shape.queries) if run.copies_inputs else 0
+    return 2 * run.state + 4 * run.inner + adapters + copies
 
 
 def layer_kept(run: Pass) -> int:
@@ -113,9 +122,9 @@ def int8_kept(run: Pass) -> int:
 def layer_backward(run: Pass) -> int:
     """The largest moment of a layer's backward pass beyond what is kept: in the MLP, where two gradients meet.
 
-    2 c N I + c N H
+    c N H + 2 c N I, or, where adapters copy their inputs, 3 c N I while the last is copied: itself, and in fp32
     """
-    return 2 * run.inner + run.state
+    return run.state + (3 if run.copies_inputs else 2) * run.inner
 
 
 def layer_forward(run: Pass) -> int:
