@@ -1,0 +1,129 @@
+"""The notebooks run through, from the first cell to the last, with their fast setting and in a folder of their own."""
+
+import json
+import math
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_ext.demo.world import ASSETS
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ONE_BASE = FOLDER / "one_base_rlhf.ipynb"
+
+OUTCOME = """
+import json
+
+Path("outcome.json").write_text(json.dumps({
+    "measures": measures,
+    "accuracy": accuracy,
+    "memory": memory,
+    "kl": list(ppo_log["kl_per_completion"]),
+    "raft_kl": list(raft_log["kl"]),
+    "dtype": str(base.model.model.layers[0].mlp.up_proj.weight.dtype),
+    "same": tokenizer.decode(ids[0], skip_special_tokens=True).startswith(held_out_prompts["prompt"][0]),
+}))
+"""
+HUB = """
+import datasets
+from trl_ext.demo.answers import preference_rows, sft_rows
+from trl_ext.demo.world import load_world
+
+def load_dataset(name):
+    make = {"trl-lib/tldr": lambda: sft_rows(load_world(), count=200, seed=0)}.get(
+        name, lambda: preference_rows(load_world(), held_out=False, count=200, seed=0)
+    )
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(make()) for split in ("train", "validation")})
+
+datasets.load_dataset = load_dataset
+"""
+
+
+def execute(notebook, folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRL_EXT_NOTEBOOK_FAST", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the models are smaller than the cost of sharing them
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+
+
+def run_one_base(folder: Path, monkeypatch, *, before: str = "", changes: dict[str, str] | None = None) -> dict:
+    """What came of the notebook on SharedBase, with code before it and changes of its settings cell."""
+    notebook = nbformat.read(ONE_BASE, as_version=4)
+    settings = next(cell for cell in notebook.cells if cell.id == "settings")
+    for old, new in (changes or {}).items():
+        assert settings.source.count(old) == 1, old
+        settings.source = settings.source.replace(old, new)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
+    notebook.cells.append(nbformat.v4.new_code_cell(OUTCOME))
+    execute(notebook, folder, monkeypatch)
+    return json.loads((folder / "outcome.json").read_text())
+
+
+def check_outcome(outcome: dict, folder: Path) -> None:
+    measures, memory = outcome["measures"], outcome["memory"]
+    assert list(measures) == ["sft", "ppo", "raft"]
+    assert all(math.isfinite(value) for row in measures.values() for value in row.values())
+    assert outcome["kl"][0] == pytest.approx(0, abs=1e-5) and outcome["raft_kl"][0] == pytest.approx(0, abs=1e-5)
+    assert outcome["kl"][-1] != 0 and measures["ppo"]["KL per answer (nats)"] != 0
+    assert measures["sft"]["KL per answer (nats)"] == pytest.approx(0, abs=1e-5)
+    assert set(memory) == {"base", "policy sft", "reward reward", "value reward"}
+    assert memory["policy sft"] == pytest.approx(2 * memory["value reward"], rel=0.05)  # its reference beside it
+    assert all(0 < memory[role] < memory["base"] for role in memory if role != "base")
+    (out,) = folder.glob("one_base_rlhf-*")
+    assert all((out / name / "adapter_model.safetensors").is_file() for name in ("sft", "reward", "ppo", "raft"))
+    assert outcome["same"]
+
+
+def save_like_llama_2(path: Path) -> None:
+    """The shipped policy with what Llama 2 has otherwise: no pad token, a head of its own, a window of 4096."""
+    tokenizer, model = (auto.from_pretrained(ASSETS / "policy") for auto in (AutoTokenizer, AutoModelForCausalLM))
+    tokenizer.pad_token = model.config.pad_token_id = model.generation_config.pad_token_id = None
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings, model.config.max_position_embeddings = False, 4096
+    for part in (tokenizer, model):
+        part.save_pretrained(path)
+
+
+@pytest.mark.slow
+def test_one_base_as_it_stands(tmp_path, monkeypatch):
+    outcome = run_one_base(tmp_path, monkeypatch)
+    check_outcome(outcome, tmp_path)
+    weights = (ASSETS / "policy" / "model.safetensors").stat().st_size
+    assert outcome["memory"]["base"] == pytest.approx(weights, rel=0.02)  # of all roles, once
+    assert outcome["accuracy"] > 0.6
+
+
+@pytest.mark.slow
+def test_one_base_with_the_settings_for_a_card(tmp_path, monkeypatch):
+    """8 bits, gradient checkpointing, passes of one row; the model is a stand-in, and so are the data of the hub."""
+    save_like_llama_2(tmp_path / "Llama-2-7b-hf")
+    changes = {"ON_A_CARD = False": "ON_A_CARD = True", "meta-llama/Llama-2-7b-hf": "Llama-2-7b-hf"}
+    outcome = run_one_base(tmp_path, monkeypatch, before=HUB, changes=changes)
+    check_outcome(outcome, tmp_path)
+    assert outcome["dtype"] == "torch.int8"
+
+
+def test_every_notebook_is_run_here():
+    assert NOTEBOOKS == [ONE_BASE]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_stored_is_small_and_clean(path):
+    """After `jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False`."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    assert not any(path in text for path in (str(FOLDER.parent), str(Path.home()) + "/", "/home/", "/Users/"))
+    assert notebook.metadata.kernelspec.name == "python3" and set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert not any(cell.metadata for cell in notebook.cells)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))  # run once, from top to bottom
+    for output in (output for cell in code for output in cell.outputs):
+        assert output.output_type != "error" and output.get("name") != "stderr"
