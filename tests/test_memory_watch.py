@@ -73,7 +73,7 @@ def test_a_phase_keeps_its_highest_peaks():
 
 
 def test_the_plan_is_said_and_what_was_measured_beside_it(tmp_path, capsys):
-    trainer = ppo_trainer(tmp_path, max_steps=1, disable_tqdm=False)
+    trainer = ppo_trainer(tmp_path, max_steps=1)
     peaks = [(1, 1), (3 * MIB, 4 * MIB), (1, 1), (1, 1)]
     trainer.memory.card = FakeCard(*peaks)
     trainer.train()

@@ -371,3 +371,18 @@ def test_truncated_completions_can_be_left_out(tmp_path):
     trainer.train()
     assert not torch.equal(start, policy.lm_head.weight)
     assert all(math.isfinite(loss) for loss in logged(trainer, "loss"))
+
+
+def test_the_value_model_is_checkpointed_as_the_policy_is(tmp_path):
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    trainer = ppo_trainer(
+        tmp_path,
+        value_model=tiny_reward_model(byte_tokenizer()),
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+        max_steps=1,
+    )
+    layers = [m for m in trainer.critic.module.modules() if isinstance(m, GradientCheckpointingLayer)]
+    assert layers and all(m._gradient_checkpointing_func.keywords["use_reentrant"] for m in layers)
+    trainer.train()

@@ -73,9 +73,9 @@ class MemoryWatch(TrainerCallback):
         try:
             self.plan = self.make_plan()
         except ValueError as reason:
-            self._say(f"memory plan: none for this run ({reason})", args, state)
+            self._say(f"memory plan: none for this run ({reason})", state)
             return
-        self._say(self.plan.line(), args, state)
+        self._say(self.plan.line(), state)
         if self.card is not None and self.plan.peak > self.card.total():
             warnings.warn(
                 f"the memory plan is above what is free, {self.card.total() / GIB:.1f} GiB: {self.plan.line()}. "
@@ -88,7 +88,7 @@ class MemoryWatch(TrainerCallback):
         for phase, (allocated, reserved) in self.measured.items():
             planned = "" if self.plan is None else f", planned {self.plan.phases[phase].bytes / GIB:.2f}"
             text = f"memory in {phase}: {allocated / GIB:.2f} GiB allocated, {reserved / GIB:.2f} reserved{planned}"
-            self._say(text, args, state)
+            self._say(text, state)
 
     def explain(self) -> str:
         """For an error: where the run was, what was planned, and what would need less."""
@@ -106,10 +106,10 @@ class MemoryWatch(TrainerCallback):
         changes = "; ".join(f"{a.change} (peak {a.peak / GIB:.1f} GiB; {a.cost})" for a in advice)
         return f"Cheapest changes, one on top of the other: {changes}." if advice else "No change would make it fit."
 
-    def _say(self, text: str, args, state) -> None:
+    def _say(self, text: str, state) -> None:
         logger.info(text)
-        if state.is_world_process_zero and not args.disable_tqdm:
-            tqdm.write(text)
+        if state.is_world_process_zero:
+            tqdm.write(text)  # on a line of its own, whether or not there is a progress bar
 
 
 def card_of(device: torch.device) -> Card | None:

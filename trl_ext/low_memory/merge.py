@@ -116,7 +116,7 @@ def _difference(
         p, q = (_log_probs(model, ids) for model in (attached, merged))
         kls.append((p.exp() * (p - q)).sum(-1))
         equal.append((p.argmax(-1) == q.argmax(-1)).float())
-    return torch.cat(kls).mean().item(), torch.cat(equal).mean().item()
+    return max(torch.cat(kls).mean().item(), 0.0), torch.cat(equal).mean().item()
 
 
 def _log_probs(model: nn.Module, ids: Tensor) -> Tensor:

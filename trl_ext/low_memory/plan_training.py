@@ -1,7 +1,5 @@
 """The moments of a training step that may need most."""
 
-from dataclasses import replace
-
 from trl_ext.low_memory.memory_terms import adapter_params
 from trl_ext.low_memory.model_shapes import ModelShape
 from trl_ext.low_memory.plan_activations import (
@@ -32,10 +30,9 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
     kept = graph_bytes(run, settings, scored=scored_tokens(settings))
     moments = []
     if settings.has_critic:
-        critic = replace(settings, reentrant=False)  # PPOTrainer checkpoints it so, whatever the policy's kind
-        both = kept + graph_bytes(run, critic, scored=0)
+        both = kept + graph_bytes(run, settings, scored=0)
         moments.append(_through_layer(run, settings, both) | {GRADIENTS: waiting})
-        kept += shape.layers * int8_kept(run)  # of the value model, to the end
+        kept += shape.layers * int8_kept(run) * holds_inputs(settings)  # of the value model, to the end
     earlier = waiting or sum(gradients[1:])
     if settings.method != "reward":
         logits = head_backward(run, scored=scored_tokens(settings))

@@ -65,6 +65,7 @@ def run_plan(
         prompt_length=prompt_length,
         completion_length=completion_length,
         gradient_checkpointing=bool(args.gradient_checkpointing),
+        reentrant=bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)),
         value_model=value_model is not None,
         reward_models=len(learned),
         reward_batch=max([reward.batch_size for reward in learned], default=1),

@@ -141,6 +141,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
             policy=self.model,
             tokenizer=self._tokenizer,
             gradient_checkpointing=self.args.gradient_checkpointing,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
         rate = self.args.learning_rate * (10 if value_model is None else 1)
         given = self.args.critic_learning_rate

@@ -14,6 +14,7 @@ def value_function(
     policy: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     gradient_checkpointing: bool,
+    gradient_checkpointing_kwargs: dict | None = None,
 ) -> ValueHead | ValueModel:
     """A linear head on the policy, or a model of its own with the policy's vocabulary.
 
@@ -23,6 +24,7 @@ def value_function(
         policy: The model to be trained.
         tokenizer: The policy's.
         gradient_checkpointing: Whether a model of its own recomputes activations in the backward pass.
+        gradient_checkpointing_kwargs: How, as for the policy.
 
     Raises:
         ValueError: If the model has more than one label, or another vocabulary or tokenizer than the policy.
@@ -49,7 +51,7 @@ def value_function(
     disable_dropout_in_model(model)
     if gradient_checkpointing:
         model.enable_input_require_grads()  # a frozen base under an adapter has none
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
     return ValueModel(model.train())
 
 
