@@ -10,15 +10,14 @@ from typing import Literal
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from trl_ext.low_memory.adapter_files import has_score_head, new_adapter, saved_adapter
+from trl_ext.low_memory.base_loading import check_bits, check_model, quantisation
 from trl_ext.low_memory.merge import Merged, merge_adapter
 from trl_ext.low_memory.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.low_memory.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
@@ -58,7 +57,7 @@ class SharedBase:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None):
-        _check_model(model)
+        check_model(model)
         make_shareable(model)
         self.model = model
         self.name: str = model.config._name_or_path
@@ -94,7 +93,7 @@ class SharedBase:
         """
         name, device = os.fspath(name), default_device()
         if bits is not None:
-            _check_bits(name, bits, **{key: model_kwargs[key] for key in ("revision",) if key in model_kwargs})
+            check_bits(name, bits, **{key: model_kwargs[key] for key in ("revision",) if key in model_kwargs})
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
             model_kwargs["quantization_config"] = quantisation(bits, dtype, llm_int8_threshold=llm_int8_threshold)
         model = AutoModelForCausalLM.from_pretrained(
@@ -242,18 +241,6 @@ class SharedBase:
         return f"SharedBase({self.name!r}, {sizes})"
 
 
-def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: float = 6.0) -> BitsAndBytesConfig:
-    """bitsandbytes' settings: LLM.int8() with an outlier threshold, or NF4 with double quantisation."""
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=llm_int8_threshold)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
 def guard(role: PeftModel, base: SharedBase) -> None:
     """Let each training pass of a role check first that the base is frozen."""
     reference = weakref.ref(base)  # a copy of the role must not copy the base
@@ -268,28 +255,6 @@ def guard(role: PeftModel, base: SharedBase) -> None:
 
 def _elsewhere(slots: list[Slot], device: torch.device) -> list[Slot]:
     return [slot for slot in slots if getattr(*slot).device != device]
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
-        raise ValueError(
-            f"SharedBase({type(model).__name__}): expected a causal LM of transformers without adapter. Give the model "
-            "below the adapter, and the adapter's folder as init_from."
-        )
-    if model.get_output_embeddings() is None:
-        raise ValueError(
-            f"SharedBase({type(model).__name__}): it has no vocabulary head. Load it with AutoModelForCausalLM."
-        )
-
-
-def _check_bits(name: str, bits: int, **kwargs) -> None:
-    if bits not in (4, 8):
-        raise ValueError(f"SharedBase.from_pretrained(bits={bits!r}): expected 8, 4, or None for no quantisation.")
-    if getattr(AutoConfig.from_pretrained(name, **kwargs), "quantization_config", None) is not None:
-        raise ValueError(
-            f"SharedBase.from_pretrained({name!r}, bits={bits}): the checkpoint is quantised already. Leave bits out, "
-            "or name the checkpoint that it was made from."
-        )
 
 
 def _default_name(kind: str, adapter: Adapter) -> str:

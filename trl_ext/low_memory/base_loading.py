@@ -1,0 +1,40 @@
+"""Loading a base: how it is quantised, and what cannot be one."""
+
+import torch
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+
+
+def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: float = 6.0) -> BitsAndBytesConfig:
+    """bitsandbytes' settings: LLM.int8() with an outlier threshold, or NF4 with double quantisation."""
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=llm_int8_threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raise a ValueError for a model that roles cannot share."""
+    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
+        raise ValueError(
+            f"SharedBase({type(model).__name__}): expected a causal LM of transformers without adapter. Give the model "
+            "below the adapter, and the adapter's folder as init_from."
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"SharedBase({type(model).__name__}): it has no vocabulary head. Load it with AutoModelForCausalLM."
+        )
+
+
+def check_bits(name: str, bits: int, **kwargs) -> None:
+    """Raise a ValueError for other bits than there are, or a checkpoint that has some; `kwargs` are of its config."""
+    if bits not in (4, 8):
+        raise ValueError(f"SharedBase.from_pretrained(bits={bits!r}): expected 8, 4, or None for no quantisation.")
+    if getattr(AutoConfig.from_pretrained(name, **kwargs), "quantization_config", None) is not None:
+        raise ValueError(
+            f"SharedBase.from_pretrained({name!r}, bits={bits}): the checkpoint is quantised already. Leave bits out, "
+            "or name the checkpoint that it was made from."
+        )
