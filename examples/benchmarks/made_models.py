@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from trl_ext import SharedBase
-from trl_ext.low_memory.model_shapes import BUILT_IN, FIELDS
 from trl_ext.low_memory.base_loading import quantisation
+from trl_ext.low_memory.model_shapes import BUILT_IN, FIELDS
 from trl_ext.self_training.generation import stable_seed
 
 SMALL = {  # for computers without a GPU

@@ -241,6 +241,12 @@ def main(words: list[str] | None = None) -> int:
     check_device(options)
     results = [in_own_process(words, row, bits) for row in options.rows for bits in options.bits]
     print(f"\n{table(results)}\n{setting(options, words)}")
+    for result in results:
+        if 0 < result.get("longest", 0) < options.completion_length:
+            print(
+                f"{result['row']}, {result['bits']} bits: no completion came to {options.completion_length} tokens, with "
+                "which its peak may be higher; more --steps make one likelier"
+            )
     if not passed(results, options.limit):
         print(f"ppo failed, or needed more than --limit {options.limit / GIB:.1f} GiB")
         return 1
