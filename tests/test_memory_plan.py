@@ -172,3 +172,12 @@ def test_it_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
     assert trl_ext.MemoryPlan is MemoryPlan
     assert replace(memory_plan("llama-2-7b").settings, bits=8).bits == 8
+
+
+@pytest.mark.parametrize("card", [4, 8, 12, 16, 20])
+@pytest.mark.parametrize("micro_batch", [1, 3, 16])
+def test_advice_never_asks_for_a_part_larger_than_the_whole(card, micro_batch):
+    advice = memory_plan("llama-2-7b", "ppo", bits=4, batch=16, micro_batch=micro_batch).advice(card * 2**30)
+    assert all(step.settings.micro_batch <= step.settings.batch for step in advice)
+    peaks = [step.peak for step in advice]
+    assert peaks == sorted(peaks, reverse=True)

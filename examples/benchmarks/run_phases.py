@@ -61,13 +61,6 @@ class CudaMeter:
         torch.cuda.synchronize()
 
 
-class RealBytes(LiveBytes):
-    """Leaves out tensors on the meta device, of which there is only the shape."""
-
-    def watch(self, tensors):
-        super().watch(tensor for tensor in tensors if not tensor.is_meta)
-
-
 class LiveMeter:
     """Bytes of all live tensors that torch's operators have returned, which `LiveBytes` counts."""
 
@@ -98,7 +91,7 @@ def metered(device: str, *, card: int) -> Iterator[CudaMeter | LiveMeter]:
         meter.limit_to(card)
         yield meter
     else:
-        with RealBytes() as live:
+        with LiveBytes() as live:
             yield LiveMeter(live)
 
 

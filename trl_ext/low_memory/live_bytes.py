@@ -37,7 +37,8 @@ class LiveBytes(TorchDispatchMode):
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Count these too, each as long as it lives."""
         for tensor in tensors:
-            self._watch(tensor.untyped_storage())
+            if not tensor.is_meta:  # of which there is only the shape
+                self._watch(tensor.untyped_storage())
 
     def _watch(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self._known:

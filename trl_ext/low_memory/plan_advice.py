@@ -183,4 +183,8 @@ def _told(settings: PlanSettings, chosen: list[Step], judge: Judge) -> list[Advi
 
 
 def _together(settings: PlanSettings, steps: list[Step]) -> PlanSettings:
-    return replace(settings, **{change.setting: value for change, value in steps})
+    """The settings with some steps taken; a micro-batch is never larger than the batch that it is a part of."""
+    values = {change.setting: value for change, value in steps}
+    micro_batch = values.get("micro_batch", settings.micro_batch)
+    values["micro_batch"] = min(micro_batch, values.get("batch", settings.batch))
+    return replace(settings, **values)
