@@ -63,6 +63,20 @@ def check_value_model(value_model: object, rewards: object | list) -> None:
             )
 
 
+def check_text(dataset: Dataset | None, args: PPOConfig) -> None:
+    """Raise a ValueError for text without a weight, or a weight without text."""
+    if args.ptx_coef and dataset is None:
+        raise ValueError(
+            f"PPOTrainer(ptx_dataset=None) with ptx_coef={args.ptx_coef}: expected a data set of text to mix in. Give one, "
+            "or leave ptx_coef at 0."
+        )
+    if dataset is not None and not args.ptx_coef:
+        raise ValueError(
+            "PPOTrainer(ptx_dataset=…) with ptx_coef=0: the text would not be learned. Set ptx_coef, e.g. to 0.1, or leave "
+            "the data set out."
+        )
+
+
 def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:
     """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
 

@@ -57,6 +57,11 @@ RANGES = {
     "num_iterations": (1, None, True),
     "num_generations": (1, None, True),
     "temperature": (0.0, None, False),
+    "kl_target": (0.0, None, False),
+    "kl_horizon": (1, None, True),
+    "max_policy_kl": (0.0, None, True),
+    "ptx_coef": (0.0, None, True),
+    "ptx_max_length": (2, None, True),
 }
 
 
@@ -91,8 +96,27 @@ class PPOConfig(GRPOConfig):
     kl_estimator: str = field(
         default="k1", metadata={"help": "'k1': log-ratio, unbiased. 'k3': never negative, lower variance."}
     )
+    adaptive_kl: bool = field(
+        default=False, metadata={"help": "Move `beta` so that KL stays near `kl_target`; False: it is fixed."}
+    )
+    kl_target: float | None = field(
+        default=None,
+        metadata={
+            "help": "KL per completion to keep to with `adaptive_kl`, in nats. Larger: the policy may go further."
+        },
+    )
+    kl_horizon: int = field(
+        default=10_000,
+        metadata={"help": "Completions over which `beta` follows KL, by at most a fifth. Larger: slower."},
+    )
     missing_eos_penalty: float = field(
         default=0.0, metadata={"help": "Taken off the score of a completion that did not end itself. 0: none."}
+    )
+    stop_tokens: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that end a completion, besides the end token; a completion with one has ended itself."
+        },
     )
     score_scaling: bool = field(
         default=True, metadata={"help": "Centre scores and divide them by their deviation over the run so far."}
@@ -106,6 +130,32 @@ class PPOConfig(GRPOConfig):
     lam: float = field(default=0.95, metadata={"help": "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return."})
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each batch of rollouts."}
+    )
+
+    # Epochs over a rollout
+    max_policy_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "End a rollout's epochs when the mean KL to the policy that sampled passes this, in nats per token. "
+            "Smaller: sooner; 0: after the first step; None: never."
+        },
+    )
+    stop_on_collapse: bool = field(
+        default=False,
+        metadata={
+            "help": "Stop the run at the signs of collapse: length up, perplexity down, KL up. False: warn only."
+        },
+    )
+
+    # Text
+    ptx_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the mean NLL per token of `ptx_dataset` in the loss. Larger: forgets less; 0: none."
+        },
+    )
+    ptx_max_length: int = field(
+        default=512, metadata={"help": "Longest row of `ptx_dataset`, in tokens; cut at its end."}
     )
 
     # Critic
@@ -125,7 +175,7 @@ class PPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high"))
+        check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target", "max_policy_kl"))
         if self.kl_estimator not in ("k1", "k3"):
             raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
         if self.num_generations == 1:
@@ -133,6 +183,32 @@ class PPOConfig(GRPOConfig):
         super().__post_init__()
         self.num_generations = int(self.num_generations)
         self._refuse_meaningless()
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.adaptive_kl and self.kl_target is None:
+            raise ValueError(
+                "PPOConfig(adaptive_kl=True, kl_target=None): expected the KL per completion to keep to, in nats, e.g. "
+                "kl_target=6.0. Give one, or leave adaptive_kl out."
+            )
+        if self.kl_target is not None and not self.adaptive_kl:
+            raise ValueError(
+                f"PPOConfig(kl_target={self.kl_target}) does nothing without adaptive_kl=True. Set that, or leave it out."
+            )
+        for name in ("adaptive_kl", "stop_on_collapse"):
+            if getattr(self, name) and self.beta == 0:
+                raise ValueError(
+                    f"PPOConfig({name}=True, beta=0): without `beta` there is no reference to measure KL to. Give a small "
+                    "beta, e.g. 1e-4."
+                )
+        if self.max_policy_kl is not None and self.fp16:
+            raise ValueError(
+                "PPOConfig(max_policy_kl=…, fp16=True): the scaler of 16-bit gradients cannot skip a step. Use bf16=True."
+            )
+        if self.stop_tokens and self.use_vllm:
+            raise ValueError(
+                f"PPOConfig(stop_tokens={self.stop_tokens}, use_vllm=True): vLLM would not be told of them. Leave one out."
+            )
 
     def _refuse_meaningless(self) -> None:
         refuse_meaningless(self, MEANINGLESS)

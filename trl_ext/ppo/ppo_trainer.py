@@ -1,5 +1,6 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
+import warnings
 from contextlib import nullcontext
 from fractions import Fraction
 
@@ -17,9 +18,20 @@ from trl_ext.low_memory.run_plan import longest_prompt, run_plan
 from trl_ext.masked import masked_whiten
 from trl_ext.overrides import replaced
 from trl_ext.ppo.advantages import generalized_advantages
-from trl_ext.ppo.arguments import check_lengths, check_policy, check_prompts, check_value_model, checked_args
+from trl_ext.ppo.arguments import (
+    check_lengths,
+    check_policy,
+    check_prompts,
+    check_text,
+    check_value_model,
+    checked_args,
+)
+from trl_ext.ppo.callback import RolloutCallback
+from trl_ext.ppo.collapse import WHAT_TO_TURN, CollapseWatch
 from trl_ext.ppo.critic import Critic, CriticCallback
-from trl_ext.ppo.metrics import loss_metrics, rollout_metrics
+from trl_ext.ppo.drift import PolicyDrift
+from trl_ext.ppo.kl_control import KLController
+from trl_ext.ppo.metrics import loss_metrics, mean_length, rollout_metrics
 from trl_ext.ppo.policy import (
     last_hidden_states,
     reference_from,
@@ -30,10 +42,14 @@ from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.rollout_state import PPOCheckpoints
 from trl_ext.ppo.score_scaling import RunningMoments
 from trl_ext.ppo.scores import as_continuations, weighted_scores
+from trl_ext.ppo.stop_tokens import stop_token_ids
+from trl_ext.ppo.text_mix import TextMix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import value_function
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
+from trl_ext.self_training.log_probs import label_log_probs
+from trl_ext.trl_versions import add_end_tokens, end_tokens
 
 
 class PPOTrainer(PPOCheckpoints, GRPOTrainer):
@@ -42,6 +58,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         reward_t = −β · kl_t + score · 1[t is the last own token]
         A_t      = GAE(reward, V), whitened over the batch of rollouts of all processes
         loss     = − mean min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t) + c_v · ½ mean max((V − R)², (V_clipped − R)²)
+                   + c_ptx · mean NLL of text
 
     GRPO already samples, scores and applies the clipped policy loss. PPO only changes where the advantages come
     from, so a few methods are overridden, each of which calls its parent:
@@ -64,6 +81,8 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         args: A `PPOConfig`.
         value_model: None for a linear head on the policy's last hidden state; or a one-label
             sequence-classification model with the policy's vocabulary, or the path of one, e.g. the reward model.
+        ptx_dataset: Text that is learned beside, with `ptx_coef`: rows with `text`, `prompt` and `completion`, or
+            `messages`.
         reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
         others: All else that `GRPOTrainer` takes, by name: train_dataset (column `prompt`, text or messages; other
             columns reach the rewards), eval_dataset, processing_class, callbacks, optimizers, peft_config, …
@@ -84,6 +103,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         train_dataset=None,
         *,
         value_model: str | PreTrainedModel | PeftModel | None = None,
+        ptx_dataset: Dataset | None = None,
         reward_processing_classes=None,
         **others,
     ):
@@ -91,6 +111,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         args = checked_args(args, model, others, has_adapter=has_adapter)
         check_prompts(train_dataset, args)
         check_value_model(value_model, reward_funcs)
+        check_text(ptx_dataset, args)
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
@@ -110,8 +131,28 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         self.add_callback(CriticCallback(self.critic, lambda: self._rollouts <= args.critic_warmup_rollouts))
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
-        self.score_moments = RunningMoments()
+        self.add_callback(RolloutCallback(self))
+        self.text = self._make_text(ptx_dataset)
+        self._set_stop_tokens()
+        self.score_moments, self.collapse = RunningMoments(), CollapseWatch()
+        self.kl_control = KLController(self.beta, args.kl_target, args.kl_horizon)
+        self.drift = PolicyDrift(args.max_policy_kl)
         self._rollouts = 0  # batches of rollouts sampled in training
+
+    def _set_stop_tokens(self) -> None:
+        if self.args.stop_tokens:
+            add_end_tokens(self, stop_token_ids(self.args.stop_tokens, self._tokenizer))
+
+    def _make_text(self, dataset: Dataset | None) -> TextMix | None:
+        if dataset is None:
+            return None
+        return TextMix(
+            dataset,
+            self._tokenizer,
+            max_length=self.args.ptx_max_length,
+            batch_size=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+        )
 
     def _check_lengths(self, prompts, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
@@ -163,8 +204,7 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         if self.memory.phase == "generate":  # without a reference, nothing came between
             self.memory.enter("score")
-        end_tokens = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])  # TRL 1.12 knows one only
-        ended = [bool(ids) and ids[-1] in end_tokens for ids in completion_ids_list]
+        ended = [bool(ids) and ids[-1] in end_tokens(self) for ids in completion_ids_list]
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
         completions = as_continuations(completions, completion_ids_list, self._tokenizer)
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # of all processes
@@ -190,14 +230,18 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         with replaced(self, num_iterations=aligned):  # the parent need not pass for old log-probs, the next one does
             rollout = super()._generate_and_score_completions(inputs)
         self._rollouts += int(self.model.training)
+        self.drift.begin_rollout()
         rollout |= self._own_tokens(rollout)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         log_probs, values = self._evaluate_policy(rollout)
         kl = self._kl(log_probs, ref_log_probs)
-        rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.beta)
+        rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.kl_control.beta)
         advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
         self._replace_group_metrics(advantages, mask)
-        self._record(rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator))
+        metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
+        self._record(metrics)
+        if kl is not None and self.model.training:
+            self._follow_kl(metrics, mean_length(mask, self.accelerator))
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
         self.memory.enter("train")
@@ -207,6 +251,15 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
             "values": values,
             "returns": returns,
         }
+
+    def _follow_kl(self, metrics: dict[str, float], length: float) -> None:
+        """Set β for the next rollouts, and look for signs of collapse."""
+        self._record({"beta": self.kl_control.beta, "skipped_steps": float(self.drift.skipped)})
+        self.kl_control.update(metrics["kl_per_completion"], completions=len(self._scores) * self.args.world_size)
+        self.collapse.update(length=length, perplexity=metrics["perplexity"], kl=metrics["kl_per_completion"])
+        if self.collapse.collapsed and not self.collapse.warned:
+            self.collapse.warned = True
+            warnings.warn(f"PPOTrainer: {self.collapse.signs()}. {WHAT_TO_TURN}", stacklevel=2)
 
     def _own_tokens(self, rollout: dict) -> dict[str, Tensor]:
         """The mask of tokens to learn from, under the parent's name for it, and how many there are in all processes.
@@ -259,15 +312,39 @@ class PPOTrainer(PPOCheckpoints, GRPOTrainer):
         return outputs
 
     def _compute_loss(self, model, inputs):
+        if self.drift.over and self.model.training:
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
         with self._policy_states() as states, replaced(self, beta=0.0):  # the reward has charged for KL already
             policy_loss = super()._compute_loss(model, inputs)
         log_probs = self._log_probs
         values = self._values(whole_sequences(inputs), states, inputs["completion_ids"].size(1))
         clip = self.args.value_clip
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
-        self._record(loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator))
+        metrics = loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator)
+        self._record(metrics)
+        self.drift.add(metrics["policy_kl"])
         value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
-        return policy_loss + self.args.value_coef * value_loss
+        loss = policy_loss + self.args.value_coef * value_loss
+        return loss + self.args.ptx_coef * self._text_loss(model) if self._learns_text() else loss
+
+    def _learns_text(self) -> bool:
+        warming_up = self._rollouts <= self.args.critic_warmup_rollouts
+        return self.text is not None and self.model.training and not warming_up
+
+    def _text_loss(self, model) -> Tensor:
+        """This micro-batch's share of Σ NLL / number of tokens over the accumulation window and all processes.
+
+        Trainer divides by the number of micro-batches, and averages over processes: both are undone here.
+        """
+        micro_batches, processes = self.args.gradient_accumulation_steps, self.accelerator.num_processes
+        first = (self._step - self._step % micro_batches) * processes
+        tokens = sum(self.text.tokens(number) for number in range(first, first + micro_batches * processes))
+        batch = self.text.batch(self._step * processes + self.accelerator.process_index)
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        nll = -label_log_probs(model, batch).sum()
+        mine = self.accelerator.reduce(nll.detach(), reduction="sum") * micro_batches / tokens
+        self._record({"ptx_loss": mine.item()})
+        return nll * micro_batches * processes / tokens
 
     def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
         hidden = {}

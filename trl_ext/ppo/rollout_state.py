@@ -4,7 +4,6 @@ A checkpoint inside a rollout's epochs must go on with the same rollouts, or the
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,9 +12,16 @@ from torch import Tensor
 
 from trl_ext.checkpoints import ResumableTrainer
 from trl_ext.ppo.critic import CRITIC_FILE
-from trl_ext.ppo.score_scaling import RunningMoments
 
 Rollouts = list[dict[str, Tensor]]  # one per micro-batch
+
+# Attributes of the trainer that change as it runs, and which of theirs a checkpoint keeps.
+TRACKERS = {
+    "score_moments": ("count", "mean", "squares"),
+    "kl_control": ("beta",),
+    "drift": ("over", "skipped"),
+    "collapse": ("history", "warned"),
+}
 
 
 def state_files(process: int) -> tuple[str, str]:
@@ -24,18 +30,18 @@ def state_files(process: int) -> tuple[str, str]:
 
 
 def save_rollout_state(
-    folder: str | Path, process: int, *, rollouts: Rollouts | None, moments: RunningMoments, counters: dict[str, int]
+    folder: str | Path, process: int, *, rollouts: Rollouts | None, trackers: dict[str, dict], counters: dict[str, int]
 ) -> None:
     """Write the state of one process: tensors as `<micro-batch>.<name>` in safetensors, the rest as JSON."""
     tensor_file, state_file = (Path(folder) / name for name in state_files(process))
     tensors = {f"{i}.{name}": tensor for i, batch in enumerate(rollouts or []) for name, tensor in batch.items()}
     save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, tensor_file)
-    state_file.write_text(json.dumps({"counters": counters, "score_moments": asdict(moments)}))
+    state_file.write_text(json.dumps({"counters": counters} | trackers))
 
 
 def load_rollout_state(
     folder: str | Path, process: int, device: torch.device
-) -> tuple[Rollouts | None, RunningMoments, dict[str, int]]:
+) -> tuple[Rollouts | None, dict[str, dict], dict[str, int]]:
     """Read what `save_rollout_state` wrote; None for rollouts where there were none.
 
     Raises:
@@ -53,7 +59,8 @@ def load_rollout_state(
         index, key = name.split(".", 1)
         batches.setdefault(int(index), {})[key] = tensor
     rollouts = [batches[i] for i in sorted(batches)] or None
-    return rollouts, RunningMoments(**state["score_moments"]), state["counters"]
+    counters = state.pop("counters")
+    return rollouts, state, counters
 
 
 class PPOCheckpoints(ResumableTrainer):
@@ -75,7 +82,9 @@ class PPOCheckpoints(ResumableTrainer):
             output_dir,
             self.accelerator.process_index,
             rollouts=self._buffered_inputs,
-            moments=self.score_moments,
+            trackers={
+                name: {key: getattr(getattr(self, name), key) for key in keys} for name, keys in TRACKERS.items()
+            },
             counters={"step": self._step, "rollouts": self._rollouts} | self._batching(),
         )
 
@@ -86,7 +95,7 @@ class PPOCheckpoints(ResumableTrainer):
 
     def _load_rollout_state(self, checkpoint: str) -> None:
         process, device = self.accelerator.process_index, self.accelerator.device
-        rollouts, moments, counters = load_rollout_state(checkpoint, process, device)
+        rollouts, trackers, counters = load_rollout_state(checkpoint, process, device)
         changed = {name: (counters[name], now) for name, now in self._batching().items() if counters[name] != now}
         if changed:
             raise ValueError(
@@ -94,7 +103,10 @@ class PPOCheckpoints(ResumableTrainer):
                 "checkpoint's rollouts are cut to the former. Resume with the same values."
             )
         self.critic.load(checkpoint)
-        self._buffered_inputs, self.score_moments = rollouts, moments
+        self._buffered_inputs = rollouts
+        for name, values in trackers.items():
+            for key, value in values.items():
+                setattr(getattr(self, name), key, value)
         self._step, self._rollouts = counters["step"], counters["rollouts"]
 
     def _batching(self) -> dict[str, int]:

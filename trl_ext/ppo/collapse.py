@@ -1,0 +1,57 @@
+"""Signs that a policy has found a way around its reward, before the reward shows it."""
+
+from dataclasses import dataclass, field
+from statistics import mean
+
+WHAT_TO_TURN = (
+    "Longer, surer and further from the start: the policy may have found a way around the reward. Read its samples; raise "
+    "beta, lower learning_rate or num_iterations, charge for length or a missing end, or stop (stop_on_collapse=True). "
+    "Said once."
+)
+WINDOW = 5  # batches of rollouts that are compared
+LONGER, SURER, FURTHER = 1.25, 0.75, 1.5
+
+
+@dataclass
+class CollapseWatch:
+    """Compares the last rollouts with the first: length up, while perplexity of own samples falls and KL rises.
+
+        collapsed = length ≥ 1.25 · length₀  and  perplexity ≤ 0.75 · perplexity₀  and  KL ≥ 1.5 · KL₀
+
+    Means over 5 batches of rollouts each. Secrets of RLHF (arXiv:2307.04964, figures 4 to 6) finds these before the
+    judgement of people falls, while the reward still rises. A reward that pays for length will show them too: they
+    tell where to look, not what is true.
+
+    Attributes:
+        history: Per batch of rollouts: mean length in tokens, perplexity, KL per completion in nats.
+        warned: Whether it was said.
+    """
+
+    history: list[list[float]] = field(default_factory=list)
+    warned: bool = False
+
+    def update(self, *, length: float, perplexity: float, kl: float) -> None:
+        """Take in one batch of rollouts."""
+        self.history.append([length, perplexity, kl])
+        del self.history[WINDOW:-WINDOW]  # what lies between is not looked at
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the signs are there; never before two windows."""
+        if len(self.history) < 2 * WINDOW:
+            return False
+        first, last = self._windows()
+        return last[0] >= LONGER * first[0] and last[1] <= SURER * first[1] and last[2] >= FURTHER * first[2]
+
+    def signs(self) -> str:
+        """What the last window shows against the first, in words."""
+        first, last = self._windows()
+        return (
+            f"length {first[0]:.1f} → {last[0]:.1f} tokens, perplexity of own samples {first[1]:.2f} → {last[1]:.2f}, "
+            f"KL {first[2]:.2f} → {last[2]:.2f} nats per completion"
+        )
+
+    def _windows(self) -> list[list[float]]:
+        """Means of the first window and of the last."""
+        windows = self.history[:WINDOW], self.history[-WINDOW:]
+        return [[mean(values) for values in zip(*window, strict=True)] for window in windows]

@@ -1,0 +1,97 @@
+"""Ordinary text that PPO's loss is mixed with, so that the policy does not forget how to write (InstructGPT's PPO-ptx)."""
+
+import functools
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import apply_chat_template
+
+from trl_ext.rewards.shared_prefix import common_length
+from trl_ext.self_training.training_rows import IGNORED, TrainingRow, collate, training_row
+
+CALL = "PPOTrainer(ptx_dataset=…)"
+
+
+class TextMix:
+    """Batches of text by their number, in an order that a seed fixes, so that a resumed run reads on where it was.
+
+    Args:
+        dataset: Rows with `text`, or with `prompt` and `completion` (text or messages), whose completion alone is
+            learned, or with `messages`.
+        tokenizer: The policy's.
+        max_length: Longest row in tokens; a longer one is cut at its end.
+        batch_size: Rows per batch.
+        seed: Of the order, which is another in each pass over the rows.
+
+    Raises:
+        ValueError: If there is nothing to learn from.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        batch_size: int,
+        seed: int,
+    ):
+        if not isinstance(dataset, Dataset) or not len(dataset):
+            raise ValueError(
+                f"{CALL}: expected a datasets.Dataset with rows, got {type(dataset).__name__}"
+                f"{' without any' if isinstance(dataset, Dataset) else ''}. A stream or list becomes one with "
+                "Dataset.from_list(list(rows))."
+            )
+        rows = (tokenised_row(row, tokenizer) for row in dataset)
+        rows = [{name: values[:max_length] for name, values in row.items()} for row in rows]
+        self.rows = [row for row in rows if learned_tokens(row)]
+        if not self.rows:
+            raise ValueError(
+                f"{CALL}: no row has a token to learn within ptx_max_length={max_length}. Raise it, or give rows with text."
+            )
+        self.batch_size, self.seed = batch_size, seed
+        self._pad_token_id = tokenizer.pad_token_id
+
+    def batch(self, number: int) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `labels` of a batch, `(B, L)` each."""
+        return collate(self._rows_of(number), pad_token_id=self._pad_token_id)
+
+    def tokens(self, number: int) -> int:
+        """Tokens that a batch is learned from."""
+        return sum(learned_tokens(row) for row in self._rows_of(number))
+
+    def _rows_of(self, number: int) -> list[TrainingRow]:
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        return [self.rows[self._order(place // len(self.rows))[place % len(self.rows)]] for place in places]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the trainer
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        return torch.randperm(len(self.rows), generator=generator).tolist()
+
+
+def learned_tokens(row: TrainingRow) -> int:
+    """Tokens with a label, but for the first, which nothing stands before."""
+    return sum(label != IGNORED for label in row["labels"][1:])
+
+
+def tokenised_row(row: dict, tokenizer: PreTrainedTokenizerBase) -> TrainingRow:
+    """A row as tokens, with the end token behind it; messages through the chat template."""
+    if "messages" in row or isinstance(row.get("prompt"), list):
+        rendered = apply_chat_template(row, tokenizer)
+        row = {name: rendered[name] for name in ("text", "prompt", "completion") if name in rendered}
+    elif "text" in row or "completion" in row:
+        name = "text" if "text" in row else "completion"
+        end = tokenizer.eos_token or ""
+        row = row | {name: row[name] if row[name].endswith(end) else row[name] + end}
+    else:
+        raise ValueError(
+            f"{CALL} has columns {sorted(row)}: expected `text`, or `prompt` and `completion`, or `messages`. Rename yours."
+        )
+    if "text" in row:
+        return training_row([], tokenizer(row["text"])["input_ids"])
+    whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
+    common = common_length([tokenizer(row["prompt"])["input_ids"], whole])
+    return training_row(whole[:common], whole[common:])
