@@ -4,7 +4,13 @@ import gc
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    IA3Config,
+    LoraConfig,
+    get_peft_model,
+)
 from shared_case import BITS, IDS, base_path, four_roles, lora, outputs, trained_names
 from tiny import byte_tokenizer, tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
@@ -351,3 +357,80 @@ def test_models_that_cannot_be_a_base(tokenizer):
         SharedBase(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])), tokenizer)
     with pytest.raises(ValueError, match=r"SharedBase\(LlamaModel\): it has no vocabulary head"):
         SharedBase(tiny_llama(tokenizer).model, tokenizer)
+
+
+# What would change the base under all roles
+
+
+@pytest.mark.parametrize("where", ["role", "below"])
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_a_role_is_not_merged_in_place(base, where, merge):
+    roles = four_roles(base)
+    before = {name: outputs(role) for name, role in roles.items()}
+    policy = roles["policy"] if where == "role" else roles["policy"].base_model
+    with pytest.raises(ValueError, match=r"cannot be merged in place.*base\.merge\(adapter, folder\).*use_vllm"):
+        getattr(policy, merge)()
+    assert all(torch.equal(outputs(role), before[name]) for name, role in roles.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights='pissa'\): it is made by changing the base's weights"),
+        ({"init_lora_weights": "olora"}, r"policy policy: LoraConfig\(init_lora_weights='olora'\)"),
+        ({"bias": "all"}, r"bias='all'\): biases belong to the base"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, r"layer_replication=.*: a role has the layers of its base"),
+    ],
+)
+def test_lora_that_would_change_the_base(base, changes, message):
+    before = outputs(base.model)
+    with pytest.raises(ValueError, match=message):
+        base.policy(lora(**changes))
+    assert torch.equal(outputs(base.model), before)
+
+
+def test_dora_leaves_an_8_bit_base_alone(path):
+    with pytest.raises(ValueError, match=r"use_dora=True\): on an 8-bit base DoRA takes the weights' scales away"):
+        SharedBase.from_pretrained(path, bits=8).value_model(lora(use_dora=True))
+    for bits in (None, 4):
+        base = SharedBase.from_pretrained(path, bits=bits)
+        roles = four_roles(base)
+        before = outputs(roles["reward"])
+        base.policy(lora(use_dora=True), name="dora").train()(IDS).logits.sum().backward()
+        assert torch.equal(outputs(roles["reward"]), before)
+
+
+def test_an_adapter_of_a_shallower_base(path, tmp_path):
+    """PEFT has noted the names of its layers, all of which the deeper base has too."""
+    shallow = tiny_llama(byte_tokenizer(), num_hidden_layers=1, hidden_size=64, intermediate_size=128)
+    SharedBase(shallow, byte_tokenizer()).policy().save_pretrained(tmp_path / "shallow")
+    with pytest.raises(ValueError, match=r"does not fit this base: it has 1 layers, and the base 2"):
+        SharedBase.from_pretrained(path).policy(init_from=tmp_path / "shallow")
+    some = SharedBase.from_pretrained(path)
+    some.policy(lora(target_modules=["q_proj"], layers_to_transform=[0])).save_pretrained(tmp_path / "some")
+    some.policy(init_from=tmp_path / "some")
+
+
+def test_adapters_of_other_kinds(path):
+    with pytest.raises(ValueError, match=r"reward reward: expected LoRA, got IA3Config"):
+        SharedBase.from_pretrained(path).reward_model(IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
+
+
+def test_a_call_that_failed_leaves_the_name_free(path):
+    base = SharedBase.from_pretrained(path)
+    with pytest.raises(ValueError) as held:
+        base.reward_model(batch_size=0)
+    assert held.value is not None and base.reward_model(batch_size=1) is not None
+
+
+def test_a_model_whose_layers_have_an_adapter(tokenizer):
+    model = tiny_llama(tokenizer)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"SharedBase\(LlamaForCausalLM\): it has an adapter in its layers already"):
+        SharedBase(model, tokenizer)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a card, it is moved there")
+def test_to_a_card_that_is_not_there(path):
+    with pytest.raises(ValueError, match=r"SharedBase\.to\('cuda'\): no CUDA device is available here"):
+        SharedBase.from_pretrained(path).to("cuda")

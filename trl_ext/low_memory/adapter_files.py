@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from peft.utils import load_peft_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
+HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
 SCORE = "base_model.model.score.weight"  # a head's name in PEFT's files
 
 
@@ -18,9 +20,14 @@ def default_lora() -> LoraConfig:
     return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
 
-def new_adapter(tree: PreTrainedModel, lora: LoraConfig | None, *, task: TaskType) -> PeftModel:
-    """The tree with a new adapter, and for a scorer a trained copy of its head."""
+def new_adapter(tree: PreTrainedModel, lora: LoraConfig | None, *, task: TaskType, call: str) -> PeftModel:
+    """The tree with a new adapter, and for a scorer a trained copy of its head.
+
+    Raises:
+        ValueError: For LoRA that would change the base.
+    """
     config = copy.deepcopy(lora or default_lora())
+    check_leaves_the_base(config, tree, call=call)
     config.task_type = task
     return get_peft_model(tree, config)
 
@@ -43,6 +50,7 @@ def saved_adapter(
         ValueError: If there is no adapter, or it belongs to another base or kind of model.
     """
     config, weights = _read(os.path.expanduser(os.fspath(path)), call=call)
+    check_leaves_the_base(config, tree, call=call)
     check_same_base(config.base_model_name_or_path, base, path=path, call=call)
     if task == TaskType.CAUSAL_LM and SCORE in weights:
         raise ValueError(
@@ -54,7 +62,45 @@ def saved_adapter(
         weights.setdefault(SCORE, tree.score.weight.detach().cpu())
         weights = {name: tensor for name, tensor in weights.items() if ".lm_head." not in name}
     _load(model, weights, path=path, call=call)
+    _check_depth(config, weights, tree, path=path, call=call)
     return model
+
+
+def check_leaves_the_base(config: PeftConfig, tree: PreTrainedModel, *, call: str) -> None:
+    """Raise a ValueError for an adapter that would write into the weights which all roles share, or train them."""
+    if not isinstance(config, LoraConfig):
+        raise ValueError(
+            f"{call}: expected LoRA, got {type(config).__name__}. Give a LoraConfig, or an adapter made with one."
+        )
+    if config.init_lora_weights not in HARMLESS_INITS:
+        _refuse(
+            call, config, "init_lora_weights", "it is made by changing the base's weights, which other roles share"
+        )
+    if config.bias != "none":
+        _refuse(call, config, "bias", "biases belong to the base, which is frozen for all roles")
+    if config.layer_replication:
+        _refuse(call, config, "layer_replication", "a role has the layers of its base")
+    if config.use_dora and getattr(tree, "is_loaded_in_8bit", False):
+        _refuse(call, config, "use_dora", "on an 8-bit base DoRA takes the weights' scales away. Use bits=4, or none;")
+
+
+def _refuse(call: str, config: LoraConfig, option: str, why: str) -> None:
+    raise ValueError(f"{call}: LoraConfig({option}={getattr(config, option)!r}): {why}. Leave it out.")
+
+
+def _check_depth(config: LoraConfig, weights: dict[str, Tensor], tree: PreTrainedModel, *, path, call: str) -> None:
+    """PEFT notes the names of all layers that it found, so that the adapter of a shallower model would fit a deeper one."""
+    deepest = max([int(number) for name in weights for number in re.findall(r"\.(\d+)\.", name)], default=None)
+    layers = tree.config.get_text_config().num_hidden_layers
+    if deepest is not None and deepest + 1 < layers and config.layers_to_transform is None:
+        raise ValueError(
+            _misfit(
+                path,
+                call,
+                f"it has {deepest + 1} layers, and the base {layers} (if that is meant, its config says so "
+                "by layers_to_transform)",
+            )
+        )
 
 
 def has_score_head(path: str | os.PathLike, *, call: str) -> bool:

@@ -1,6 +1,7 @@
 """Loading a base: how it is quantised, and what cannot be one."""
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 
@@ -22,6 +23,11 @@ def check_model(model: PreTrainedModel) -> None:
         raise ValueError(
             f"SharedBase({type(model).__name__}): expected a causal LM of transformers without adapter. Give the model "
             "below the adapter, and the adapter's folder as init_from."
+        )
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            f"SharedBase({type(model).__name__}): it has an adapter in its layers already. Load it anew, and give the "
+            "adapter's folder as init_from."
         )
     if model.get_output_embeddings() is None:
         raise ValueError(

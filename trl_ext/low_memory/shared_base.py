@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,7 +22,7 @@ from trl_ext.low_memory.merge import Merged, merge_adapter
 from trl_ext.low_memory.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.low_memory.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.rewards.device import default_device
-from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.learned_reward import LearnedReward, check_options
 
 Bits = Literal[8, 4] | None
 Adapter = str | os.PathLike | LoraConfig | None
@@ -36,7 +36,8 @@ class SharedBase:
         reward = base.reward_model("my-reward-adapter")            # a reward function; reward.module is the model
         value = base.value_model(init_from="my-reward-adapter")
 
-    Each role is a `PeftModel` of its own: its modules, hooks, modes and adapter belong to it alone, and only the frozen
+    Roles know nothing of merging (that is `merge`), and are neither copied nor cast to another precision: `role.to(dtype)`
+    would round the base for all. Each is a `PeftModel` of its own: its modules, hooks, modes and adapter belong to it alone, and only the frozen
     tensors below are common. So roles go unchanged into the trainers of trl_ext and of TRL, training one changes no
     other's outputs by a bit, and each saves its adapter by itself, in PEFT's format. Adapters and `score` heads are in
     float32, whatever the base is in; TRL would turn them to bf16 on a quantised base, so a role does not tell
@@ -135,7 +136,8 @@ class SharedBase:
             seed: Of a new head.
             options: Of `LearnedReward`: batch_size, max_length, eos_token_ids.
         """
-        saved = None if adapter is None or isinstance(adapter, LoraConfig) else adapter
+        check_options(**options)
+        saved = None if adapter is None or isinstance(adapter, PeftConfig) else adapter
         if saved is not None and not has_score_head(saved, call="SharedBase.reward_model(…)"):
             raise ValueError(
                 f"SharedBase.reward_model({str(saved)!r}): the adapter has no `score` head, so it is not that of a "
@@ -178,12 +180,13 @@ class SharedBase:
         self.check_frozen()
         key = f"{kind} {name or _default_name(kind, adapter)}"
         self._check_name(key)
-        if adapter is None or isinstance(adapter, LoraConfig):
-            role = new_adapter(make_tree(), adapter, task=task)
+        if adapter is None or isinstance(adapter, PeftConfig):
+            role = new_adapter(make_tree(), adapter, task=task, call=f"SharedBase, {key}")
         else:
             role = saved_adapter(make_tree(), adapter, task=task, call=f"SharedBase, {key}", base=self.name)
         role.is_loaded_in_8bit = role.is_loaded_in_4bit = False  # or TRL would cut its adapter to bf16
         guard(role, self)
+        self.check_frozen()
         self._roles[key] = role
         return role
 
@@ -224,7 +227,7 @@ class SharedBase:
         Gradients and optimizer states stay where they are. Also moves 8-bit and 4-bit weights, which transformers'
         own `to` refuses.
         """
-        device = torch.device(device)
+        device = _checked_device(device)
         slots = [slot for module in (self.model, *self._roles.values()) for slot in tensor_slots(module)]
         moving = _elsewhere(slots, device)
         replace_storages(moving, lambda storage, slot: storage.to(device=device))
@@ -242,7 +245,10 @@ class SharedBase:
 
 
 def guard(role: PeftModel, base: SharedBase) -> None:
-    """Let each training pass of a role check first that the base is frozen."""
+    """Let each training pass of a role check first that the base is frozen, and refuse to merge into it."""
+    for merge in ("merge_adapter", "merge_and_unload"):
+        setattr(role, merge, _refuse_to_merge)
+        setattr(role.base_model, merge, _refuse_to_merge)
     reference = weakref.ref(base)  # a copy of the role must not copy the base
 
     def check(module, args):
@@ -253,12 +259,30 @@ def guard(role: PeftModel, base: SharedBase) -> None:
     role.register_forward_pre_hook(check)
 
 
+def _refuse_to_merge(*args, **kwargs):
+    raise ValueError(
+        "A role of a SharedBase cannot be merged in place: the base below is every other role's too. base.merge(adapter, "
+        "folder) writes a merged model. TRL's use_vllm merges at each update, so it does not go with a SharedBase; sample "
+        "with transformers."
+    )
+
+
 def _elsewhere(slots: list[Slot], device: torch.device) -> list[Slot]:
     return [slot for slot in slots if getattr(*slot).device != device]
 
 
+def _checked_device(device: str | torch.device) -> torch.device:
+    """With its index, as tensors have it."""
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"SharedBase.to({str(device)!r}): no CUDA device is available here. Give 'cpu'.")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def _default_name(kind: str, adapter: Adapter) -> str:
-    return kind if adapter is None or isinstance(adapter, LoraConfig) else Path(os.fspath(adapter)).name
+    return kind if adapter is None or isinstance(adapter, PeftConfig) else Path(os.fspath(adapter)).name
 
 
 def _tokenizer_at(path: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:

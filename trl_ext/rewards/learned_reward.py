@@ -58,8 +58,7 @@ class LearnedReward:
         }
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._recipe = functools.partial(type(self), model, tokenizer, **options)
-        if batch_size < 1 or (max_length is not None and max_length < 1):
-            raise ValueError(f"LearnedReward({batch_size=}, {max_length=}): expected at least 1.")
+        check_options(batch_size=batch_size, max_length=max_length)
         self.module = load_scorer(model) if isinstance(model, str) else _one_label(model)
         source = model if isinstance(model, str) else self.module.config._name_or_path
         self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__
@@ -129,6 +128,12 @@ class LearnedReward:
                 stacklevel=3,
             )
         return [row[-self.max_length :] for row in ids]
+
+
+def check_options(*, batch_size: int = 1, max_length: int | None = None, **others) -> None:
+    """Raise a ValueError for sizes that no reward model can have."""
+    if batch_size < 1 or (max_length is not None and max_length < 1):
+        raise ValueError(f"LearnedReward({batch_size=}, {max_length=}): expected at least 1.")
 
 
 def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
