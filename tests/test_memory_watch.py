@@ -33,6 +33,9 @@ class FakeCard:
     def reset(self):
         pass
 
+    def release(self):
+        self.released = getattr(self, "released", 0) + 1
+
 
 def phases_of(trainer) -> list[str]:
     """The phases that a run goes through, without repeats in a row."""
@@ -70,6 +73,7 @@ def test_a_phase_keeps_its_highest_peaks():
     for phase in ("generate", "score", "generate", None):
         watch.enter(phase)
     assert watch.measured == {"generate": (6, 20), "score": (7, 8)}
+    assert card.released == 2  # what sampling had cached, each time it was over
 
 
 def test_the_plan_is_said_and_what_was_measured_beside_it(tmp_path, capsys):
@@ -78,7 +82,7 @@ def test_the_plan_is_said_and_what_was_measured_beside_it(tmp_path, capsys):
     trainer.memory.card = FakeCard(*peaks)
     trainer.train()
     said = "".join(capsys.readouterr())
-    assert re.search(r"memory plan \(not verified on a GPU\): peak 0\.0 GiB in \w+", said)
+    assert re.search(r"memory plan \(not verified on a GPU\): peak \d\.\d MiB in \w+", said)
     planned = trainer.memory.plan.phases["generate"].bytes / 2**30
     assert f"memory in generate: 0.00 GiB allocated, 0.00 reserved, planned {planned:.2f}" in said
 
@@ -200,3 +204,25 @@ def test_a_card_that_is_full(tmp_path):
             trainer.train()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("error", [ValueError("unknown"), KeyError("default")])
+def test_no_plan_never_stops_a_run(tmp_path, error):
+    trainer = ppo_trainer(tmp_path, max_steps=1)
+
+    def broken():
+        raise error
+
+    trainer.memory.make_plan = broken
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_an_adapter_of_another_name(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny_llama(byte_tokenizer()), LoraConfig(r=3, target_modules=["q_proj"]), adapter_name="mine"
+    )
+    trainer = raft_trainer(tmp_path, model=model)
+    assert trainer._memory_plan().settings.lora == 3

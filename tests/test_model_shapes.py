@@ -68,3 +68,12 @@ def test_a_shape_and_a_configuration_without_optional_fields():
     # q 4×4, k and v 4×2, o 4×4, three of 4×6, two norms and the last one, embedding and head
     assert shape.params == 16 + 8 + 8 + 16 + 72 + 12 + 20 + 20
     assert shape_of(LlamaConfig(num_attention_heads=32, hidden_size=4096)).kv_heads == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "an object with the fields of a model, got a list"), ("{", "it is no JSON")]
+)
+def test_a_file_that_is_no_config(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        shape_of(str(tmp_path / "x.json"), call="memory_plan")

@@ -71,7 +71,8 @@ class MemoryPlan:
         """In one line, for a log."""
         terms = sorted(self.phases[self.peak_phase].terms.items(), key=lambda term: -term[1])
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms if size >= 0.05 * GIB)
-        return f"memory plan ({CAVEAT}): peak {self.peak / GIB:.1f} GiB in {self.peak_phase}; {parts}"
+        whole = f"{self.peak / GIB:.1f} GiB" if self.peak >= 0.1 * GIB else f"{self.peak / 2**20:.1f} MiB"
+        return f"memory plan ({CAVEAT}): peak {whole} in {self.peak_phase}{parts and f'; {parts}'}"
 
 
 def memory_plan(

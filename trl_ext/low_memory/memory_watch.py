@@ -32,6 +32,10 @@ class Card:
         """Highest allocated and reserved since `reset`."""
         return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
 
+    def release(self) -> None:
+        """Give back what the allocator keeps for later, such as the blocks of a cache of keys and values."""
+        torch.cuda.empty_cache()
+
     def reset(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -42,7 +46,7 @@ class MemoryWatch(TrainerCallback):
     On a CPU nothing is measured, and nothing is warned of.
 
     Args:
-        make_plan: Makes the plan; a ValueError means that there is none for this run.
+        make_plan: Makes the plan; an error means that there is none for this run.
         card: What the run is on; None for a CPU.
 
     Attributes:
@@ -58,8 +62,10 @@ class MemoryWatch(TrainerCallback):
         self.measured: dict[str, tuple[int, int]] = {}
 
     def enter(self, phase: str | None) -> None:
-        """A phase begins, and the one before ends."""
+        """A phase begins, and the one before ends; what sampling has cached is given back."""
         if self.card is not None:
+            if self.phase == "generate":
+                self.card.release()
             if self.phase is not None:
                 before = self.measured.get(self.phase, (0, 0))
                 now = self.card.peaks()
@@ -72,7 +78,7 @@ class MemoryWatch(TrainerCallback):
         self.enter("train")
         try:
             self.plan = self.make_plan()
-        except ValueError as reason:
+        except Exception as reason:  # what only informs must not stop a run
             self._say(f"memory plan: none for this run ({reason})", state)
             return
         self._say(self.plan.line(), state)

@@ -164,11 +164,26 @@ def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
     )[:layers]
 
 
+def _parsed(path: Path, call: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{call}(model={str(path)!r}): it is no JSON ({error}). Give a model's config.json."
+        ) from error
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"{call}(model={str(path)!r}): expected an object with the fields of a model, got a {type(fields).__name__}. "
+            "Give a model's config.json."
+        )
+    return fields
+
+
 def _read_config(name: str, call: str) -> dict[str, Any]:
     """The fields of the config.json at a path or hub id, with the defaults of its architecture."""
     path = Path(name).expanduser()
     if path.suffix == ".json" and path.is_file():
-        return json.loads(path.read_text())
+        return _parsed(path, call)
     from transformers import AutoConfig
 
     try:

@@ -98,7 +98,7 @@ def _bits(base: nn.Module) -> int | None:
 def _rank(model: nn.Module) -> int | None:
     if not isinstance(model, PeftModel):
         return None
-    config = model.peft_config["default"]
+    config = model.peft_config[model.active_adapter]
     if not isinstance(config, LoraConfig):
         raise ValueError(f"memory_plan: expected LoRA, got {type(config).__name__}, whose weights it cannot count.")
     return config.r
