@@ -107,6 +107,7 @@ def plan_of(stage: str, options) -> MemoryPlan:
             prompt_length=options.prompt_length,
             completion_length=options.completion_length,
             gradient_checkpointing=on_gpu(),
+            reentrant=options.bits == 8,
             num_generations=options.samples if stage == "raft" else 1,
             device="cuda" if on_gpu() else "cpu",
         )

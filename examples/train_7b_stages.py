@@ -36,6 +36,7 @@ def common(options, folder: Path, plan: MemoryPlan | None) -> dict:
         "bf16": on_gpu(),
         "use_cpu": not on_gpu(),
         "gradient_checkpointing": on_gpu(),
+        "gradient_checkpointing_kwargs": {"use_reentrant": options.bits == 8},  # or 8-bit layers hold their inputs
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": options.batch // micro_batch,
         "logging_steps": 1,

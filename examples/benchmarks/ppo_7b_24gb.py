@@ -35,6 +35,8 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+from made_models import SHAPES
+
 GIB = 2**30
 SHOWN = ("load", "generate", "score", "train")
 NAMES = ("ppo", "reward", "raft", "separate", "grpo", "rloo", "trl-reward", "trl-grpo")
@@ -49,7 +51,7 @@ SIZES = ("batch", "prompt_length", "completion_length", "samples", "epochs", "st
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--shape", default="llama-2-7b", help="llama-2-7b, mistral-7b, llama-3.1-8b, qwen2.5-7b, …; 100m, tiny")
+    add("--shape", default="llama-2-7b", choices=list(SHAPES), metavar="SHAPE", help=", ".join(SHAPES))
     add("--device", choices=list(DEFAULTS), default="cuda")
     add("--rows", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW")
     add("--bits", nargs="+", type=int, choices=[4, 8], default=[4, 8])

@@ -78,6 +78,7 @@ class Work:
             micro_batch=self.micro_batch or self.batch,
             prompt_length=self.prompt_length,
             completion_length=self.completion_length,
+            reentrant=self.bits == 8,  # or 8-bit layers hold their inputs
             num_generations=1 if kind == "ppo" else self.samples,
             shared=self.row != "separate" and not self.row.startswith("trl-"),
             device=self.device,
@@ -120,6 +121,7 @@ class Work:
             "bf16": self.device != "cpu",
             "use_cpu": self.device == "cpu",
             "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": settings.reentrant},
             "per_device_train_batch_size": settings.micro_batch,
             "gradient_accumulation_steps": settings.batch // settings.micro_batch,
             "optim": {"adamw": "adamw_torch"}.get(settings.optimizer, settings.optimizer),
