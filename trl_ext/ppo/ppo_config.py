@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from trl_ext.config_checks import check_ranges, refuse_meaningless
+from trl_ext.ppo.migration import OlderOptions
 
 
 class _OneGeneration(int):
@@ -66,7 +67,7 @@ RANGES = {
 
 
 @dataclass
-class PPOConfig(GRPOConfig):
+class PPOConfig(OlderOptions, GRPOConfig):
     """What PPO adds to GRPO: a critic, advantages per token instead of per group, and KL in the reward.
 
     Everything about sampling, batching and the clipped policy loss keeps its GRPO name and meaning. The generation

@@ -32,6 +32,7 @@ from trl_ext.ppo.critic import Critic, CriticCallback
 from trl_ext.ppo.drift import PolicyDrift
 from trl_ext.ppo.kl_control import KLController
 from trl_ext.ppo.metrics import loss_metrics, mean_length, rollout_metrics
+from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
     last_hidden_states,
     reference_from,
@@ -52,7 +53,7 @@ from trl_ext.self_training.log_probs import label_log_probs
 from trl_ext.trl_versions import add_end_tokens, end_tokens
 
 
-class PPOTrainer(PPOCheckpoints, GRPOTrainer):
+class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
