@@ -28,7 +28,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden_states: Tensor, **_) -> Tensor:
         """`(B, L, H)` hidden states to `(B, L)` values."""
         with torch.autocast(hidden_states.device.type, enabled=False):  # 16 bits are too coarse for a return
-            return self.linear(hidden_states.float()).squeeze(-1)
+            return self.linear(hidden_states.to(self.linear.weight.dtype)).squeeze(-1)
 
 
 class ValueModel(nn.Module):

@@ -1,0 +1,113 @@
+"""A PPO run whose completions come from a table, so that one process and two have the same; in float64.
+
+    accelerate launch … tests/processes_case.py FOLDER '{"kind": "head"}'
+
+writes what `run` returns to FOLDER, one file per process. AdamW divides small gradients by their size, so rounding in
+32 bits would be as large as a step.
+"""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from ppo_case import even_letters, ppo_trainer
+from safetensors.torch import save_file
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from torch import Tensor
+
+# Lengths differ, so that the halves of a batch have unequal numbers of tokens; two rows end themselves.
+TABLE = {
+    "say it": "ok<eos>", "why?": "nobody", "tell me more": "a", "go": "bdf", "who": "me<eos>", "when": "noon",
+    "where to": "hh", "how": "slowly", "and": "so", "no": "yes<eos>", "what is": "it", "is it": "maybe it is", "if": "b",
+    "more": "less", "then": "what?", "for whom": "us all<eos>",
+}  # fmt: skip
+
+
+def completions_of(prompts: list[str], trainer) -> dict:
+    tokenizer = byte_tokenizer()
+    ids = [tokenizer(text)["input_ids"] for text in (*prompts, *(TABLE[prompt] for prompt in prompts))]
+    return {"prompt_ids": ids[: len(prompts)], "completion_ids": ids[len(prompts) :], "logprobs": None}
+
+
+def even_unless_short(completions, **columns):
+    """None for one row, which the process that has it must leave out of all means."""
+    return [None if text == "a" else score for text, score in zip(completions, even_letters(completions), strict=True)]
+
+
+def adapter(seed: int, task_type: str, model):
+    """A LoRA that is not the identity, so that A and B both move."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type=task_type)
+    return get_peft_model(model, config)
+
+
+def run(folder: str | Path, *, kind: str, **options) -> dict[str, Tensor]:
+    """Train for three steps.
+
+    Args:
+        folder: For outputs.
+        kind: Of critic: "head", or "model", which has an adapter too.
+        options: Of PPOConfig or PPOTrainer.
+
+    Returns:
+        Each rollout's tensors by row of the table, and the trained weights of policy and critic.
+    """
+    with default_dtype(torch.float64):
+        return _run(folder, kind, options)
+
+
+def _run(folder, kind: str, options: dict) -> dict[str, Tensor]:
+    tokenizer = byte_tokenizer()
+    value_model = adapter(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None
+    text = Dataset.from_dict({"text": ["the first line", "a second", "and", "one more to read"]})
+    trainer = ppo_trainer(
+        folder,
+        model=adapter(0, "CAUSAL_LM", tiny_llama(tokenizer)),
+        value_model=value_model,
+        reward_funcs=even_unless_short,
+        prompts=[*TABLE],
+        rollout_func=completions_of,
+        ptx_dataset=text if options.get("ptx_coef") else None,
+        **{"max_steps": 3, "num_iterations": 2, "beta": 0.1} | options,
+    )
+    rollouts = watch_rollouts(trainer)
+    trainer.train()
+    policy = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    weights = {f"policy.{name}": p.detach().clone() for name, p in policy.items()}
+    return rollouts | weights | {f"critic.{name}": p.detach().clone() for name, p in trainer.critic._named()}
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def watch_rollouts(trainer) -> dict[str, Tensor]:
+    """Fills with `<rollout>.<prompt>.<name>`, own tokens only, as the trainer samples."""
+    seen, make = {}, trainer._generate_and_score_completions
+
+    def watched(inputs):
+        rollout, number = make(inputs), trainer._rollouts
+        for row, (example, mask) in enumerate(zip(inputs, rollout["completion_mask"].bool(), strict=True)):
+            for name in ("advantages", "returns", "values", "old_per_token_logps"):
+                seen[f"{number}.{example['prompt']}.{name}"] = rollout[name][row][mask].clone()
+        return rollout
+
+    trainer._generate_and_score_completions = watched
+    return seen
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1])
+    results = run(target, ddp_backend="gloo", use_cpu=True, **json.loads(sys.argv[2]))
+    save_file(results, target / f"process-{torch.distributed.get_rank()}.safetensors")

@@ -1,0 +1,54 @@
+"""Two processes must take PPO's steps as one does: every mean is over the tokens of both."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes_case import TABLE, run
+from safetensors.torch import load_file
+
+
+def run_in_two(folder: Path, **options) -> list[dict[str, torch.Tensor]]:
+    """What each of two processes ends with."""
+    folder.mkdir()
+    root = Path(__file__).parent
+    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    done = subprocess.run(
+        [*launch, str(root / "processes_case.py"), str(folder), json.dumps(options)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [load_file(folder / f"process-{process}.safetensors") for process in range(2)]
+
+
+CASES = {
+    "head": {"kind": "head", "adaptive_kl": True, "kl_target": 1.0, "max_policy_kl": 1.0},
+    "value model": {"kind": "model"},
+    "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
+}
+
+
+def batches(options: dict, rows: int) -> dict:
+    """Rows per process of an optimizer step, in micro-batches."""
+    return {"per_device_train_batch_size": rows // options.get("gradient_accumulation_steps", 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_two_processes_step_like_one(tmp_path, options):
+    """Advantages, returns and values of each completion, and the weights after three steps."""
+    one = run(tmp_path / "one", **options | batches(options, 8))
+    first, second = run_in_two(tmp_path / "two", **options | batches(options, 4))
+    weights = [name for name in one if name.startswith(("policy.", "critic."))]
+    assert len(one) - len(weights) == 4 * len(TABLE)
+    torch.testing.assert_close(first | second, one, rtol=0, atol=1e-6)
+    assert all(torch.equal(first[name], second[name]) for name in weights)
