@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_window(tmp_path, micro_batch,
     trainer._rollouts, trainer.current_gradient_accumulation_steps = 1, accumulation
     for step in range(accumulation):
         trainer._step = step
-        (trainer.args.ptx_coef * trainer._text_loss(trainer.model) / accumulation).backward()  # as Trainer divides
+        (trainer.args.ptx_coef * trainer._text_loss(trainer.model)).backward()  # what Trainer sums over micro-batches
     model = tiny_llama(byte_tokenizer())
     rows = mix(batch_size=4, seed=trainer.args.seed).batch(0)
     logits = model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits.log_softmax(-1)[:, :-1]

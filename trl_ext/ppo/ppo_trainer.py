@@ -335,7 +335,7 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
     def _text_loss(self, model) -> Tensor:
         """This micro-batch's share of Σ NLL / number of tokens over the accumulation window and all processes.
 
-        Trainer divides by the number of micro-batches, and averages over processes: both are undone here.
+        Gradients are summed over micro-batches (GRPOTrainer sees to that) and averaged over processes, which is undone here.
         """
         micro_batches, processes = self.args.gradient_accumulation_steps, self.accelerator.num_processes
         first = (self._step - self._step % micro_batches) * processes
@@ -345,7 +345,7 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         nll = -label_log_probs(model, batch).sum()
         mine = self.accelerator.reduce(nll.detach(), reduction="sum") * micro_batches / tokens
         self._record({"ptx_loss": mine.item()})
-        return nll * micro_batches * processes / tokens
+        return nll * processes / tokens
 
     def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
         hidden = {}
