@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_case import TABLE, run
+from table_case import TABLE, run
 from safetensors.torch import load_file
 
 
@@ -20,7 +20,7 @@ def run_in_two(folder: Path, **options) -> list[dict[str, torch.Tensor]]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     done = subprocess.run(
-        [*launch, str(root / "processes_case.py"), str(folder), json.dumps(options)],
+        [*launch, str(root / "table_case.py"), str(folder), json.dumps(options)],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,

@@ -1,5 +1,7 @@
 """What differs between the versions of TRL and transformers that are supported. All of it is here."""
 
+from peft import PeftModel
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 
@@ -21,3 +23,15 @@ def add_end_tokens(trainer: GRPOTrainer, ids: list[int]) -> None:
         )
     trainer.eos_token_ids = [*dict.fromkeys([*trainer.eos_token_ids, *ids])]
     trainer.generation_config.eos_token_id = trainer.eos_token_ids
+
+
+def recompute_activations(model: PreTrainedModel | PeftModel, how: dict | None = None) -> None:
+    """Let a model compute its activations anew in the backward pass; transformers 5.23 has another name for it.
+
+    Args:
+        model: The model.
+        how: As `gradient_checkpointing_kwargs`.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    new = getattr(base, "activation_checkpointing_enable", None)
+    (new or base.gradient_checkpointing_enable)(how)

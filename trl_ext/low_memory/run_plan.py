@@ -57,7 +57,7 @@ def run_plan(
     return memory_plan(
         base,
         method,
-        bits=_bits(base),
+        bits=loaded_bits(base),
         dtype=str(base.dtype).removeprefix("torch."),
         lora=_rank(model),
         batch=max(batch or micro_batch * args.gradient_accumulation_steps, micro_batch),
@@ -90,7 +90,8 @@ def _token_ids(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> 
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def _bits(base: nn.Module) -> int | None:
+def loaded_bits(base: nn.Module) -> int | None:
+    """8 or 4 for a model that bitsandbytes has loaded, else None."""
     loaded = {8: "is_loaded_in_8bit", 4: "is_loaded_in_4bit"}
     return next((bits for bits, note in loaded.items() if getattr(base, note, False)), None)
 

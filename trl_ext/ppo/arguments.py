@@ -5,10 +5,18 @@ from collections.abc import Iterable
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import apply_chat_template, is_conversational
 from trl.trainer.utils import get_config_model_id
 
+from trl_ext.inference import under_adapter
+from trl_ext.low_memory.run_plan import loaded_bits
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.windows import check_windows, surely_fits
@@ -75,6 +83,29 @@ def check_text(dataset: Dataset | None, args: PPOConfig) -> None:
             "PPOTrainer(ptx_dataset=…) with ptx_coef=0: the text would not be learned. Set ptx_coef, e.g. to 0.1, or leave "
             "the data set out."
         )
+
+
+def check_sampling(
+    model: str | PreTrainedModel | PeftModel, args: PPOConfig, quantization_config: BitsAndBytesConfig | None
+) -> None:
+    """Raise a ValueError for a quantised base that vLLM would have to follow: TRL sends it the packed weights."""
+    bits = _bits(model, args, quantization_config) if args.use_vllm else None
+    if bits:
+        raise ValueError(
+            f"PPOTrainer(model=…) in {bits} bits with use_vllm=True: vLLM would be sent weights that it cannot read, or that an "
+            "adapter was rounded into. Sample with use_vllm=False, or load the base in bfloat16. RAFT and ReST can: "
+            "VLLMGenerator hands vLLM the adapter alone."
+        )
+
+
+def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: BitsAndBytesConfig | None) -> int | None:
+    """8 or 4 for a base that is loaded so, or will be."""
+    if not isinstance(model, str):
+        return loaded_bits(under_adapter(model))
+    given = given or (args.model_init_kwargs or {}).get("quantization_config")
+    config = given or getattr(AutoConfig.from_pretrained(model), "quantization_config", None) or {}
+    settings = config if isinstance(config, dict) else config.to_dict()
+    return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
 
 
 def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:

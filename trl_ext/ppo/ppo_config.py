@@ -179,6 +179,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
         check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target", "max_policy_kl"))
         if self.kl_estimator not in ("k1", "k3"):
             raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
+        self._refuse_sharding()
         if self.num_generations == 1:
             self.num_generations = _OneGeneration(1)
         super().__post_init__()
@@ -206,10 +207,24 @@ class PPOConfig(OlderOptions, GRPOConfig):
             raise ValueError(
                 "PPOConfig(max_policy_kl=…, fp16=True): the scaler of 16-bit gradients cannot skip a step. Use bf16=True."
             )
+        if self.mask_truncated_completions and self.missing_eos_penalty:
+            raise ValueError(
+                f"PPOConfig(mask_truncated_completions=True, missing_eos_penalty={self.missing_eos_penalty}): what did not end "
+                "itself is left out of the loss, so the penalty would reach nobody. Leave one of the two out."
+            )
         if self.stop_tokens and self.use_vllm:
             raise ValueError(
                 f"PPOConfig(stop_tokens={self.stop_tokens}, use_vllm=True): vLLM would not be told of them. Leave one out."
             )
+
+    def _refuse_sharding(self) -> None:
+        for name in ("deepspeed", "fsdp"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"PPOConfig({name}={getattr(self, name)!r}): the critic is outside the model that it shards. Leave it out: "
+                    "several GPUs share the work with `accelerate launch --multi_gpu`, and what does not fit one of them "
+                    "may with an adapter on a base in 8 or 4 bits (SharedBase)."
+                )
 
     def _refuse_meaningless(self) -> None:
         refuse_meaningless(self, MEANINGLESS)

@@ -22,6 +22,7 @@ from trl_ext.ppo.arguments import (
     check_lengths,
     check_policy,
     check_prompts,
+    check_sampling,
     check_text,
     check_value_model,
     checked_args,
@@ -65,6 +66,7 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
     from, so a few methods are overridden, each of which calls its parent:
 
         create_optimizer                      also train the critic
+        _generate_single_turn                 stay in evaluation where continuous batching would leave it
         _calculate_rewards                    keep the scores, which the parent does not return
         _generate_and_score_completions       replace the group advantages by GAE
         _get_per_token_logps_and_entropies    keep the log-probabilities, for the ratio that is logged
@@ -113,6 +115,7 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         check_prompts(train_dataset, args)
         check_value_model(value_model, reward_funcs)
         check_text(ptx_dataset, args)
+        check_sampling(model, args, others.get("quantization_config"))
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
@@ -202,6 +205,12 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
 
     # Rollouts
 
+    def _generate_single_turn(self, *args, **kwargs):
+        training = self.model.training
+        outputs = super()._generate_single_turn(*args, **kwargs)
+        self.model.train(training)
+        return outputs
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         if self.memory.phase == "generate":  # without a reference, nothing came between
             self.memory.enter("score")
@@ -212,7 +221,8 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
         scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
         if self.model.training:
-            self.score_moments.update(scores[~scores.isnan()])
+            unlearned = scores.isnan() | (cut & self.mask_truncated_completions)
+            self.score_moments.update(scores[~unlearned])
         self._record(
             {
                 "score": scores.nanmean().item(),
@@ -230,8 +240,9 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with replaced(self, num_iterations=aligned):  # the parent need not pass for old log-probs, the next one does
             rollout = super()._generate_and_score_completions(inputs)
-        self._rollouts += int(self.model.training)
-        self.drift.begin_rollout()
+        if self.model.training:
+            self._rollouts += 1
+            self.drift.begin_rollout()
         rollout |= self._own_tokens(rollout)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         log_probs, values = self._evaluate_policy(rollout)
@@ -323,7 +334,8 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
         metrics = loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator)
         self._record(metrics)
-        self.drift.add(metrics["policy_kl"])
+        if self.model.training:
+            self.drift.add(metrics["policy_kl"])
         value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
         loss = policy_loss + self.args.value_coef * value_loss
         return loss + self.args.ptx_coef * self._text_loss(model) if self._learns_text() else loss

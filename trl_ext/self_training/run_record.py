@@ -37,6 +37,8 @@ HARMLESS = {
     "dataset_num_proc",
     "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
+    "activation_checkpointing",  # their names from transformers 5.23 on
+    "activation_checkpointing_kwargs",
     "activation_offloading",
 }
 

@@ -1,6 +1,6 @@
 """A PPO run whose completions come from a table, so that one process and two have the same; in float64.
 
-    accelerate launch … tests/processes_case.py FOLDER '{"kind": "head"}'
+    accelerate launch … tests/table_case.py FOLDER '{"kind": "head"}'
 
 writes what `run` returns to FOLDER, one file per process. AdamW divides small gradients by their size, so rounding in
 32 bits would be as large as a step.
@@ -18,6 +18,8 @@ from ppo_case import even_letters, ppo_trainer
 from safetensors.torch import save_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import Tensor
+
+from trl_ext import PPOTrainer
 
 # Lengths differ, so that the halves of a batch have unequal numbers of tokens; two rows end themselves.
 TABLE = {
@@ -45,40 +47,45 @@ def adapter(seed: int, task_type: str, model):
     return get_peft_model(model, config)
 
 
-def run(folder: str | Path, *, kind: str, **options) -> dict[str, Tensor]:
-    """Train for three steps.
+def table_trainer(folder: str | Path, *, kind: str = "head", **options) -> PPOTrainer:
+    """Three steps over completions from the table.
 
     Args:
         folder: For outputs.
         kind: Of critic: "head", or "model", which has an adapter too.
         options: Of PPOConfig or PPOTrainer.
-
-    Returns:
-        Each rollout's tensors by row of the table, and the trained weights of policy and critic.
     """
-    with default_dtype(torch.float64):
-        return _run(folder, kind, options)
-
-
-def _run(folder, kind: str, options: dict) -> dict[str, Tensor]:
     tokenizer = byte_tokenizer()
-    value_model = adapter(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None
     text = Dataset.from_dict({"text": ["the first line", "a second", "and", "one more to read"]})
-    trainer = ppo_trainer(
-        folder,
-        model=adapter(0, "CAUSAL_LM", tiny_llama(tokenizer)),
-        value_model=value_model,
-        reward_funcs=even_unless_short,
-        prompts=[*TABLE],
-        rollout_func=completions_of,
-        ptx_dataset=text if options.get("ptx_coef") else None,
-        **{"max_steps": 3, "num_iterations": 2, "beta": 0.1} | options,
-    )
-    rollouts = watch_rollouts(trainer)
-    trainer.train()
-    policy = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    weights = {f"policy.{name}": p.detach().clone() for name, p in policy.items()}
-    return rollouts | weights | {f"critic.{name}": p.detach().clone() for name, p in trainer.critic._named()}
+    settings = {
+        "model": adapter(0, "CAUSAL_LM", tiny_llama(tokenizer)),
+        "value_model": adapter(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None,
+        "reward_funcs": even_unless_short,
+        "prompts": [*TABLE],
+        "rollout_func": completions_of,
+        "ptx_dataset": text if options.get("ptx_coef") else None,
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "num_iterations": 2,
+        "beta": 0.1,
+    }
+    return ppo_trainer(folder, **settings | options)
+
+
+def run(folder: str | Path, **options) -> dict[str, Tensor]:
+    """Train in float64: each rollout's tensors by row of the table, and the trained weights of policy and critic."""
+    with default_dtype(torch.float64):
+        trainer = table_trainer(folder, **options)
+        rollouts = watch_rollouts(trainer)
+        trainer.train()
+    return rollouts | weights(trainer)
+
+
+def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
+    """What has been trained."""
+    policy = [(f"policy.{name}", p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    critic = [(f"critic.{name}", p) for name, p in trainer.critic._named()]
+    return {name: parameter.detach().clone() for name, parameter in [*policy, *critic]}
 
 
 @contextmanager
