@@ -1,6 +1,7 @@
 """Tables of PPO's benchmarks: mean ± deviation over seeds, and differences between arms within seeds."""
 
 from collections.abc import Callable
+from math import isnan
 from statistics import mean, stdev
 
 import numpy as np
@@ -24,11 +25,24 @@ POINTS = {
 
 
 def mean_and_deviation(values: list[float], sign: str = "") -> str:
+    """Over seeds; a dash where a measure does not apply, which is NaN.
+
+    >>> mean_and_deviation([1.0, 2.0, 3.0]), mean_and_deviation([1.0], sign="+"), mean_and_deviation([float("nan")])
+    ('2.00 ± 1.00', '+1.00 ± 0.00', '–')
     """
-    >>> mean_and_deviation([1.0, 2.0, 3.0]), mean_and_deviation([1.0], sign="+")
-    ('2.00 ± 1.00', '+1.00 ± 0.00')
-    """
+    if any(map(isnan, values)):
+        return "–"
     return f"{mean(values):{sign}.2f} ± {stdev(values) if len(values) > 1 else 0:.2f}"
+
+
+def differences_and_signs(values: list[float]) -> str:
+    """Differences within seeds, and in how many seeds they are above 0.
+
+    >>> differences_and_signs([1.0, 2.0, -3.0])
+    '+0.00 ± 2.65 (2/3)'
+    """
+    text = mean_and_deviation(values, "+")
+    return text if text == "–" else f"{text} ({sum(value > 0 for value in values)}/{len(values)})"
 
 
 def value_at(result: Result, name: str, place: float, *, by: str) -> float:
@@ -86,8 +100,7 @@ def main_table(found: dict[str, list[Result]], title: str, console: Console) -> 
 
 def differences(ours: list[Result], base: list[Result], measure: Callable[[Result], float]) -> str:
     """Mean ± deviation of the differences within seeds, and in how many seeds they are above 0."""
-    values = [measure(one) - measure(other) for one, other in zip(ours, base, strict=True)]
-    return f"{mean_and_deviation(values, '+')} ({sum(value > 0 for value in values)}/{len(values)})"
+    return differences_and_signs([measure(one) - measure(other) for one, other in zip(ours, base, strict=True)])
 
 
 def difference_table(found: dict[str, list[Result]], base: str, console: Console) -> None:
@@ -111,4 +124,4 @@ def equal_rollouts(ours: list[Result], base: list[Result], name: str) -> str:
     for one, other in zip(ours, base, strict=True):
         count = min(result["points"][-1]["rollouts"] for result in (one, other))
         values.append(value_at(one, name, count, by="rollouts") - value_at(other, name, count, by="rollouts"))
-    return f"{mean_and_deviation(values, '+')} ({sum(value > 0 for value in values)}/{len(values)})"
+    return differences_and_signs(values)
