@@ -1,7 +1,8 @@
 """Tables of PPO's benchmarks: mean ± deviation over seeds, and differences between arms within seeds."""
 
 from collections.abc import Callable
-from math import isnan
+from itertools import pairwise
+from math import isnan, nan
 from statistics import mean, stdev
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.table import Table
 Result = dict
 Measures = dict[str, Callable[[Result], float]]
 
+KL = 3.0  # nats per completion, at which arms are compared
 POINTS = {
     "reward": "reward",
     "judge": "judge",
@@ -61,14 +63,28 @@ def over_time(result: Result, name: str) -> float:
     return float(np.trapezoid(values, clock) / (clock[-1] - clock[0]))
 
 
+def at_kl(result: Result, name: str, kl: float) -> float:
+    """A measure where the run first reaches this KL, by a straight line between two looks; NaN where it never does.
+
+    >>> run = {"points": [{"kl": 0.0, "judge": 0.0}, {"kl": 2.0, "judge": 1.0}, {"kl": 1.0, "judge": 5.0}]}
+    >>> at_kl(run, "judge", 1.0), at_kl(run, "judge", 3.0)
+    (0.5, nan)
+    """
+    for before, after in pairwise(result["points"]):
+        if after["kl"] >= kl:
+            share = (kl - before["kl"]) / (after["kl"] - before["kl"])
+            return before[name] + share * (after[name] - before[name])
+    return nan
+
+
 def foreseen(result: Result) -> float:
     """Explained variance of the critic, mean over the second half of the run's rollouts; NaN where there is none."""
     values = result["explained_variance"]
-    return mean(values[len(values) // 2 :]) if values else float("nan")
+    return mean(values[len(values) // 2 :]) if values else nan
 
 
 def measures_of(found: dict[str, list[Result]]) -> Measures:
-    """What is in the table: the last look's measures, judge and reward over time, explained variance."""
+    """What is in the table: the last look's measures, scores over time and at one KL, explained variance."""
     there = next(iter(found.values()))[0]["points"][0]
     last = {
         title: (lambda result, name=name: result["points"][-1][name])
@@ -79,6 +95,7 @@ def measures_of(found: dict[str, list[Result]]) -> Measures:
         **last,
         "reward over time": lambda result: over_time(result, "reward"),
         "judge over time": lambda result: over_time(result, "judge"),
+        f"judge at {KL:.0f} nats": lambda result: at_kl(result, "judge", KL),
         "expl. variance": foreseen,
     }
 

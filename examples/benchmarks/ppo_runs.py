@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean
+from statistics import mean, pstdev
 
 import datasets
 import torch
@@ -99,8 +99,10 @@ def measure(model, start, tokenizer: PreTrainedTokenizerBase, task: Task) -> dic
     scored = {"prompts": [row["prompt"] for row in task.held_out], "completions": texts, "completion_ended": ended}
     columns = {name: [row.get(name) for row in task.held_out] for name in ("attribute", "answer")}
     right = [value for value in closed_right(texts, **columns) if value is not None]
+    scores = task.reward(**scored)
     return {
-        "reward": mean(task.reward(**scored)),
+        "reward": mean(scores),
+        "deviation": pstdev(scores),  # between completions
         "judge": mean(task.judge(**scored)),
         **({"right": mean(right)} if right else {}),
         "kl": kl_per_completion(model, start, samples, pad_token_id=tokenizer.pad_token_id),
