@@ -127,7 +127,7 @@ def test_model_with_trls_value_head_raises():
 
     wrapped = AutoModelForCausalLMWithValueHead()
     for call in (lambda: PPOTrainer(wrapped, even_letters), lambda: PPOTrainer(model=wrapped)):
-        with pytest.raises(ValueError, match="expected the causal LM itself. Give its `pretrained_model`"):
+        with pytest.raises(ValueError, match=r"expected the causal LM itself\. Give its `pretrained_model`"):
             call()
 
 

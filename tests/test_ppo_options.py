@@ -88,7 +88,7 @@ def test_a_batch_in_which_all_were_cut_moves_nothing(tmp_path):
 
 
 def test_a_penalty_that_reaches_nobody_is_refused():
-    with pytest.raises(ValueError, match="the penalty would reach nobody. Leave one of the two out"):
+    with pytest.raises(ValueError, match=r"the penalty would reach nobody\. Leave one of the two out"):
         config(mask_truncated_completions=True, missing_eos_penalty=1.0)
 
 
@@ -157,7 +157,9 @@ def test_vllm_with_a_quantised_base_is_refused(tmp_path, bits, mode):
         (path, {"quantization_config": quantisation}),
         (path, {"model_init_kwargs": {"quantization_config": quantisation}}),
     ):
-        with pytest.raises(ValueError, match=rf"in {bits} bits with use_vllm=True.*use_vllm=False, or load the base in bf"):
+        with pytest.raises(
+            ValueError, match=rf"in {bits} bits with use_vllm=True.*use_vllm=False, or load the base in bf"
+        ):
             ppo_trainer(tmp_path, model=model, use_vllm=True, vllm_mode=mode, **options)
 
 

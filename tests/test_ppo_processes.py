@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from table_case import TABLE, run
 from safetensors.torch import load_file
+from table_case import TABLE, run
 
 
 def run_in_two(folder: Path, **options) -> list[dict[str, torch.Tensor]]:

@@ -26,7 +26,9 @@ def measure(trainer: PPOTrainer, meter: Meter) -> None:
     def scored(model, *args) -> str:
         return SCORING if model is reward_model else PASSES
 
-    def generate(*args, generation=meter.timed(ppo_trainer.batch_generation, GENERATION)):
+    generation = meter.timed(ppo_trainer.batch_generation, GENERATION)
+
+    def generate(*args):
         meter.begin_rollout()
         meter.base(PASSES)  # until the first step: log-probabilities, advantages
         return generation(*args)

@@ -52,7 +52,9 @@ def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
     )
     for model in (policy, reward, *value):
         meter.count_passes(model)
-        model.config.name_or_path = ""  # beside a made model of Qwen2's type, transformers finds a tokenizer of its own
+        model.config.name_or_path = (
+            ""  # beside a made model of Qwen2's type, transformers finds a tokenizer of its own
+        )
     lora = LoraConfig(r=task["lora"], lora_alpha=2 * task["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = MeteredPPOTrainer(
         policy,

@@ -252,7 +252,9 @@ def growth(args: argparse.Namespace) -> None:
     size = args.sizes[0]
     work = make_speed_work(args.output_dir / f"growth_work_{size}", size, prompt_tokens=16, prompts=256)
     ((python, script, settings),) = arms(args).values()
-    table = Table(title=f"{size}, micro-batches of 8; the others at batch 32, 64 new tokens, 4 epochs", title_justify="left")
+    table = Table(
+        title=f"{size}, micro-batches of 8; the others at batch 32, 64 new tokens, 4 epochs", title_justify="left"
+    )
     for column in ("", "", "s per rollout", "of it generation", "ms per new token", "memory, GB", "load"):
         table.add_column(column, justify="right" if column else "left")
     for name, values in GROWTH.items():
@@ -275,7 +277,12 @@ def growth(args: argparse.Namespace) -> None:
 
 
 def common(args: argparse.Namespace, work: Path) -> dict:
-    return {"folder": str(work), "output_dir": str(args.output_dir / "trainer"), "threads": args.threads, "clock": args.clock}
+    return {
+        "folder": str(work),
+        "output_dir": str(args.output_dir / "trainer"),
+        "threads": args.threads,
+        "clock": args.clock,
+    }
 
 
 def slug(arm: str) -> str:
