@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from ppo_case import even_letters, ppo_trainer
+from ppo_case import even_letters, ppo_trainer, several_end_tokens
 
 from trl_ext.ppo.collapse import CollapseWatch
 
@@ -52,6 +52,7 @@ def run(folder, reward, **options):
     return trainer
 
 
+@several_end_tokens
 def test_a_reward_for_length_collapses_and_says_so_once(tmp_path):
     with pytest.warns(
         UserWarning, match=r"length .* → .* tokens, perplexity .* Read its samples; raise beta"
@@ -64,6 +65,7 @@ def test_a_reward_for_length_collapses_and_says_so_once(tmp_path):
     assert 10 <= stopped.state.global_step < 60
 
 
+@several_end_tokens
 def test_a_run_that_learns_nothing_does_not(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*way around the reward.*")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from ppo_case import PROMPTS, even_letters, logged, ppo_trainer, rollout_of
+from ppo_case import PROMPTS, even_letters, logged, ppo_trainer, rollout_of, several_end_tokens
 from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import LlamaForCausalLM, TrainerCallback
@@ -51,6 +51,7 @@ def test_several_completions_per_prompt(tmp_path):
     trainer.train()
 
 
+@several_end_tokens
 def test_accumulation_equals_one_large_batch(tmp_path):
     """Policy and value loss share one denominator, the real tokens of the accumulation window."""
 
@@ -357,6 +358,7 @@ def test_metrics_by_hand(tmp_path):
     assert metrics["completions/eos_ratio"] == pytest.approx(ended)
 
 
+@several_end_tokens
 def test_truncated_completions_can_be_left_out(tmp_path):
     policy = tiny_llama(byte_tokenizer())
     policy.generation_config.eos_token_id = [1, *range(3, 60)]

@@ -1,8 +1,9 @@
 import pytest
-from ppo_case import ppo_trainer, rollout_of
+from ppo_case import ppo_trainer, rollout_of, several_end_tokens
 from tiny import byte_tokenizer
 
 from trl_ext.ppo.stop_tokens import stop_token_ids
+from trl_ext.trl_versions import add_end_tokens, end_tokens
 
 
 def test_ids():
@@ -20,6 +21,7 @@ def test_a_text_that_is_no_token(tmp_path, token):
         ppo_trainer(tmp_path, stop_tokens=[token])
 
 
+@several_end_tokens
 def test_a_completion_ends_with_its_first_stop_token(tmp_path):
     letters = [
         chr(code) for code in range(ord("!"), ord("z"))
@@ -41,7 +43,14 @@ def test_a_completion_ends_with_its_first_stop_token(tmp_path):
 
 
 def test_without_them_only_the_end_token_ends(tmp_path):
-    assert ppo_trainer(tmp_path).eos_token_ids == [byte_tokenizer().eos_token_id]
+    assert end_tokens(ppo_trainer(tmp_path)) == [byte_tokenizer().eos_token_id]
+
+
+def test_a_trl_that_knows_one_end_token_refuses_more(tmp_path):
+    trainer = ppo_trainer(tmp_path)
+    vars(trainer).pop("eos_token_ids", None)  # which TRL 1.12 has not
+    with pytest.raises(ValueError, match=r"knows one end token only, so stop_tokens=\[5\].*Upgrade TRL"):
+        add_end_tokens(trainer, [5])
 
 
 def test_vllm_is_not_told(tmp_path):

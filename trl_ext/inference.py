@@ -9,6 +9,8 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from trl_ext.trl_versions import cache_argument
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -32,7 +34,12 @@ def forward_parameters(model: PreTrainedModel | PeftModel) -> set[str]:
     return set(inspect.signature(under_adapter(model).forward).parameters)
 
 
+def behind(cache: DynamicCache, model: PreTrainedModel | PeftModel) -> dict:
+    """Arguments with which a model reads on behind what a cache holds, and adds to it."""
+    return {cache_argument(under_adapter(model)): cache, "use_cache": True}
+
+
 def caches_attention_only(model: PreTrainedModel | PeftModel) -> bool:
     """Whether all that a model keeps of what it has read are keys and values, whose rows can be copied and left out."""
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    return "past_key_values" in forward_parameters(model) and not layers - {DynamicLayer, DynamicSlidingWindowLayer}
+    return cache_argument(under_adapter(model)) is not None and not layers - {DynamicLayer, DynamicSlidingWindowLayer}

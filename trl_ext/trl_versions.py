@@ -1,16 +1,23 @@
 """What differs between the versions of TRL and transformers that are supported. All of it is here."""
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-from trl import GRPOTrainer
+import inspect
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
 
 
-def end_tokens(trainer: GRPOTrainer) -> list[int]:
+# TRL 1.12
+
+
+def end_tokens(trainer: "GRPOTrainer") -> list[int]:
     """Ids of the tokens with which a completion ends; TRL 1.12 knows one only."""
     return getattr(trainer, "eos_token_ids", [trainer._tokenizer.eos_token_id])
 
 
-def add_end_tokens(trainer: GRPOTrainer, ids: list[int]) -> None:
+def add_end_tokens(trainer: "GRPOTrainer", ids: list[int]) -> None:
     """Let further tokens end a completion, in sampling and in what the trainer masks.
 
     Raises:
@@ -25,13 +32,18 @@ def add_end_tokens(trainer: GRPOTrainer, ids: list[int]) -> None:
     trainer.generation_config.eos_token_id = trainer.eos_token_ids
 
 
-def recompute_activations(model: PreTrainedModel | PeftModel, how: dict | None = None) -> None:
-    """Let a model compute its activations anew in the backward pass; transformers 5.23 has another name for it.
+# transformers 5.23 and 5.24, whose older names still work until 6 and 5.40
 
-    Args:
-        model: The model.
-        how: As `gradient_checkpointing_kwargs`.
+
+def recompute_activations(base: nn.Module, how: dict | None = None) -> None:
+    """Let a model, without adapter, compute its activations anew in the backward pass; `how` is TRL's
+    `gradient_checkpointing_kwargs`.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
     new = getattr(base, "activation_checkpointing_enable", None)
     (new or base.gradient_checkpointing_enable)(how)
+
+
+def cache_argument(base: nn.Module) -> str | None:
+    """The name under which a model, without adapter, takes keys and values read before; None: it does not."""
+    parameters = inspect.signature(base.forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in parameters), None)

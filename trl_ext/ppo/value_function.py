@@ -4,6 +4,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model
 
+from trl_ext.inference import under_adapter
 from trl_ext.ppo.critic import ValueHead, ValueModel
 from trl_ext.rewards.learned_reward import load_scorer
 from trl_ext.trl_versions import recompute_activations
@@ -52,7 +53,7 @@ def value_function(
     disable_dropout_in_model(model)
     if gradient_checkpointing:
         model.enable_input_require_grads()  # a frozen base under an adapter has none
-        recompute_activations(model, gradient_checkpointing_kwargs)
+        recompute_activations(under_adapter(model), gradient_checkpointing_kwargs)
     return ValueModel(model.train())
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from trl_ext.inference import caches_attention_only, under_adapter
+from trl_ext.inference import behind, caches_attention_only, under_adapter
 
 LEAST_SAVED = 256  # tokens that a prompt's samples must save together, or a batch of whole sequences is faster
 
@@ -74,11 +74,11 @@ def score_behind_prefix(
     for start in range(0, len(ids), batch_size):
         rows = [torch.tensor(row[common:], device=device) for row in ids[start : start + batch_size]]
         cache = DynamicCache(config=model.config)
-        model.base_model(torch.tensor([ids[0][:common]], device=device), past_key_values=cache, use_cache=True)
+        model.base_model(torch.tensor([ids[0][:common]], device=device), **behind(cache, model.base_model))
         cache.batch_repeat_interleave(len(rows))
         inputs = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         whole = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
-        output = model(inputs, attention_mask=whole, past_key_values=cache, use_cache=True)
+        output = model(inputs, attention_mask=whole, **behind(cache, model))
         scores += output.logits[:, 0].float().tolist()
     return scores

@@ -6,6 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
+from trl_ext.inference import behind
+
 CPU_BATCH_SIZE = 64
 LARGEST_BATCH_SIZE = 1024
 SHARE_OF_FREE_MEMORY = 0.5  # the rest: activations of the prompts, and a cache that is copied as it grows
@@ -17,7 +19,7 @@ def cache_bytes_per_token(model: PreTrainedModel | PeftModel) -> int:
     """Bytes of keys and values of one token in all layers, as found after reading one."""
     cache = DynamicCache(config=model.config)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    model(input_ids=token, attention_mask=torch.ones_like(token), past_key_values=cache, use_cache=True)
+    model(input_ids=token, attention_mask=torch.ones_like(token), **behind(cache, model))
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
 
 

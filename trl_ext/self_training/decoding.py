@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from trl_ext.inference import forward_parameters
+from trl_ext.inference import behind, forward_parameters
 from trl_ext.self_training.drawing import inverse_cdf, logits_filters
 from trl_ext.self_training.generation import Sampling
 
@@ -64,7 +64,7 @@ class Batch:
         self.tokens, self.mask = tokens.to(model.device), mask.to(model.device)
         self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
         self.length, self._read = tokens.size(1) - room, 0
-        self._parameters = forward_parameters(model)
+        self._parameters, self._behind = forward_parameters(model), behind(self.cache, model)
         first, self._which = (torch.tensor(rows, device=model.device) for rows in distinct_prompts(prompts))
         self.rows = first
 
@@ -89,8 +89,7 @@ class Batch:
         output = self.model(
             input_ids=self.tokens[self.rows, columns],
             attention_mask=self.mask[self.rows, : self.length],
-            past_key_values=self.cache,
-            use_cache=True,
+            **self._behind,
             **{name: value for name, value in options.items() if name in self._parameters},
         )
         self._read = self.length
