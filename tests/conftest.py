@@ -17,6 +17,15 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where a seam has moved, say which, and where it is used: the docstring of its test."""
+    report = yield
+    if report.failed and item.path.name == "test_upstream_seams.py":
+        report.sections.append(("Upstream has moved a seam", f"{item.name}\n{item.function.__doc__}"))
+    return report
+
+
 @pytest.fixture
 def tokenizer():
     return byte_tokenizer()

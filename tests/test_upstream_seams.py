@@ -3,51 +3,80 @@
 A failure here means that an upgrade moved a seam: read the upstream change, then adapt what the test names.
 """
 
+import copy
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from ppo_case import PROMPTS, even_letters, ppo_trainer
-from tiny import byte_tokenizer, tiny_llama
-from transformers import Trainer, TrainerCallback, get_scheduler
-from trl import GRPOConfig, GRPOTrainer, RewardTrainer, SFTConfig, SFTTrainer
+from ppo_case import PROMPTS, even_letters, ppo_trainer, several_end_tokens
+from shared_case import PAIRS, TEXTS, base_path
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import DynamicCache, Trainer, TrainerCallback, get_scheduler
+from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer import grpo_trainer as grpo_module
 
+import trl_ext
+from trl_ext import SharedBase
+from trl_ext.inference import behind
+from trl_ext.low_memory.shared_tree import quantised_linears
 from trl_ext.overrides import replaced
 from trl_ext.self_training.training_rows import ImproveRows
 
-SIGNATURES = {
-    (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-    (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
-    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
-    (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
-    (RewardTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-    (RewardTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
-    (SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-    (SFTTrainer, "_prepare_dataset"): [
-        "self",
-        "dataset",
-        "processing_class",
-        "args",
-        "packing",
-        "formatting_func",
-        "dataset_name",
-    ],
-    (Trainer, "create_scheduler"): ["self", "num_training_steps", "optimizer"],
-    (Trainer, "_get_train_sampler"): ["self", "train_dataset"],
-    (Trainer, "_save_optimizer_and_scheduler"): ["self", "output_dir"],
-    (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
-    (Trainer, "_save"): ["self", "output_dir", "state_dict"],
-    (Trainer, "get_batch_samples"): ["self", "epoch_iterator", "num_batches", "device"],
+LOSS = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+SIGNATURES = {  # and where each is used
+    (GRPOTrainer, "_calculate_rewards"): (
+        ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "PPOTrainer, to keep the scores",
+    ),
+    (GRPOTrainer, "_generate_and_score_completions"): (["self", "inputs"], "PPOTrainer, to replace the advantages"),
+    (GRPOTrainer, "_compute_loss"): (["self", "model", "inputs"], "PPOTrainer, to add the value loss"),
+    (GRPOTrainer, "_get_train_sampler"): (["self", "dataset"], "PPOTrainer, for an order that resuming finds again"),
+    (RewardTrainer, "compute_loss"): (LOSS, "ImitationRewardTrainer, to add the imitation term"),
+    (RewardTrainer, "_prepare_dataset"): (
+        ["self", "dataset", "processing_class", "args", "dataset_name"],
+        "ImitationRewardTrainer, to check pairs and keep where completions begin",
+    ),
+    (SFTTrainer, "compute_loss"): (LOSS, "self_training.importance, RAFT++'s loss"),
+    (SFTTrainer, "_prepare_dataset"): (
+        ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+        "self_training.tokenising, to prepare kept samples as SFT does",
+    ),
+    (Trainer, "create_scheduler"): (
+        ["self", "num_training_steps", "optimizer"],
+        "SelfTrainingTrainer, rates by Improve",
+    ),
+    (Trainer, "_get_train_sampler"): (["self", "train_dataset"], "SelfTrainingTrainer, rows in their order"),
+    (Trainer, "_save_optimizer_and_scheduler"): (["self", "output_dir"], "checkpoints, rollout_state, run_state"),
+    (Trainer, "_load_optimizer_and_scheduler"): (["self", "checkpoint"], "checkpoints, rollout_state, run_state"),
+    (Trainer, "_save"): (["self", "output_dir", "state_dict"], "PPOTrainer and SelfTrainingTrainer, what is saved"),
+    (Trainer, "get_batch_samples"): (
+        ["self", "epoch_iterator", "num_batches", "device"],
+        "ImitationRewardTrainer, tokens per accumulation window",
+    ),
 }
 
 
 @pytest.mark.parametrize(("owner", "name"), SIGNATURES, ids=lambda value: getattr(value, "__name__", value))
 def test_seam_keeps_its_signature(owner, name):
-    assert list(inspect.signature(getattr(owner, name)).parameters) == SIGNATURES[owner, name]
+    """trl_ext overrides it, or calls it by these names; the assertion says where."""
+    expected, used_in = SIGNATURES[owner, name]
+    came = list(inspect.signature(getattr(owner, name)).parameters)
+    assert came == expected, f"{owner.__name__}.{name} has moved; it is used in {used_in}."
+
+
+def test_each_seam_says_where_it_is_used():
+    """conftest.py prints these lines where a test fails, so each must name something of trl_ext."""
+    names = {path.stem for path in Path(trl_ext.__file__).parent.rglob("*.py")} | set(trl_ext.__all__) | {"trl_ext"}
+    tests = {name: test for name, test in globals().items() if name.startswith("test_")}
+    without = [
+        name for name, test in tests.items() if not names & set(re.findall(r"\w+", test.__doc__ or "")) - {"__init__"}
+    ]
+    assert without == []
 
 
 @pytest.fixture
@@ -206,11 +235,156 @@ def test_reduce_sums_over_processes():
     assert Accelerator(cpu=True).reduce(torch.tensor([1.0, 2.0]), reduction="sum").tolist() == [1.0, 2.0]
 
 
+@several_end_tokens
+def test_end_tokens_are_two_attributes(grpo_trainer):
+    """trl_versions.add_end_tokens adds to `eos_token_ids` (what is masked) and to `generation_config` (what stops)."""
+    assert grpo_trainer.generation_config.eos_token_id == grpo_trainer.eos_token_ids == [1]
+    everything = list(range(len(byte_tokenizer())))
+    grpo_trainer.eos_token_ids = grpo_trainer.generation_config.eos_token_id = everything
+    rollout = grpo_trainer._generate_and_score_completions([{"prompt": "a"}] * 4)
+    assert rollout["completion_mask"].tolist() == [[1]] * 4
+
+
+def test_trainer_adds_up_the_losses_of_micro_batches(grpo_trainer):
+    """PPOTrainer._tokens_per_window and _text_loss divide by the window themselves: nobody else must."""
+    weight = grpo_trainer.model.lm_head.weight
+    grpo_trainer.current_gradient_accumulation_steps = 4
+    with replaced(grpo_trainer, _prepare_inputs=lambda x: x, _compute_loss=lambda model, inputs: weight.sum()):
+        grpo_trainer.training_step(grpo_trainer.model, {}, None)
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
+def test_losses_are_counted_from_zero(tmp_path):
+    """PPOTrainer._text_loss takes its batch by `_step`, which counts the micro-batches before this one."""
+    seen = []
+
+    class Watched(GRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            seen.append(self._step)
+            return super()._compute_loss(model, inputs)
+
+    watched_grpo(Watched, tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=2, max_steps=2).train()
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_loss_without_gradients_makes_no_step(tmp_path):
+    """PPOTrainer._compute_loss gives one when PolicyDrift is over: not even AdamW's decay or momentum must move then."""
+    weights = []
+
+    class Idle(GRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            weights.append(model.lm_head.weight.detach().clone())
+            loss = super()._compute_loss(model, inputs)
+            return loss if self.state.global_step == 0 else torch.zeros((), requires_grad=True)
+
+    trainer = watched_grpo(Idle, tmp_path, max_steps=3, weight_decay=0.1, scale_rewards="none")
+    trainer.train()
+    assert not torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])
+    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {1}
+
+
+def test_callbacks_stand_around_the_optimizers_step(tmp_path):
+    """critic.CriticCallback clips before it and clears after it; callback.RolloutCallback counts it, and stops the run behind it."""
+    seen = []
+
+    class Order(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            seen.append(("before", model.lm_head.weight.grad is not None, model.lm_head.weight.detach().clone()))
+
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            seen.append(("after", model.lm_head.weight.grad is not None, model.lm_head.weight.detach().clone()))
+
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = watched_grpo(GRPOTrainer, tmp_path, max_steps=3)
+    trainer.add_callback(Order())
+    trainer.train()
+    (before, had_gradient, old), (after, _, new) = seen
+    assert (before, after, had_gradient, trainer.state.global_step) == ("before", "after", True, 1)
+    assert not torch.equal(old, new)
+
+
+def watched_grpo(kind: type[GRPOTrainer], folder, **options) -> GRPOTrainer:
+    settings = {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "max_completion_length": 5,
+        "logging_steps": 1,
+    }
+    settings |= {"bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "num_generations": 2}
+    return kind(
+        tiny_llama(byte_tokenizer()), even_letters, GRPOConfig(str(folder), **settings | options),
+        Dataset.from_dict({"prompt": PROMPTS}), processing_class=byte_tokenizer(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("kind", [GRPOTrainer, SFTTrainer, RewardTrainer])
+def test_adapters_are_cast_where_the_model_says_that_it_is_quantised(tmp_path, tokenizer, kind, said):
+    """A role of SharedBase says that it is not, whatever the model below it says; adapters.keep_adapters_in_fp32."""
+    model = (tiny_reward_model if kind is RewardTrainer else tiny_llama)(tokenizer)
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    model.get_base_model().is_loaded_in_8bit, model.is_loaded_in_8bit = True, said
+    settings = {"bf16": False, "use_cpu": True, "report_to": "none"}
+    if kind is GRPOTrainer:
+        args, rows = GRPOConfig(str(tmp_path), per_device_train_batch_size=8, **settings), {"prompt": PROMPTS}
+        kind(model, even_letters, args, Dataset.from_dict(rows), processing_class=tokenizer)
+    else:
+        config, rows = (SFTConfig, TEXTS) if kind is SFTTrainer else (RewardConfig, PAIRS)
+        kind(model, args=config(str(tmp_path), **settings), train_dataset=rows, processing_class=tokenizer)
+    trained = {p.dtype for name, p in model.named_parameters() if "lora_" in name}
+    assert trained == {torch.bfloat16 if said else torch.float32}
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_deepcopy_leaves_what_the_memo_holds(tmp_path, bits):
+    """shared_tree.tree_over: parameters and bitsandbytes' states that are in the memo stay the very same objects."""
+    model = SharedBase.from_pretrained(base_path(tmp_path), bits=bits).model
+    states = [layer.state if bits == 8 else layer.quant_state for layer in quantised_linears(model)]
+    shared = [*model.parameters(), *model.buffers(), *states]
+    other = copy.deepcopy(model, {id(part): part for part in shared})
+    assert other is not model and other.model.layers[0] is not model.model.layers[0]
+    assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    theirs = [layer.state if bits == 8 else layer.quant_state for layer in quantised_linears(other)]
+    assert len(states) == (0 if bits is None else 14) and all(a is b for a, b in zip(states, theirs, strict=True))
+
+
+def test_adapters_to_save_are_selected(tmp_path):
+    """policy.without_reference saves all but `ref` through PEFT's `selected_adapters`."""
+    model = get_peft_model(tiny_llama(byte_tokenizer()), LoraConfig(target_modules=["q_proj"]))
+    model.add_adapter("ref", model.peft_config["default"])
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    assert (tmp_path / "adapter_model.safetensors").is_file() and not (tmp_path / "ref").exists()
+
+
+def test_prompts_are_sampled_in_single_turns(grpo_trainer):
+    """PPOTrainer._generate_single_turn keeps the mode, which continuous batching would change."""
+    called = []
+
+    def turn(prompt_ids, *args, **kwargs):
+        called.append(prompt_ids)
+        return [[5, 6, 1]] * len(prompt_ids), None
+
+    with replaced(grpo_trainer, _generate_single_turn=turn):
+        rollout = grpo_trainer._generate_and_score_completions([{"prompt": "a"}] * 4)
+    assert len(called) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
+
+
+def test_a_model_reads_on_behind_a_cache(policy):
+    """inference.behind, by trl_versions.cache_argument: for Grow, and for scores behind a shared prefix."""
+    ids, cache = torch.tensor([[5, 6, 7, 8]]), DynamicCache(config=policy.config)
+    with torch.no_grad():
+        policy(ids[:, :3], **behind(cache, policy))
+        last = policy(ids[:, 3:], attention_mask=torch.ones_like(ids), **behind(cache, policy)).logits
+        torch.testing.assert_close(last[:, -1], policy(ids).logits[:, -1])
+
+
 # What RAFT and ReST assume of SFTTrainer
 
 
 def test_prepared_rows_are_taken_as_they_are(tmp_path, tokenizer, policy):
-    """Labels that are there already stay, and rows that a map-style data set holds later are read."""
+    """self_training.stage_loop: labels that are there already stay, and rows that a map-style data set holds later are read."""
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]
     trainer = SFTTrainer(
         policy, sft_config(tmp_path), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
@@ -222,6 +396,7 @@ def test_prepared_rows_are_taken_as_they_are(tmp_path, tokenizer, policy):
 
 
 def test_preparing_marks_completions_and_adds_the_end(tmp_path, tokenizer, policy):
+    """self_training.tokenising: what is learned is the completion with its end token."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}])
     args = sft_config(tmp_path, completion_only_loss=True)
     trainer = SFTTrainer(policy, args, train_dataset=rows, processing_class=tokenizer)
@@ -231,7 +406,7 @@ def test_preparing_marks_completions_and_adds_the_end(tmp_path, tokenizer, polic
 
 
 def test_an_epochs_rows_are_read_after_it_has_begun(tmp_path, tokenizer, policy):
-    """`on_epoch_begin` sets the rows of an Improve; a loader that read ahead would train on the former ones."""
+    """stage_callback: `on_epoch_begin` sets the rows of an Improve; a loader that read ahead would train on the former ones."""
     rows, seen = ImproveRows(4, {"input_ids": [5, 6], "labels": [-100, 6]}), []
 
     class Turn(TrainerCallback):
@@ -254,6 +429,7 @@ def test_an_epochs_rows_are_read_after_it_has_begun(tmp_path, tokenizer, policy)
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
 def test_schedules_are_functions_of_the_step(kind):
+    """self_training.schedule: rates by Improve are put in through `lr_lambdas`."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=4)
     scheduler.lr_lambdas = [lambda step: 10.0 + step]
@@ -263,7 +439,7 @@ def test_schedules_are_functions_of_the_step(kind):
 
 
 def test_steps_are_counted_and_averaged_by_what_jumping_sets():
-    """Leaving an Improve sets these; Trainer divides the logged loss by their difference."""
+    """stage_loop: leaving an Improve sets these; Trainer divides the logged loss by their difference."""
     source = inspect.getsource(Trainer._maybe_log_save_evaluate)
     assert "self.state.global_step - self._globalstep_last_logged" in source
     assert "global_step // num_update_steps_per_epoch" in inspect.getsource(Trainer._init_training_state)
