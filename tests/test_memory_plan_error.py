@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 from memory_plan_cases import CASES, QUICK, case
+from memory_plan_error import ran_out, with_slack
 from memory_plan_run import compare
 
 
@@ -26,3 +27,20 @@ def test_there_are_enough_combinations_of_every_kind():
     assert {one.get("bits") for one in settings} == {None, 8, 4}
     assert {one["dtype"] for one in settings} == {"float32", "bfloat16"}
     assert {one["method"] for one in settings} == {"ppo", "grpo", "raft", "rest", "reward", "sft"}
+
+
+def test_slack_is_fitted_on_one_half_and_held_against_the_other():
+    """By hand: a reserves a tenth more than it allocates; b, which nothing was fitted on, a fifth more than planned."""
+    rows = [
+        {"case": "a", "phase": "run", "predicted": 100.0, "measured": 100.0, "reserved": 110.0},
+        {"case": "b", "phase": "run", "predicted": 100.0, "measured": 105.0, "reserved": 120.0},
+        {"case": "c", "phase": "run", "predicted": 10.0, "measured": 10.0, "reserved": 10.5},
+        {"case": "d", "phase": "run", "predicted": 100.0, "measured": 105.0, "reserved": 121.0},
+    ]
+    said = []
+    held_out = with_slack(rows, said.append)
+    assert [(row["case"], round(row["predicted"], 6), row["measured"]) for row in held_out] == [
+        ("b", 110.0, 120.0), ("d", 110.0, 121.0),
+    ]  # fmt: skip
+    assert "slack fitted on 2 combinations (a, c): 10.0% of what is allocated" in said[0]
+    assert ran_out(rows, share=0.1) == ["d"] and "1 of the others run out: ['d']" in said[1]
