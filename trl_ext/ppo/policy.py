@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl.trainer import grpo_trainer
+from trl.trainer.utils import disable_dropout_in_model
 
 from trl_ext.overrides import replaced
 
@@ -34,6 +35,18 @@ def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tens
         yield states
     finally:
         handle.remove()
+
+
+def turn_off_dropout(model: nn.Module) -> None:
+    """All dropout of a model: that of modules, as TRL does, and that which modules hold as a number.
+
+    Llama's attention and all of OPT call dropout as a function, which TRL's `disable_dropout` does not find.
+    """
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def reference_from(model: str | PreTrainedModel | PeftModel, *, has_adapter: bool) -> AbstractContextManager:

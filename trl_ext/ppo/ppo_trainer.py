@@ -37,6 +37,7 @@ from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
     last_hidden_states,
     reference_from,
+    turn_off_dropout,
     whole_sequences,
     without_reference,
 )
@@ -127,6 +128,8 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
                 **others,
             )
         check_policy(self.model, sees_images=self._is_vlm)
+        if args.disable_dropout:
+            turn_off_dropout(self.model)
         keep_adapters_in_fp32(self.model, adapters)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", others.get("eval_dataset"))):
             if isinstance(dataset, Dataset):  # of a stream, each batch when it comes

@@ -2,10 +2,10 @@
 
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import disable_dropout_in_model
 
 from trl_ext.inference import under_adapter
 from trl_ext.ppo.critic import ValueHead, ValueModel
+from trl_ext.ppo.policy import turn_off_dropout
 from trl_ext.rewards.learned_reward import load_scorer
 from trl_ext.trl_versions import recompute_activations
 
@@ -50,7 +50,7 @@ def value_function(
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:  # it is asked for batches
         text_config.pad_token_id = tokenizer.pad_token_id
-    disable_dropout_in_model(model)
+    turn_off_dropout(model)
     if gradient_checkpointing:
         model.enable_input_require_grads()  # a frozen base under an adapter has none
         recompute_activations(under_adapter(model), gradient_checkpointing_kwargs)
