@@ -62,3 +62,13 @@ def tiny_llama(tokenizer, seed: int = 0, **changes) -> LlamaForCausalLM:
 def tiny_reward_model(tokenizer, seed: int = 0, num_labels: int = 1, **changes) -> LlamaForSequenceClassification:
     torch.manual_seed(seed)
     return LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=num_labels, **changes)).eval()
+
+
+def reversed_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte tokenizer's tokens, as many of them, with their ids the other way round; the special ones keep theirs."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
