@@ -22,20 +22,20 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 def measure(trainer: PPOTrainer, meter: Meter) -> None:
     """Name the parts of TRL's loop, which is one function, by what it calls."""
     reward_model = trainer.reward_model
+    generation = meter.timed(ppo_trainer.batch_generation, GENERATION)
+    accumulation = trainer.accelerator.accumulate
 
     def scored(model, *args) -> str:
         return SCORING if model is reward_model else PASSES
-
-    generation = meter.timed(ppo_trainer.batch_generation, GENERATION)
 
     def generate(*args):
         meter.begin_rollout()
         meter.base(PASSES)  # until the first step: log-probabilities, advantages
         return generation(*args)
 
-    def accumulate(*args, accumulate=trainer.accelerator.accumulate):
+    def accumulate(*args):
         meter.base(FORWARD)
-        return accumulate(*args)
+        return accumulation(*args)
 
     ppo_trainer.batch_generation = generate
     ppo_trainer.get_reward = meter.timed(ppo_trainer.get_reward, scored)

@@ -52,9 +52,7 @@ def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
     )
     for model in (policy, reward, *value):
         meter.count_passes(model)
-        model.config.name_or_path = (
-            ""  # beside a made model of Qwen2's type, transformers finds a tokenizer of its own
-        )
+        model.config.name_or_path = ""  # there, transformers would find a tokenizer that the folder does not have
     lora = LoraConfig(r=task["lora"], lora_alpha=2 * task["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = MeteredPPOTrainer(
         policy,

@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 OLD, EQUAL, DEFAULT = "TRL 1.12", "trl_ext, equal critic", "trl_ext"
 EQUAL_SETTINGS, AS_IT_COMES = "trl_ext, same settings", "trl_ext, defaults"
 MEASURES = {"score": "score", "kl": "KL, nats per answer", "length": "tokens"}
+Rows = dict[tuple[str, int], dict[str, list[dict]]]  # results by size, prompt tokens and arm
 GROWTH = {"batch": (8, 16, 32, 64, 128), "new_tokens": (32, 64, 128, 256), "epochs": (1, 2, 4, 8)}
 
 
@@ -163,26 +164,28 @@ def draw(found: dict[str, list[dict]], path: Path) -> None:
 
 
 def speed(args: argparse.Namespace) -> None:
-    rows: dict[tuple[str, int], dict[str, list[dict]]] = {}
+    rows: Rows = {}
     for size in args.sizes:
         rollouts = args.rollouts if size != "100M" else min(args.rollouts, 1)
         for prompt_tokens in args.prompt_tokens:
             folder = args.output_dir / f"speed_work_{size}_{prompt_tokens}"
-            work = make_speed_work(folder, size, prompt_tokens=prompt_tokens, prompts=4 * SPEED["batch"])
+            work = make_speed_work(folder, size, prompt_tokens=prompt_tokens, prompts=4 * args.batch)
             runs = rows[size, prompt_tokens] = {arm: [] for arm in arms(args)}
             for repeat in range(args.repeats if size != "100M" else 1):
                 for arm, (python, script, settings) in arms(args).items():
                     result = args.output_dir / f"speed_{size}_{prompt_tokens}_{slug(arm)}_{repeat}.json"
-                    task = common(args, work) | SPEED | settings | {"rollouts": rollouts}
+                    batch = {"batch": args.batch, "micro_batch": args.batch}
+                    task = common(args, work) | SPEED | settings | batch | {"rollouts": rollouts}
                     runs[arm].append(run(python, script, task, result))
-    print_speed(rows)
+    print_speed(
+        rows, f"Batch {args.batch}, {SPEED['new_tokens']} new tokens, {SPEED['epochs']} epochs, LoRA r {SPEED['lora']}"
+    )
     print_phases(rows)
     print_passes(rows)
 
 
-def print_speed(rows: dict[tuple[str, int], dict[str, list[dict]]]) -> None:
-    table = Table(title=f"Batch {SPEED['batch']}, {SPEED['new_tokens']} new tokens, {SPEED['epochs']} epochs, LoRA r "
-        f"{SPEED['lora']}", title_justify="left")  # fmt: skip
+def print_speed(rows: Rows, title: str) -> None:
+    table = Table(title=title, title_justify="left")
     for column in ("parameters, prompt", "", "episodes/s", "× TRL 1.12", "memory, GB", "× TRL 1.12", "load"):
         table.add_column(column, justify="right" if column else "left")
     for (size, prompt_tokens), runs in rows.items():
@@ -202,7 +205,7 @@ def print_speed(rows: dict[tuple[str, int], dict[str, list[dict]]]) -> None:
     Console(width=140).print(table)
 
 
-def print_phases(rows: dict[tuple[str, int], dict[str, list[dict]]]) -> None:
+def print_phases(rows: Rows) -> None:
     table = Table(title="Seconds per rollout", title_justify="left")
     for column in ("parameters, prompt", "", *PHASES):
         table.add_column(column, justify="right" if column else "left")
@@ -214,10 +217,10 @@ def print_phases(rows: dict[tuple[str, int], dict[str, list[dict]]]) -> None:
     Console(width=160).print(table)
 
 
-def print_passes(rows: dict[tuple[str, int], dict[str, list[dict]]]) -> None:
+def print_passes(rows: Rows) -> None:
     """Of the last row: they are the same in all."""
     (_, prompt_tokens), runs = list(rows.items())[-1]
-    tokens = SPEED["batch"] * (prompt_tokens + SPEED["new_tokens"])
+    tokens = runs[OLD][0]["task"]["batch"] * (prompt_tokens + SPEED["new_tokens"])
     table = Table(title="Trunk passes per rollout", title_justify="left")
     for column in ("", "generation", "scoring", "reference and values", "training", "forward, all", "backward"):
         table.add_column(column, justify="right" if column else "left")
@@ -305,6 +308,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=int, default=2, help="processes per row and arm of the speeds (100M: 1)")
     add("--sizes", nargs="+", choices=["tiny", "20M", "100M"], default=["20M", "100M"])
     add("--prompt-tokens", type=int, nargs="+", default=[16, 128])
+    add("--batch", type=int, default=SPEED["batch"], help="completions per rollout, of the speeds")
     add("--threads", type=int, help="default: 2, for curves 1")
     add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a busy machine, with --threads 1")
     args = parser.parse_args(words)
