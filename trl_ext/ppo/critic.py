@@ -117,10 +117,13 @@ class Critic:
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote, or raise a ValueError if it came from another kind of critic."""
         saved, mine = load_file(Path(folder) / CRITIC_FILE), dict(self._named())
-        if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in mine.items()}:
+        then, now = ({name: list(tensor.shape) for name, tensor in weights.items()} for weights in (saved, mine))
+        other = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+        if other:
             raise ValueError(
-                f"PPOTrainer.train(resume_from_checkpoint={str(folder)!r}): the checkpoint's critic has other weights "
-                f"({sorted(saved)[:3]}…) than this one ({sorted(mine)[:3]}…). Resume with the same `value_model`."
+                f"PPOTrainer.train(resume_from_checkpoint={str(folder)!r}): the checkpoint's critic has other weights: "
+                f"{len(other)} differ, e.g. {other[0]!r}, of shape {then.get(other[0], 'none')} there and "
+                f"{now.get(other[0], 'none')} here. Resume with the same `value_model`."
             )
         with torch.no_grad():
             for name, parameter in mine.items():

@@ -1,5 +1,8 @@
 """Builds the value function that `PPOTrainer(value_model=…)` asks for, and checks that it fits the policy."""
 
+import warnings
+
+import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,7 +32,8 @@ def value_function(
         gradient_checkpointing_kwargs: How, as for the policy.
 
     Raises:
-        ValueError: If the model has more than one label, or another vocabulary or tokenizer than the policy.
+        ValueError: If the model has more than one label, another vocabulary or tokenizer than the policy, nothing to
+            train, float16 to train, or no weights in memory.
     """
     if value_model is None:
         return ValueHead(policy.config.get_text_config().hidden_size)
@@ -46,6 +50,7 @@ def value_function(
             f"PPOTrainer(value_model={_name(model)!r}): all of it is frozen, so the critic could not learn. Load an "
             "adapter with PeftModel.from_pretrained(…, is_trainable=True), or give its path."
         )
+    _check_tensors(model)
     _check_vocabulary(model, policy, tokenizer)
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:  # it is asked for batches
@@ -55,6 +60,32 @@ def value_function(
         model.enable_input_require_grads()  # a frozen base under an adapter has none
         recompute_activations(under_adapter(model), gradient_checkpointing_kwargs)
     return ValueModel(model.train())
+
+
+def _check_tensors(model: PreTrainedModel | PeftModel) -> None:
+    """What is trained must have weights, on whatever device, that a small step can move; the rest may be in any dtype."""
+    tensors = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise ValueError(
+            f"PPOTrainer(value_model={_name(model)!r}): {len(absent)} of its tensors, e.g. {absent[0]!r}, are on the meta "
+            "device, so it has no weights. Load it with from_pretrained, without offloading to disk."
+        )
+    half = [name for name, parameter in tensors.items() if parameter.dtype == torch.float16]
+    if half:
+        raise ValueError(
+            f"PPOTrainer(value_model={_name(model)!r}): {len(half)} of its trained tensors, e.g. {half[0]!r}, are in "
+            "float16, in which neither steps nor gradients of PPO fit. Load it with dtype=torch.float32, or train an "
+            "adapter: SharedBase(…).value_model() keeps it and its head in float32 on a base in 16, 8 or 4 bits."
+        )
+    coarse = [name for name, parameter in tensors.items() if parameter.dtype == torch.bfloat16]
+    if coarse:
+        warnings.warn(
+            f"PPOTrainer(value_model={_name(model)!r}): {len(coarse)} of its trained tensors, e.g. {coarse[0]!r}, are in "
+            "bfloat16, which rounds away steps below about 1/500 of a weight. Load it with dtype=torch.float32, raise "
+            "critic_learning_rate, or train an adapter with SharedBase(…).value_model().",
+            stacklevel=4,
+        )
 
 
 def _check_vocabulary(model: PreTrainedModel, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
