@@ -10,9 +10,9 @@ time on the clock: CPU seconds of the process, which has one thread, looks left 
 in deviations of the score, RLOO in units of score, GRPO in its loss, as TRL has them. KL spent is measured by one
 function for all, on held-out prompts, to the start.
 
-Every method was tuned as much: two learning rates, with 1 and with 4 epochs over each batch, on one seed that is not
-in the table. All variants of a method use what ends with the most held-out reward less the price of its KL, β
-deviations of the start's scores per nat: what PPO maximises.
+Every method was tuned as much: two learning rates, with 1 and with 4 epochs over each batch (on the sentiment task, two
+rates with the epochs chosen on the other), on one seed that is not in the table. All variants of a method use what ends
+with the most held-out reward less the price of its KL, β deviations of the start's scores per nat: what PPO maximises.
 
 Memory is the most bytes of live tensors at one time in two batches of rollouts from the start, weights, optimizer and
 reward model included, without what is inside kernels, in a run of its own.
@@ -45,16 +45,16 @@ ARMS = {
     "GRPO, K = 8": {"method": "GRPO", "num_generations": 8},
     "RLOO, K = 4": {"method": "RLOO", "num_generations": 4},
 }
-TUNED = {
+TUNED = {  # by `--tune`: see its output
     "demo": {
         "PPO": {"learning_rate": 3e-4, "num_iterations": 4},
         "GRPO": {"learning_rate": 3e-4, "num_iterations": 4},
-        "RLOO": {"learning_rate": 3e-4, "num_iterations": 4},
+        "RLOO": {"learning_rate": 1e-3, "num_iterations": 1},
     },
     "sentiment": {
         "PPO": {"learning_rate": 3e-4, "num_iterations": 4},
         "GRPO": {"learning_rate": 3e-4, "num_iterations": 4},
-        "RLOO": {"learning_rate": 3e-4, "num_iterations": 4},
+        "RLOO": {"learning_rate": 1e-3, "num_iterations": 1},
     },
 }
 TUNING = {
@@ -63,6 +63,11 @@ TUNING = {
     for rate in (3e-4, 1e-3)
     for epochs in (1, 4)
 }
+RATES_ONLY = [  # on the sentiment task: the epochs are those of the demo's world
+    arm
+    for arm, options in TUNING.items()
+    if options["num_iterations"] == TUNED["demo"][options["method"]]["num_iterations"]
+]
 TUNING_SEED = 100
 OTHERS = {"GRPO": (GRPOTrainer, GRPOConfig), "RLOO": (RLOOTrainer, RLOOConfig)}
 
@@ -162,7 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(record=True, width=240)
     if args.tune:
         args.seeds = [TUNING_SEED]
-        return tuning_table(results(TUNING, args), console)
+        arms = TUNING if args.task == "demo" else {arm: TUNING[arm] for arm in RATES_ONLY}
+        return tuning_table(results(arms, args), console)
     arms = {arm: ARMS[arm] for arm in args.arms}
     found = results(arms, args)
     main_table(found, f"Held-out prompts, {len(args.seeds)} seeds, {args.budget:.0f} s each", console)
