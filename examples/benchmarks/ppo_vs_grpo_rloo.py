@@ -1,7 +1,7 @@
 """Is the critic worth it? PPO against TRL's GRPOTrainer and RLOOTrainer, at equal time.
 
     python examples/benchmarks/ppo_vs_grpo_rloo.py --output-dir ppo_vs                       # the demo's world, five seeds
-    python examples/benchmarks/ppo_vs_grpo_rloo.py --output-dir ppo_vs_sentiment \\
+    python examples/benchmarks/ppo_vs_grpo_rloo.py --output-dir ppo_vs_sentiment --budget 10 --every 2 \\
         --task sentiment --model MODEL --pairs PAIRS.jsonl      # MODEL, PAIRS: see raft_sentiment.py
     …  --tune        the runs on one extra seed that settings were chosen by
 
@@ -51,11 +51,7 @@ TUNED = {  # by `--tune`: see its output
         "GRPO": {"learning_rate": 3e-4, "num_iterations": 4},
         "RLOO": {"learning_rate": 1e-3, "num_iterations": 1},
     },
-    "sentiment": {
-        "PPO": {"learning_rate": 3e-4, "num_iterations": 4},
-        "GRPO": {"learning_rate": 3e-4, "num_iterations": 4},
-        "RLOO": {"learning_rate": 1e-3, "num_iterations": 1},
-    },
+    "sentiment": {name: {"learning_rate": 1e-3, "num_iterations": 1} for name in ("PPO", "GRPO", "RLOO")},
 }
 TUNING = {
     f"{arm}, rate {rate}, {epochs} epochs": ARMS[arm] | {"learning_rate": rate, "num_iterations": epochs}
