@@ -6,6 +6,7 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer, rollout_of
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import Qwen2Config, Qwen2ForSequenceClassification
 from trl import GRPOConfig
 
 from trl_ext import LearnedReward, PPOTrainer, R3Reward
@@ -203,3 +204,14 @@ def test_a_stream_is_accepted(tmp_path):
     stream = IterableDataset.from_generator(lambda: ({"prompt": prompt} for prompt in PROMPTS * 10))
     trainer = ppo_trainer(tmp_path)
     PPOTrainer(trainer.model, even_letters, trainer.args, stream, processing_class=trainer.processing_class).train()
+
+
+def test_a_value_model_saved_without_a_tokenizer_is_taken_by_its_vocabulary(tmp_path):
+    """transformers makes an empty tokenizer for a folder of Qwen2's kind that has none, which is not another one."""
+    config = Qwen2Config(
+        vocab_size=len(byte_tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "value")
+    trainer = ppo_trainer(tmp_path / "run", value_model=str(tmp_path / "value"))
+    assert trainer.critic.own_model is not None

@@ -106,9 +106,11 @@ def _check_vocabulary(model: PreTrainedModel, policy: PreTrainedModel, tokenizer
 def _tokenizer_beside(path: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with a model; None where there is none to compare with."""
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):
         return None
+    words = len(tokenizer.get_vocab()) - len(tokenizer.all_special_ids)
+    return tokenizer if words > 0 else None  # of some architectures an empty one is made where there is none
 
 
 def _name(model: PreTrainedModel) -> str:
