@@ -28,7 +28,7 @@ def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tens
     """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""
     causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
     states: list[Tensor] = []
-    handle = causal_lm.base_model.register_forward_hook(
+    handle = causal_lm.get_decoder().register_forward_hook(  # OPT does not call its base_model
         lambda module, args, output: states.append(output.last_hidden_state)
     )
     try:
