@@ -79,8 +79,8 @@ def test_explained_variance_of_the_second_half_and_of_no_critic():
 def test_tables_have_the_start_and_every_arm_once():
     found = {name: [result((0, 0, 0.0), (1, 1, score))] * 2 for name, score in (("base", 1.0), ("other", 3.0))}
     console = Console(record=True, width=240)
-    ppo_report.main_table(found, "title", console)
-    ppo_report.difference_table(found, "base", console)
+    ppo_report.main_table(found, "title", console, kl=3.0)
+    ppo_report.difference_table(found, "base", console, kl=3.0)
     lines = [line.split("│")[1].strip() for line in console.export_text().splitlines() if line.startswith("│")]
     assert lines == ["start", "base", "other", "other"]
     assert "closed right" not in console.export_text()  # no look has it

@@ -1,7 +1,8 @@
 """Which parts of PPO-max help: PPO with all of them, without one at a time, at equal time.
 
     python examples/benchmarks/ppo_ablation.py --output-dir ppo_ablation                       # six arms, five seeds
-    python examples/benchmarks/ppo_ablation.py --output-dir ppo_ablation --arms "PPOConfig's defaults"    # one beside
+    python examples/benchmarks/ppo_ablation.py --output-dir ppo_ablation --arms "PPOConfig's defaults"    # one beside:
+        PPOConfig's critic, a detached head from the first rollout on
 
 On the demo's world (see self_training.py): the policy after SFT is paid by a reward model, and judged by another one
 that has learned from pairs about the other half of the world. All of PPO-max (Secrets of RLHF I, arXiv:2307.04964):
@@ -74,8 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         return run(args, args.only[0], int(args.only[1]))
     names = list(dict.fromkeys([ALL, *args.arms]))
     found, console = results(dict.fromkeys(names), args), Console(record=True, width=240)
-    main_table(found, f"Held-out questions, {len(args.seeds)} seeds, {args.budget:.0f} s each", console)
-    difference_table(found, ALL, console)
+    main_table(found, f"Held-out questions, {len(args.seeds)} seeds, {args.budget:.0f} s each", console, kl=args.at_kl)
+    difference_table(found, ALL, console, kl=args.at_kl)
     console.save_text(str(args.output_dir / "table.txt"))
 
 

@@ -12,7 +12,6 @@ from rich.table import Table
 Result = dict
 Measures = dict[str, Callable[[Result], float]]
 
-KL = 3.0  # nats per completion, at which arms are compared
 POINTS = {
     "reward": "reward",
     "judge": "judge",
@@ -64,16 +63,19 @@ def over_time(result: Result, name: str) -> float:
 
 
 def at_kl(result: Result, name: str, kl: float) -> float:
-    """A measure where the run first reaches this KL, by a straight line between two looks; NaN where it never does.
+    """A measure where the run first reaches this KL, by a straight line between two looks.
 
-    >>> run = {"points": [{"kl": 0.0, "judge": 0.0}, {"kl": 2.0, "judge": 1.0}, {"kl": 1.0, "judge": 5.0}]}
-    >>> at_kl(run, "judge", 1.0), at_kl(run, "judge", 3.0)
-    (0.5, nan)
+    NaN where it never does, and where the two looks are further apart than the KL itself: then nobody has looked.
+
+    >>> run = {"points": [{"kl": 0.0, "judge": 0.0}, {"kl": 2.0, "judge": 1.0}, {"kl": 3.0, "judge": 5.0}]}
+    >>> at_kl(run, "judge", 2.5), at_kl(run, "judge", 1.0), at_kl(run, "judge", 4.0)
+    (3.0, nan, nan)
     """
     for before, after in pairwise(result["points"]):
         if after["kl"] >= kl:
             share = (kl - before["kl"]) / (after["kl"] - before["kl"])
-            return before[name] + share * (after[name] - before[name])
+            resolved = after["kl"] - before["kl"] <= kl
+            return before[name] + share * (after[name] - before[name]) if resolved else nan
     return nan
 
 
@@ -83,7 +85,7 @@ def foreseen(result: Result) -> float:
     return mean(values[len(values) // 2 :]) if values else nan
 
 
-def measures_of(found: dict[str, list[Result]]) -> Measures:
+def measures_of(found: dict[str, list[Result]], kl: float) -> Measures:
     """What is in the table: the last look's measures, scores over time and at one KL, explained variance."""
     there = next(iter(found.values()))[0]["points"][0]
     last = {
@@ -95,14 +97,14 @@ def measures_of(found: dict[str, list[Result]]) -> Measures:
         **last,
         "reward over time": lambda result: over_time(result, "reward"),
         "judge over time": lambda result: over_time(result, "judge"),
-        f"judge at {KL:.0f} nats": lambda result: at_kl(result, "judge", KL),
+        f"judge at {kl:g} nats": lambda result: at_kl(result, "judge", kl),
         "expl. variance": foreseen,
     }
 
 
-def main_table(found: dict[str, list[Result]], title: str, console: Console) -> None:
-    """One row per arm, and one for the start."""
-    measures = measures_of(found)
+def main_table(found: dict[str, list[Result]], title: str, console: Console, *, kl: float) -> None:
+    """One row per arm, and one for the start; scores are also shown where KL has come to `kl`."""
+    measures = measures_of(found, kl)
     table = Table(title=title, title_justify="left")
     for column in ("", *measures):
         table.add_column(column, justify="right" if column else "left")
@@ -120,10 +122,10 @@ def differences(ours: list[Result], base: list[Result], measure: Callable[[Resul
     return differences_and_signs([measure(one) - measure(other) for one, other in zip(ours, base, strict=True)])
 
 
-def difference_table(found: dict[str, list[Result]], base: str, console: Console) -> None:
+def difference_table(found: dict[str, list[Result]], base: str, console: Console, *, kl: float) -> None:
     """Each arm less the base, within seeds, at equal time, and for both scores also at equal numbers of rollouts."""
     left_out = ("clock, s", "rollouts", "ended")
-    measures = {title: measure for title, measure in measures_of(found).items() if title not in left_out}
+    measures = {title: measure for title, measure in measures_of(found, kl).items() if title not in left_out}
     table = Table(title=f"Less {base!r}, within seeds (seeds above 0)", title_justify="left")
     for column in ("", *measures, "reward, equal rollouts", "judge, equal rollouts"):
         table.add_column(column, justify="right" if column else "left")

@@ -149,6 +149,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of the clock per run")
     parser.add_argument("--every", type=float, default=5.0, help="seconds of the clock between two looks")
+    parser.add_argument("--at-kl", type=float, default=3.0, help="nats per completion, at which scores are compared")
     parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="one run, in this process")
 
 
@@ -181,7 +182,7 @@ def write_result(file: Path, result: dict, args: argparse.Namespace) -> None:
 
 def flags(args: argparse.Namespace) -> dict[str, str]:
     """What decides a run besides its arm and seed."""
-    left_out = ("output_dir", "seeds", "only", "arms", "kind")
+    left_out = ("output_dir", "seeds", "only", "arms", "kind", "at_kl")
     return {name: str(value) for name, value in vars(args).items() if name not in left_out}
 
 

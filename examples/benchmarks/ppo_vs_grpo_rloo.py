@@ -123,8 +123,8 @@ def memory_table(found: dict[str, list[dict]], console: Console) -> None:
         console.print(f"{arm}: {mean(run['bytes'] for run in runs) / 2**20:.0f} MiB", highlight=False)
 
 
-def tuning_table(found: dict[str, list[dict]], console: Console) -> None:
-    main_table(found, "Held-out prompts, one seed", console)
+def tuning_table(found: dict[str, list[dict]], console: Console, *, kl: float) -> None:
+    main_table(found, "Held-out prompts, one seed", console, kl=kl)
     for arm, (result,) in found.items():
         console.print(f"{arm}: reward less the price of KL {objective(result):.2f}", highlight=False)
 
@@ -158,12 +158,12 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(record=True, width=240)
     if args.tune:
         args.seeds = [TUNING_SEED]
-        return tuning_table(results(TUNING, args), console)
+        return tuning_table(results(TUNING, args), console, kl=args.at_kl)
     arms = {arm: ARMS[arm] for arm in args.arms}
     found = results(arms, args)
-    main_table(found, f"Held-out prompts, {len(args.seeds)} seeds, {args.budget:.0f} s each", console)
+    main_table(found, f"Held-out prompts, {len(args.seeds)} seeds, {args.budget:.0f} s each", console, kl=args.at_kl)
     if PPO in found:
-        difference_table(found, PPO, console)
+        difference_table(found, PPO, console, kl=args.at_kl)
     args.seeds = args.seeds[:1]
     memory_table(results(arms, args, kind="memory"), console)
     console.save_text(str(args.output_dir / "table.txt"))
