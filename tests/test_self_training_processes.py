@@ -55,9 +55,14 @@ trainer(sys.argv[1], ddp_backend="gloo", reward_funcs=broken).train()
 """
 
 
+LEAVE = (
+    "\nimport torch.distributed\ntorch.distributed.destroy_process_group()  # its threads must not outlive Python\n"
+)
+
+
 def in_two(script: str, folder: Path) -> subprocess.CompletedProcess:
     file = folder / "step.py"
-    file.write_text(script)
+    file.write_text(script + LEAVE)
     root = Path(__file__).parent
     path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
