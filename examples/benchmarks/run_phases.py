@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from trl_ext.low_memory.live_bytes import LiveBytes
+from trl_ext.low_memory.live_bytes import LiveBytes, PhasePeaks
 
 
 class Meter(Protocol):
@@ -95,7 +95,7 @@ def metered(device: str, *, card: int) -> Iterator[CudaMeter | LiveMeter]:
             yield LiveMeter(live)
 
 
-class Phases:
+class Phases(PhasePeaks):
     """Measures the phases of a run, lap by lap; the first lap warms up and is left out of the rates.
 
     Args:
@@ -114,17 +114,6 @@ class Phases:
         self._tokens: list[Counter] = [Counter()]
         self._names: list[str] = []
         self._since = time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """What happens inside belongs to the phase of that name."""
-        self._settle()
-        self._names.append(name)
-        try:
-            yield
-        finally:
-            self._settle()
-            self._names.pop()
 
     def next_lap(self) -> None:
         self._settle()
