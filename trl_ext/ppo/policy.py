@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import disable_dropout_in_model
 
+from trl_ext.inference import under_adapter
 from trl_ext.overrides import replaced
 
 
@@ -26,10 +27,13 @@ def whole_sequences(rollout: dict) -> dict[str, Tensor]:
 @contextmanager
 def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
     """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""
-    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
     states: list[Tensor] = []
-    handle = causal_lm.get_decoder().register_forward_hook(  # OPT does not call its base_model
-        lambda module, args, output: states.append(output.last_hidden_state)
+    handle = (
+        under_adapter(model)
+        .get_decoder()
+        .register_forward_hook(  # OPT does not call its base_model
+            lambda module, args, output: states.append(output.last_hidden_state)
+        )
     )
     try:
         yield states
