@@ -65,7 +65,7 @@ def over_time(result: Result, name: str) -> float:
 def at_kl(result: Result, name: str, kl: float) -> float:
     """A measure where the run first reaches this KL, by a straight line between two looks.
 
-    NaN where it never does, and where the two looks are further apart than the KL itself: then nobody has looked.
+    NaN where it never does, and where the two looks are further apart than 1.5 × that KL: then nobody has looked.
 
     >>> run = {"points": [{"kl": 0.0, "judge": 0.0}, {"kl": 2.0, "judge": 1.0}, {"kl": 3.0, "judge": 5.0}]}
     >>> at_kl(run, "judge", 2.5), at_kl(run, "judge", 1.0), at_kl(run, "judge", 4.0)
@@ -74,7 +74,7 @@ def at_kl(result: Result, name: str, kl: float) -> float:
     for before, after in pairwise(result["points"]):
         if after["kl"] >= kl:
             share = (kl - before["kl"]) / (after["kl"] - before["kl"])
-            resolved = after["kl"] - before["kl"] <= kl
+            resolved = after["kl"] - before["kl"] <= 1.5 * kl
             return before[name] + share * (after[name] - before[name]) if resolved else nan
     return nan
 
