@@ -318,7 +318,7 @@ def test_metrics(tmp_path):
     trainer.train()
     log = {name: value for entry in trainer.state.log_history[:1] for name, value in entry.items()}
     names = [
-        "score", "rows_unscored", "kl", "kl_per_completion", "perplexity", "explained_variance", "value_loss",
+        "score", "rows_unscored", "kl", "kl_per_completion", "own_length", "perplexity", "explained_variance", "value_loss",
         "clip_ratio/value", "clip_ratio/region_mean", "ratio", "entropy", "completions/mean_length",
         "completions/eos_ratio",
     ]  # fmt: skip

@@ -246,7 +246,7 @@ def test_end_tokens_are_two_attributes(grpo_trainer):
 
 
 def test_trainer_adds_up_the_losses_of_micro_batches(grpo_trainer):
-    """PPOTrainer._tokens_per_window and _text_loss divide by the window themselves: nobody else must."""
+    """PPOTrainer._tokens_per_window and TextMix.loss divide by the window themselves: nobody else must."""
     weight = grpo_trainer.model.lm_head.weight
     grpo_trainer.current_gradient_accumulation_steps = 4
     with replaced(grpo_trainer, _prepare_inputs=lambda x: x, _compute_loss=lambda model, inputs: weight.sum()):
@@ -255,7 +255,7 @@ def test_trainer_adds_up_the_losses_of_micro_batches(grpo_trainer):
 
 
 def test_losses_are_counted_from_zero(tmp_path):
-    """PPOTrainer._text_loss takes its batch by `_step`, which counts the micro-batches before this one."""
+    """TextMix.loss (text_mix) takes its batch by `_step`, which counts the micro-batches before this one."""
     seen = []
 
     class Watched(GRPOTrainer):

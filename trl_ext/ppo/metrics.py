@@ -1,11 +1,14 @@
 """What PPO logs, beside what GRPO does. Each is a mean over real tokens, or completions, of all processes."""
 
+import warnings
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from trl_ext.masked import masked_mean, masked_sums, masked_variance
 from trl_ext.ppo.advantages import explained_variance
+from trl_ext.ppo.collapse import WHAT_TO_TURN
 from trl_ext.ppo.token_rewards import kl_per_token
 from trl_ext.ppo.value_loss import value_is_clipped
 
@@ -13,8 +16,9 @@ from trl_ext.ppo.value_loss import value_is_clipped
 def rollout_metrics(
     log_probs: Tensor, kl: Tensor | None, values: Tensor, returns: Tensor, mask: Tensor, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Of a batch of rollouts, before any update: `kl` (per token), `kl_per_completion`, `perplexity` of own samples
-    (exp of the mean −log π at the sampling temperature), `explained_variance` of the critic. All `(B, T)`.
+    """Of a batch of rollouts, before any update: `kl` (per token), `kl_per_completion`, `own_length` (tokens to learn from
+    per completion that has any), `perplexity` of own samples (exp of the mean −log π at the sampling temperature),
+    `explained_variance` of the critic. All `(B, T)`.
     """
     metrics = {
         "perplexity": masked_mean(-log_probs, mask, accelerator).exp().item(),
@@ -22,8 +26,8 @@ def rollout_metrics(
     }
     if kl is not None:
         total, tokens = masked_sums(kl, mask=mask, accelerator=accelerator).tolist()
-        rows = accelerator.reduce(mask.bool().any(1).float().sum(), reduction="sum").item()
-        metrics |= {"kl": total / max(tokens, 1.0), "kl_per_completion": total / max(rows, 1.0)}
+        rows = max(accelerator.reduce(mask.bool().any(1).float().sum(), reduction="sum").item(), 1.0)
+        metrics |= {"kl": total / max(tokens, 1.0), "kl_per_completion": total / rows, "own_length": tokens / rows}
     return metrics
 
 
@@ -47,8 +51,29 @@ def loss_metrics(
     return {name: total / max(tokens, 1.0) for name, total in zip(terms, totals, strict=True)}
 
 
-def mean_length(mask: Tensor, accelerator: Accelerator) -> float:
-    """Own tokens per completion that has any, over all processes; mask `(B, T)`."""
-    tokens, rows = mask.bool().sum(), mask.bool().any(1).sum()
-    tokens, rows = accelerator.reduce(torch.stack([tokens, rows]).float(), reduction="sum").tolist()
-    return tokens / max(rows, 1.0)
+class PPOMetrics:
+    """Mixin before GRPOTrainer: what is logged, and what is set by it."""
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _follow_kl(self, metrics: dict[str, float]) -> None:
+        """Set β for the next rollouts, and look for signs of collapse."""
+        self._record({"beta": self.kl_control.beta, "skipped_steps": float(self.drift.skipped)})
+        self.kl_control.update(metrics["kl_per_completion"], completions=len(self._scores) * self.args.world_size)
+        self.collapse.update(
+            length=metrics["own_length"], perplexity=metrics["perplexity"], kl=metrics["kl_per_completion"]
+        )
+        if self.collapse.collapsed and not self.collapse.warned:
+            self.collapse.warned = True
+            warnings.warn(f"PPOTrainer: {self.collapse.signs()}. {WHAT_TO_TURN}", stacklevel=2)
+
+    def _replace_group_metrics(self, advantages: Tensor, mask: Tensor) -> None:
+        """Take back what the parent has logged of group advantages; its table of completions gets the rows' means."""
+        self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
+        means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        table = self._logs["advantages"]
+        rows = self.accelerator.gather(means).tolist()[-len(table) :]
+        for i, mean in enumerate(rows, start=len(table) - len(rows)):
+            table[i] = mean

@@ -1,6 +1,5 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
-import warnings
 from contextlib import nullcontext
 from fractions import Fraction
 
@@ -28,11 +27,11 @@ from trl_ext.ppo.arguments import (
     checked_args,
 )
 from trl_ext.ppo.callback import RolloutCallback
-from trl_ext.ppo.collapse import WHAT_TO_TURN, CollapseWatch
+from trl_ext.ppo.collapse import CollapseWatch
 from trl_ext.ppo.critic import Critic, CriticCallback
 from trl_ext.ppo.drift import PolicyDrift
 from trl_ext.ppo.kl_control import KLController
-from trl_ext.ppo.metrics import loss_metrics, mean_length, rollout_metrics
+from trl_ext.ppo.metrics import PPOMetrics, loss_metrics, rollout_metrics
 from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
     last_hidden_states,
@@ -46,16 +45,15 @@ from trl_ext.ppo.rollout_state import PPOCheckpoints
 from trl_ext.ppo.score_scaling import RunningMoments
 from trl_ext.ppo.scores import as_continuations, weighted_scores
 from trl_ext.ppo.stop_tokens import stop_token_ids
-from trl_ext.ppo.text_mix import TextMix
+from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import value_function
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
-from trl_ext.self_training.log_probs import label_log_probs
 from trl_ext.trl_versions import add_end_tokens, end_tokens
 
 
-class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
+class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -75,7 +73,8 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
         _save                                 leave TRL's copy of the adapter out
 
-    `PPOCheckpoints` adds the critic, the rollouts in use and the statistics to what Trainer saves and loads.
+    `PPOCheckpoints` adds the critic, the rollouts in use and the statistics to what Trainer saves and loads; `PPOMetrics`
+    is what is logged, and what follows from it.
 
     Args:
         model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter. KL is measured to the
@@ -135,11 +134,11 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
             if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
                 self._check_lengths(dataset["prompt"], name)
         self.critic = self._make_critic(value_model)
-        self.add_callback(CriticCallback(self.critic, lambda: self._rollouts <= args.critic_warmup_rollouts))
+        self.add_callback(CriticCallback(self.critic, self._policy_rests))
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
         self.add_callback(RolloutCallback(self))
-        self.text = self._make_text(ptx_dataset)
+        self.text = text_mix(ptx_dataset, self._tokenizer, args)
         self._set_stop_tokens()
         self.score_moments, self.collapse = RunningMoments(), CollapseWatch()
         self.kl_control = KLController(self.beta, args.kl_target, args.kl_horizon)
@@ -149,17 +148,6 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
     def _set_stop_tokens(self) -> None:
         if self.args.stop_tokens:
             add_end_tokens(self, stop_token_ids(self.args.stop_tokens, self._tokenizer))
-
-    def _make_text(self, dataset: Dataset | None) -> TextMix | None:
-        if dataset is None:
-            return None
-        return TextMix(
-            dataset,
-            self._tokenizer,
-            max_length=self.args.ptx_max_length,
-            batch_size=self.args.per_device_train_batch_size,
-            seed=self.args.seed,
-        )
 
     def _check_lengths(self, prompts, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
@@ -256,7 +244,7 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
         self._record(metrics)
         if kl is not None and self.model.training:
-            self._follow_kl(metrics, mean_length(mask, self.accelerator))
+            self._follow_kl(metrics)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
         self.memory.enter("train")
@@ -266,15 +254,6 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
             "values": values,
             "returns": returns,
         }
-
-    def _follow_kl(self, metrics: dict[str, float], length: float) -> None:
-        """Set β for the next rollouts, and look for signs of collapse."""
-        self._record({"beta": self.kl_control.beta, "skipped_steps": float(self.drift.skipped)})
-        self.kl_control.update(metrics["kl_per_completion"], completions=len(self._scores) * self.args.world_size)
-        self.collapse.update(length=length, perplexity=metrics["perplexity"], kl=metrics["kl_per_completion"])
-        if self.collapse.collapsed and not self.collapse.warned:
-            self.collapse.warned = True
-            warnings.warn(f"PPOTrainer: {self.collapse.signs()}. {WHAT_TO_TURN}", stacklevel=2)
 
     def _own_tokens(self, rollout: dict) -> dict[str, Tensor]:
         """The mask of tokens to learn from, under the parent's name for it, and how many there are in all processes.
@@ -341,26 +320,20 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
             self.drift.add(metrics["policy_kl"])
         value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
         loss = policy_loss + self.args.value_coef * value_loss
-        return loss + self.args.ptx_coef * self._text_loss(model) if self._learns_text() else loss
-
-    def _learns_text(self) -> bool:
-        warming_up = self._rollouts <= self.args.critic_warmup_rollouts
-        return self.text is not None and self.model.training and not warming_up
+        if self.text is not None and self.model.training and not self._policy_rests():
+            loss = loss + self.args.ptx_coef * self._text_loss(model)
+        return loss
 
     def _text_loss(self, model) -> Tensor:
-        """This micro-batch's share of Σ NLL / number of tokens over the accumulation window and all processes.
+        loss, mean = self.text.loss(
+            model, self._step, micro_batches=self.args.gradient_accumulation_steps, accelerator=self.accelerator
+        )
+        self._record({"ptx_loss": mean})
+        return loss
 
-        Gradients are summed over micro-batches (GRPOTrainer sees to that) and averaged over processes, which is undone here.
-        """
-        micro_batches, processes = self.args.gradient_accumulation_steps, self.accelerator.num_processes
-        first = (self._step - self._step % micro_batches) * processes
-        tokens = sum(self.text.tokens(number) for number in range(first, first + micro_batches * processes))
-        batch = self.text.batch(self._step * processes + self.accelerator.process_index)
-        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-        nll = -label_log_probs(model, batch).sum()
-        mine = self.accelerator.reduce(nll.detach(), reduction="sum") * micro_batches / tokens
-        self._record({"ptx_loss": mine.item()})
-        return nll * processes / tokens
+    def _policy_rests(self) -> bool:
+        """Whether only the critic learns, in its warm-up."""
+        return self._rollouts <= self.args.critic_warmup_rollouts
 
     def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
         hidden = {}
@@ -377,21 +350,6 @@ class PPOTrainer(OlderCalls, PPOCheckpoints, GRPOTrainer):
         if not self.model.training:
             return tokens
         return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-
-    # Metrics
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _replace_group_metrics(self, advantages: Tensor, mask: Tensor) -> None:
-        """Take back what the parent has logged of group advantages; its table of completions gets the rows' means."""
-        self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std", None)
-        means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
-        table = self._logs["advantages"]
-        rows = self.accelerator.gather(means).tolist()[-len(table) :]
-        for i, mean in enumerate(rows, start=len(table) - len(rows)):
-            table[i] = mean
 
     # Saving
 

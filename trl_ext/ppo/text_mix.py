@@ -3,12 +3,15 @@
 import functools
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template
 
+from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.shared_prefix import common_length
+from trl_ext.self_training.log_probs import label_log_probs
 from trl_ext.self_training.training_rows import IGNORED, TrainingRow, collate, training_row
 
 CALL = "PPOTrainer(ptx_dataset=…)"
@@ -62,6 +65,27 @@ class TextMix:
         """Tokens that a batch is learned from."""
         return sum(learned_tokens(row) for row in self._rows_of(number))
 
+    def loss(
+        self, model: nn.Module, step: int, *, micro_batches: int, accelerator: Accelerator
+    ) -> tuple[Tensor, float]:
+        """A micro-batch's share of Σ NLL / number of tokens over the accumulation window and all processes, and its mean.
+
+        Gradients are summed over micro-batches (GRPOTrainer sees to that) and averaged over processes, which is undone here.
+
+        Args:
+            model: The policy, as the trainer wraps it.
+            step: Micro-batches of this process so far.
+            micro_batches: Those of an accumulation window.
+            accelerator: The trainer's.
+        """
+        processes, device = accelerator.num_processes, accelerator.device
+        first = (step - step % micro_batches) * processes
+        tokens = sum(self.tokens(number) for number in range(first, first + micro_batches * processes))
+        batch = self.batch(step * processes + accelerator.process_index)
+        nll = -label_log_probs(model, {name: tensor.to(device) for name, tensor in batch.items()}).sum()
+        mean = accelerator.reduce(nll.detach(), reduction="sum").item() * micro_batches / tokens
+        return nll * processes / tokens, mean
+
     def _rows_of(self, number: int) -> list[TrainingRow]:
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
         return [self.rows[self._order(place // len(self.rows))[place % len(self.rows)]] for place in places]
@@ -70,6 +94,14 @@ class TextMix:
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         return torch.randperm(len(self.rows), generator=generator).tolist()
+
+
+def text_mix(dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> TextMix | None:
+    """What `PPOTrainer(ptx_dataset=…)` makes of it; None of None."""
+    if dataset is None:
+        return None
+    size = args.per_device_train_batch_size
+    return TextMix(dataset, tokenizer, max_length=args.ptx_max_length, batch_size=size, seed=args.seed)
 
 
 def learned_tokens(row: TrainingRow) -> int:
