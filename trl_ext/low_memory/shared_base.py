@@ -137,7 +137,7 @@ class SharedBase:
             options: Of `LearnedReward`: batch_size, max_length, eos_token_ids.
         """
         check_options(**options)
-        saved = None if adapter is None or isinstance(adapter, PeftConfig) else adapter
+        saved = _saved(adapter)
         if saved is not None and not has_score_head(saved, call="SharedBase.reward_model(…)"):
             raise ValueError(
                 f"SharedBase.reward_model({str(saved)!r}): the adapter has no `score` head, so it is not that of a "
@@ -180,10 +180,11 @@ class SharedBase:
         self.check_frozen()
         key = f"{kind} {name or _default_name(kind, adapter)}"
         self._check_name(key)
-        if adapter is None or isinstance(adapter, PeftConfig):
+        saved = _saved(adapter)
+        if saved is None:
             role = new_adapter(make_tree(), adapter, task=task, call=f"SharedBase, {key}")
         else:
-            role = saved_adapter(make_tree(), adapter, task=task, call=f"SharedBase, {key}", base=self.name)
+            role = saved_adapter(make_tree(), saved, task=task, call=f"SharedBase, {key}", base=self.name)
         role.is_loaded_in_8bit = role.is_loaded_in_4bit = False  # or TRL would cut its adapter to bf16
         guard(role, self)
         self.check_frozen()
@@ -281,8 +282,14 @@ def _checked_device(device: str | torch.device) -> torch.device:
     return device
 
 
+def _saved(adapter: Adapter) -> str | os.PathLike | None:
+    """Where a saved adapter lies; None for a new one."""
+    return None if isinstance(adapter, PeftConfig) else adapter
+
+
 def _default_name(kind: str, adapter: Adapter) -> str:
-    return kind if adapter is None or isinstance(adapter, PeftConfig) else Path(os.fspath(adapter)).name
+    saved = _saved(adapter)
+    return kind if saved is None else Path(os.fspath(saved)).name
 
 
 def _tokenizer_at(path: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:
