@@ -14,7 +14,7 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig
-from ppo_meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter, peak_bytes, resident_bytes
+from ppo_meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter, resident_bytes
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
@@ -105,21 +105,17 @@ def config(task: dict) -> PPOConfig:
     )
 
 
-def run(task: dict, before: int) -> dict:
+def run(task: dict, imports: int) -> dict:
     meter, lengths = Meter(CLOCKS[task["clock"]]), []
     trainer = trainer_for(task, meter)
     measure(trainer, meter)
     count_lengths(lengths)
     trainer.train()
-    meter.finish()
+    measured = meter.finish(imports=imports)
     if task["save"]:
         trainer.save_model(task["save"])
     logged = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
-    return {
-        "seconds": meter.rollouts,
-        "forward": meter.forward,
-        "backward": meter.backward,
-        "memory": peak_bytes() - before,
+    return measured | {
         "score": [entry["objective/scores"] for entry in logged],
         "kl": [entry["objective/kl"] for entry in logged],
         "length": lengths,

@@ -14,7 +14,7 @@ import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
-from ppo_meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter, peak_bytes, resident_bytes
+from ppo_meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter, resident_bytes
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from trl_ext import LearnedReward, PPOConfig, PPOTrainer
@@ -94,19 +94,15 @@ def config(task: dict) -> PPOConfig:
     )
 
 
-def run(task: dict, before: int) -> dict:
+def run(task: dict, imports: int) -> dict:
     meter = Meter(CLOCKS[task["clock"]])
     trainer = trainer_for(task, meter)
     trainer.train()
-    meter.finish()
+    measured = meter.finish(imports=imports)
     if task["save"]:
         trainer.save_model(task["save"])
     logged = [entry for entry in trainer.state.log_history if "score" in entry]
-    return {
-        "seconds": meter.rollouts,
-        "forward": meter.forward,
-        "backward": meter.backward,
-        "memory": peak_bytes() - before,
+    return measured | {
         "score": [entry["score"] for entry in logged],
         "kl": [entry["kl_per_completion"] for entry in logged],
         "length": [entry["completions/mean_length"] for entry in logged],

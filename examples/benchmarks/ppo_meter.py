@@ -45,9 +45,11 @@ class Meter:
         for record in (self.rollouts, self.forward, self.backward):
             record.append(Counter())
 
-    def finish(self) -> None:
-        """The last rollout is over."""
+    def finish(self, *, imports: int) -> dict:
+        """The last rollout is over: what was measured, memory above what the process had after its `imports`."""
         self._settle()
+        records = {"seconds": self.rollouts, "forward": self.forward, "backward": self.backward}
+        return records | {"memory": peak_bytes() - imports}
 
     def base(self, name: str) -> None:
         """What belongs to no phase belongs to this one from now on."""

@@ -12,11 +12,11 @@ curves: the demo's policy after SFT, in full, paid by the demo's reward model, w
 both. Score, KL and length are of answers to 256 held-out questions. The paired difference is within seeds; a last arm is
 ours as it comes: a head for a critic, scaled scores, clipped gradients.
 
-speed: random models of Qwen2's shape, LoRA on all linear layers, one micro-batch. Seconds are those of a rollout with
-its epochs, the first of a process left out (unless it has one only); memory is the most that the process ever had,
-above what it had after its imports. Both have a reward model of the policy's size. TRL 1.12's value model is one more,
-trained in full; ours is a head, or in the row `equal critic` the same model. A trunk pass is all tokens of the
-batch, prompts included, once through one model's layers.
+speed: random models of Qwen2's shape, LoRA on all linear layers, one micro-batch unless --micro-batch says otherwise.
+Seconds are those of a rollout with its epochs, the first of a process left out (unless it has one only); memory is the
+most that the process ever had, above what it had after its imports. Both have a reward model of the policy's size. TRL
+1.12's value model is one more, trained in full; ours is a head, or in the row `equal critic` the same model. A trunk
+pass is all tokens of the batch, prompts included, once through one model's layers.
 
 growth: time and memory of ours, 20M, over the batch, the new tokens and the epochs, in micro-batches of 8.
 """
@@ -173,13 +173,13 @@ def speed(args: argparse.Namespace) -> None:
             runs = rows[size, prompt_tokens] = {arm: [] for arm in arms(args)}
             for repeat in range(args.repeats if size != "100M" else 1):
                 for arm, (python, script, settings) in arms(args).items():
-                    result = args.output_dir / f"speed_{size}_{prompt_tokens}_{slug(arm)}_{repeat}.json"
-                    batch = {"batch": args.batch, "micro_batch": args.batch}
+                    name = f"speed_{size}_{prompt_tokens}_{args.batch}_{args.micro_batch}_{slug(arm)}_{repeat}.json"
+                    result = args.output_dir / name
+                    batch = {"batch": args.batch, "micro_batch": args.micro_batch}
                     task = common(args, work) | SPEED | settings | batch | {"rollouts": rollouts}
                     runs[arm].append(run(python, script, task, result))
-    print_speed(
-        rows, f"Batch {args.batch}, {SPEED['new_tokens']} new tokens, {SPEED['epochs']} epochs, LoRA r {SPEED['lora']}"
-    )
+    batch = f"Batch {args.batch} in micro-batches of {args.micro_batch}"
+    print_speed(rows, f"{batch}, {SPEED['new_tokens']} new tokens, {SPEED['epochs']} epochs, LoRA r {SPEED['lora']}")
     print_phases(rows)
     print_passes(rows)
 
@@ -309,10 +309,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--sizes", nargs="+", choices=["tiny", "20M", "100M"], default=["20M", "100M"])
     add("--prompt-tokens", type=int, nargs="+", default=[16, 128])
     add("--batch", type=int, default=SPEED["batch"], help="completions per rollout, of the speeds")
+    add("--micro-batch", type=int, help="of the speeds; default: the whole batch")
     add("--threads", type=int, help="default: 2, for curves 1")
     add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a busy machine, with --threads 1")
     args = parser.parse_args(words)
     args.rollouts = args.rollouts or (40 if args.table == "curves" else 3)
+    args.micro_batch = args.micro_batch or args.batch
     args.threads = args.threads or (1 if args.table == "curves" else 2)
     return args
 
