@@ -84,7 +84,7 @@ def config(task: dict) -> PPOConfig:
         output_dir=task["output_dir"],
         per_device_train_batch_size=task["micro_batch"],
         gradient_accumulation_steps=task["batch"] // task["micro_batch"],
-        local_rollout_forward_batch_size=task["micro_batch"],
+        local_rollout_forward_batch_size=task["rollout_batch"],
         total_episodes=task["batch"] * task["rollouts"],
         num_ppo_epochs=task["epochs"],
         response_length=task["new_tokens"],

@@ -173,9 +173,9 @@ def speed(args: argparse.Namespace) -> None:
             runs = rows[size, prompt_tokens] = {arm: [] for arm in arms(args)}
             for repeat in range(args.repeats if size != "100M" else 1):
                 for arm, (python, script, settings) in arms(args).items():
-                    name = f"speed_{size}_{prompt_tokens}_{args.batch}_{args.micro_batch}_{slug(arm)}_{repeat}.json"
-                    result = args.output_dir / name
-                    batch = {"batch": args.batch, "micro_batch": args.micro_batch}
+                    batch = {name: getattr(args, name) for name in ("batch", "micro_batch", "rollout_batch")}
+                    cut = "_".join(map(str, batch.values()))
+                    result = args.output_dir / f"speed_{size}_{prompt_tokens}_{cut}_{slug(arm)}_{repeat}.json"
                     task = common(args, work) | SPEED | settings | batch | {"rollouts": rollouts}
                     runs[arm].append(run(python, script, task, result))
     batch = f"Batch {args.batch} in micro-batches of {args.micro_batch}"
@@ -310,11 +310,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--prompt-tokens", type=int, nargs="+", default=[16, 128])
     add("--batch", type=int, default=SPEED["batch"], help="completions per rollout, of the speeds")
     add("--micro-batch", type=int, help="of the speeds; default: the whole batch")
+    add("--rollout-batch", type=int, help="rows that TRL 1.12 samples and evaluates at once; default: the whole batch")
     add("--threads", type=int, help="default: 2, for curves 1")
     add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a busy machine, with --threads 1")
     args = parser.parse_args(words)
     args.rollouts = args.rollouts or (40 if args.table == "curves" else 3)
-    args.micro_batch = args.micro_batch or args.batch
+    args.micro_batch, args.rollout_batch = args.micro_batch or args.batch, args.rollout_batch or args.batch
     args.threads = args.threads or (1 if args.table == "curves" else 2)
     return args
 

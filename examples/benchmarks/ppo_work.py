@@ -1,9 +1,9 @@
 """What the PPO benchmarks train: made models of Qwen2's shape for speed, the demo's world for learning.
 
 A folder holds `policy`, `reward`, `value` (models, the first with its tokenizer) and `prompts.json`. A task is a dict:
-folder, output_dir, seed, threads, clock; batch, micro_batch, rollouts, epochs, new_tokens; learning_rate, beta; lora (its
-rank, 0: none); critic ('head' or 'model'), as_trl_1_12 (whether options that TRL 1.12 has not are off); save (a
-folder for the policy, or None).
+folder, output_dir, seed, threads, clock; batch, micro_batch, rollout_batch (rows that TRL 1.12 samples and evaluates at
+once), rollouts, epochs, new_tokens; learning_rate, beta; lora (its rank, 0: none); critic ('head' or 'model'),
+as_trl_1_12 (whether options that TRL 1.12 has not are off); save (a folder for the policy, or None).
 """
 
 import json
@@ -30,6 +30,7 @@ SPEED = {
     "seed": 0,
     "batch": 32,
     "micro_batch": 32,
+    "rollout_batch": 32,
     "new_tokens": 64,
     "epochs": 4,
     "learning_rate": 1e-5,
@@ -41,6 +42,7 @@ SPEED = {
 CURVES = {
     "batch": 64,
     "micro_batch": 64,
+    "rollout_batch": 64,
     "new_tokens": stages.COMPLETION_LENGTH,
     "epochs": 4,
     "learning_rate": 3e-4,
