@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
+import trl
 from datasets import Dataset
 from peft import LoraConfig
 from ppo_meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter, resident_bytes
@@ -119,7 +120,7 @@ def run(task: dict, imports: int) -> dict:
         "score": [entry["objective/scores"] for entry in logged],
         "kl": [entry["objective/kl"] for entry in logged],
         "length": lengths,
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
     }
 
 
