@@ -47,7 +47,7 @@ OTHER_VALUES = {
     "off_policy_mask_threshold": 0.5, "sapo_temperature_neg": 2.0, "sapo_temperature_pos": 2.0, "vespo_k_pos": 1.0,
     "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0, "sync_ref_model": True,
     "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 64, "max_tool_calling_iterations": 3,
-    "label_smoothing_factor": 0.1, "ignore_data_skip": True, "neftune_noise_alpha": 5.0,
+    "label_smoothing_factor": 0.1, "ignore_data_skip": True, "neftune_noise_alpha": 5.0, "use_liger_kernel": True,
 }  # fmt: skip
 
 
@@ -102,6 +102,20 @@ def test_values_out_of_range(name, bad):
 def test_unknown_estimator():
     with pytest.raises(ValueError, match=r"kl_estimator='k2'\): choose 'k1' or 'k3'"):
         config(kl_estimator="k2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop_tokens": "ab"}, r"stop_tokens='ab'\): expected a list .* Write stop_tokens=\['ab'\]"),
+        ({"score_scaling": False, "score_clip": 5.0}, r"score_clip=5.0, score_scaling=False\): it does nothing"),
+        ({"kl_horizon": 100}, r"kl_horizon=100, adaptive_kl=False\): it does nothing"),
+        ({"use_liger_kernel": True}, r"use_liger_kernel=True\): TRL 1.12 would .* past the critic"),
+    ],
+)
+def test_options_that_would_do_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
 
 
 def test_16_bit_continuous_batching_is_refused():

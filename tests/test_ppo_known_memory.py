@@ -3,6 +3,7 @@
 The docstring's first sentence is the symptom there. Each test fails with the defect put back.
 """
 
+import pytest
 import torch
 from defects_case import weights_of
 from peft import PeftModel, TaskType, get_peft_model
@@ -41,6 +42,17 @@ def test_the_value_model_beside_an_adapter_is_not_trained_in_full(tmp_path):
         of_critic = [p for p in trainer.critic.module.parameters() if id(p) in trained]
         assert sum(p.numel() for p in of_critic) == largest
         assert len(trained) == len(policy) + len(of_critic)
+
+
+@pytest.mark.parametrize("given", ["model", "path"])
+def test_a_value_model_in_full_beside_an_adapter_is_said(tmp_path, given):
+    value = tiny_reward_model(byte_tokenizer())
+    if given == "path":
+        value.save_pretrained(tmp_path / "value")
+        byte_tokenizer().save_pretrained(tmp_path / "value")
+    size = sum(parameter.numel() for parameter in value.parameters())
+    with pytest.warns(UserWarning, match=rf"all of its {size:,} weights are trained beside an adapter"):
+        ppo_trainer(tmp_path, peft_config=lora(), value_model=value if given == "model" else str(tmp_path / "value"))
 
 
 def test_no_logits_are_kept_while_sampling(tmp_path):

@@ -85,6 +85,18 @@ def test_trl_3339_an_empty_completion_is_no_nan(tmp_path):
         assert stayed == (len(empty) == 4)
 
 
+def test_trl_3339_a_completion_without_a_token_is_refused(tmp_path):
+    """Not even the end token: there is nothing to pay the score on."""
+
+    def rollout_func(prompts, trainer):
+        ids = [[5, 6], [], [7], []]
+        return {"prompt_ids": [[3]] * 4, "completion_ids": ids, "logprobs": [[0.0] * len(row) for row in ids]}
+
+    trainer = ppo_trainer(tmp_path, rollout_func=rollout_func, per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match=r"rollout_func=…\).*got none in 2 of 4, e.g. row 1. .*the end token alone"):
+        rollout_of(trainer)
+
+
 def test_trl_2387_sampling_stops_at_the_end_token(tmp_path):
     """No end token was set, so that every sample ran to full length. Here the tokenizer's is set, whatever the model's
     generation config says, and sampling ends with the longest row."""

@@ -7,6 +7,7 @@ from datasets import Dataset
 from ppo_case import CONFIG_FIELDS, even_letters, logged, ppo_trainer, rollout_of
 from shared_case import base_path, lora
 from table_case import TABLE, default_dtype, run, table_trainer, weights
+from tiny import byte_tokenizer, tiny_reward_model
 from transformers import BitsAndBytesConfig
 
 from trl_ext import PPOConfig, SharedBase
@@ -190,3 +191,16 @@ def test_sharding_is_refused(option):
 
 def config(**options) -> PPOConfig:
     return PPOConfig("unused", **{"bf16": False, "report_to": "none"} | options)
+
+
+@pytest.mark.parametrize("switch", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, switch):
+    trainer = ppo_trainer(tmp_path)
+    setattr(trainer, switch, True)  # as Trainer sets it, by accelerate's environment
+    with pytest.raises(ValueError, match="the critic is outside the model that DeepSpeed and FSDP shard"):
+        trainer._make_critic(None)
+
+
+def test_an_undetached_value_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"detach_critic=False\): a value model has a trunk of its own"):
+        ppo_trainer(tmp_path, value_model=tiny_reward_model(byte_tokenizer()), detach_critic=False)

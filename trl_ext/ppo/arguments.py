@@ -1,7 +1,8 @@
 """Checks of what `PPOTrainer` is given to start from, made before any token is sampled."""
 
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -69,6 +70,24 @@ def check_value_model(value_model: object, rewards: object | list) -> None:
                 f"PPOTrainer(value_model={type(module).__name__}): it is also one of reward_funcs, and training it "
                 "would change the scores. Give its path, or copy.deepcopy(model)."
             )
+
+
+def non_empty(rollout_func: Callable) -> Callable:
+    """A rollout function whose completions must have a token each: PPO pays the score on the last one."""
+
+    @functools.wraps(rollout_func)
+    def checked(prompts, trainer):
+        output = rollout_func(prompts, trainer)
+        completions = output.get("completion_ids", ())
+        empty = [row for row, ids in enumerate(completions) if len(ids) == 0]
+        if empty:
+            raise ValueError(
+                f"PPOTrainer(rollout_func=…): expected at least one token per completion, got none in {len(empty)} of "
+                f"{len(completions)}, e.g. row {empty[0]}. An answer that says nothing is the end token alone."
+            )
+        return output
+
+    return checked
 
 
 def check_text(dataset: Dataset | None, args: PPOConfig) -> None:

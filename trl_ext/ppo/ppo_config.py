@@ -40,6 +40,8 @@ MEANINGLESS = {
     "ignore_data_skip": "a resumed run would go on with other prompts than the one that was stopped",
     "label_smoothing_factor": "there are no labels to smooth",
     "neftune_noise_alpha": "noise in the embeddings would move the ratios away from 1 before the first step",
+    "use_liger_kernel": "TRL 1.12 would compute GRPO's own loss with it, past the critic; "
+    "layer kernels are model_init_kwargs={'use_kernels': True}",
     "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
 }
 
@@ -83,7 +85,13 @@ class PPOConfig(OlderOptions, GRPOConfig):
         default=None, metadata={"help": "Peak learning rate of the policy. None: 1e-5 with LoRA, 1e-6 in full."}
     )
     num_generations: int | None = field(default=1, metadata={"help": "Completions sampled per prompt, 1 or more."})
-    num_iterations: int = field(default=4, metadata={"help": "Optimisation epochs over each batch of rollouts."})
+    num_iterations: int = field(
+        default=4,
+        metadata={
+            "help": "Optimisation epochs over each batch of rollouts. Larger: more is learned per rollout, further from the "
+            "policy that sampled."
+        },
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Turn dropout off, so that ratios start at 1 and KL at 0."}
     )
@@ -103,15 +111,18 @@ class PPOConfig(OlderOptions, GRPOConfig):
     kl_target: float | None = field(
         default=None,
         metadata={
-            "help": "KL per completion to keep to with `adaptive_kl`, in nats. Larger: the policy may go further."
+            "help": "KL per completion to keep to with `adaptive_kl`, in nats, above 0. Larger: the policy may go further."
         },
     )
     kl_horizon: int = field(
         default=10_000,
-        metadata={"help": "Completions over which `beta` follows KL, by at most a fifth. Larger: slower."},
+        metadata={"help": "Completions over which `beta` follows KL, by at most a fifth; 1 or more. Larger: slower."},
     )
     missing_eos_penalty: float = field(
-        default=0.0, metadata={"help": "Taken off the score of a completion that did not end itself. 0: none."}
+        default=0.0,
+        metadata={
+            "help": "Taken off the score of a completion that did not end itself. Larger: they end sooner; 0: none."
+        },
     )
     stop_tokens: list[str] | None = field(
         default=None,
@@ -123,11 +134,15 @@ class PPOConfig(OlderOptions, GRPOConfig):
         default=True, metadata={"help": "Centre scores and divide them by their deviation over the run so far."}
     )
     score_clip: float = field(
-        default=10.0, metadata={"help": "Largest scaled score, in deviations; needs `score_scaling`."}
+        default=10.0,
+        metadata={"help": "Largest scaled score, in deviations; needs `score_scaling`. Larger: outliers weigh more."},
     )
 
     # Advantages
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token, in (0, 1]."})
+    gamma: float = field(
+        default=1.0,
+        metadata={"help": "Discount per token, in (0, 1]. Smaller: the score counts less, the further from the end."},
+    )
     lam: float = field(default=0.95, metadata={"help": "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return."})
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each batch of rollouts."}
@@ -138,7 +153,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
         default=None,
         metadata={
             "help": "End a rollout's epochs when the mean KL to the policy that sampled passes this, in nats per token. "
-            "Smaller: sooner; 0: after the first step; None: never."
+            "Smaller: sooner; 0: after the second step, whose pass is the first to see any; None: never."
         },
     )
     stop_on_collapse: bool = field(
@@ -160,16 +175,29 @@ class PPOConfig(OlderOptions, GRPOConfig):
     )
 
     # Critic
-    value_clip: float = field(default=0.2, metadata={"help": "Largest trusted move of a value, in units of return."})
+    value_clip: float = field(
+        default=0.2,
+        metadata={
+            "help": "Largest trusted move of a value, in units of return, above 0. Larger: the critic follows faster."
+        },
+    )
     value_coef: float = field(
-        default=0.1, metadata={"help": "Weight of the value loss. 0: the critic does not learn."}
+        default=0.1,
+        metadata={"help": "Weight of the value loss. Larger: the critic learns faster; 0: it does not learn."},
     )
     critic_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Peak learning rate of the critic. None: 10 × the policy's for a head, equal for a model."},
+        metadata={
+            "help": "Peak learning rate of the critic. Larger: it learns faster; 0: it does not learn; None: 10 × the policy's for "
+            "a head, equal for a model."
+        },
     )
     critic_warmup_rollouts: int = field(
-        default=0, metadata={"help": "Batches of rollouts during which only the critic learns."}
+        default=0,
+        metadata={
+            "help": "Batches of rollouts during which only the critic learns. Larger: a better critic before the policy moves; 0: "
+            "both learn from the first."
+        },
     )
     detach_critic: bool = field(
         default=True, metadata={"help": "Keep the value loss out of the policy's weights; only for the built-in head."}
@@ -196,6 +224,20 @@ class PPOConfig(OlderOptions, GRPOConfig):
         if self.kl_target is not None and not self.adaptive_kl:
             raise ValueError(
                 f"PPOConfig(kl_target={self.kl_target}) does nothing without adaptive_kl=True. Set that, or leave it out."
+            )
+        for name, default, needed in (
+            ("score_clip", 10.0, "score_scaling"),
+            ("kl_horizon", 10_000, "adaptive_kl"),
+        ):
+            if getattr(self, name) != default and not getattr(self, needed):
+                raise ValueError(
+                    f"PPOConfig({name}={getattr(self, name)}, {needed}=False): it does nothing without {needed}=True. Set that, "
+                    "or leave it out."
+                )
+        if isinstance(self.stop_tokens, str):
+            raise ValueError(
+                f"PPOConfig(stop_tokens={self.stop_tokens!r}): expected a list of tokens, got one text. Write "
+                f"stop_tokens=[{self.stop_tokens!r}]."
             )
         for name in ("adaptive_kl", "stop_on_collapse"):
             if getattr(self, name) and self.beta == 0:

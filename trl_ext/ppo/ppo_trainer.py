@@ -25,6 +25,7 @@ from trl_ext.ppo.arguments import (
     check_text,
     check_value_model,
     checked_args,
+    non_empty,
 )
 from trl_ext.ppo.callback import RolloutCallback
 from trl_ext.ppo.collapse import CollapseWatch
@@ -116,6 +117,8 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         check_value_model(value_model, reward_funcs)
         check_text(ptx_dataset, args)
         check_sampling(model, args, others.get("quantization_config"))
+        if others.get("rollout_func") is not None:
+            others["rollout_func"] = non_empty(others["rollout_func"])
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
@@ -171,6 +174,11 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             raise ValueError(
                 "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
                 "and FSDP shard. Launch it without them."
+            )
+        if value_model is not None and not self.args.detach_critic:
+            raise ValueError(
+                "PPOTrainer(value_model=…) with PPOConfig(detach_critic=False): a value model has a trunk of its own, so no "
+                "value loss could reach the policy's. Leave one of the two out."
             )
         function = value_function(
             value_model,
