@@ -14,7 +14,9 @@ class RolloutCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.drift.end_step()
+        drift = self.trainer.drift
+        drift.end_step()
+        self.trainer._metrics["train"]["skipped_steps"] = [float(drift.skipped)]  # the count now, not a mean of counts
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= args.stop_on_collapse and self.trainer.collapse.warned

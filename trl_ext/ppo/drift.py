@@ -13,7 +13,8 @@ class PolicyDrift:
     and move nothing.
 
     Args:
-        limit: In nats per token. Smaller: stops sooner; 0: after the first step that moved; None: never.
+        limit: In nats per token. Smaller: stops sooner; 0: after the second step, whose pass is the first to
+            see any; None: never.
 
     Attributes:
         over: Whether the rollout in use is done with.

@@ -60,7 +60,7 @@ class PPOMetrics:
 
     def _follow_kl(self, metrics: dict[str, float]) -> None:
         """Set β for the next rollouts, and look for signs of collapse."""
-        self._record({"beta": self.kl_control.beta, "skipped_steps": float(self.drift.skipped)})
+        self._record({"beta": self.kl_control.beta})
         self.kl_control.update(metrics["kl_per_completion"], completions=len(self._scores) * self.args.world_size)
         self.collapse.update(
             length=metrics["own_length"], perplexity=metrics["perplexity"], kl=metrics["kl_per_completion"]
