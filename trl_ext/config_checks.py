@@ -24,7 +24,11 @@ def check_ranges(config: Any, ranges: dict[str, Range], *, optional: tuple[str, 
         in_range = in_range and (value >= low if inclusive else value > low) and (high is None or value <= high)
         if not in_range:
             interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
-            raise ValueError(f"{type(config).__name__}({name}={value!r}): it must be in {interval}.")
+            default = next(f.default for f in fields(config) if f.name == name)
+            raise ValueError(
+                f"{type(config).__name__}({name}={value!r}): it must be in {interval}. Give a number from there, or leave it "
+                f"at {default!r}."
+            )
 
 
 def refuse_meaningless(config: Any, reasons: dict[str, str]) -> None:

@@ -35,7 +35,7 @@ REPLACED = {
     "micro_batch_size": COMPUTED,
     "mini_batch_size": "per_device_train_batch_size × gradient_accumulation_steps, completions per optimizer step",
     "model_adapter_name": "left out: the trainable adapter of the model is the one that learns",
-    "num_mini_batches": "steps_per_generation = num_mini_batches × gradient_accumulation_steps",
+    "num_mini_batches": "steps_per_generation = num_mini_batches × gradient_accumulation_steps, with per_device_train_batch_size / num_mini_batches",
     "num_sample_generations": "log_completions=True",
     "num_total_batches": COMPUTED,
     "ref_adapter_name": "left out: the reference is the policy as it was when the run began, its adapter included",
