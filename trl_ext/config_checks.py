@@ -24,10 +24,30 @@ def check_ranges(config: Any, ranges: dict[str, Range], *, optional: tuple[str, 
         in_range = in_range and (value >= low if inclusive else value > low) and (high is None or value <= high)
         if not in_range:
             interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
-            default = next(f.default for f in fields(config) if f.name == name)
             raise ValueError(
                 f"{type(config).__name__}({name}={value!r}): it must be in {interval}. Give a number from there, or leave it "
-                f"at {default!r}."
+                f"at {defaults_of(config)[name]!r}."
+            )
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The plain defaults of a dataclass, by the fields' names."""
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING}
+
+
+def refuse_unused(config: Any, needed: dict[str, str]) -> None:
+    """Raise a ValueError for the first option that was set although the switch that it belongs to is off.
+
+    Args:
+        config: A dataclass.
+        needed: The switches' names by the options'.
+    """
+    defaults = defaults_of(config)
+    for name, switch in needed.items():
+        if getattr(config, name) != defaults[name] and not getattr(config, switch):
+            raise ValueError(
+                f"{type(config).__name__}({name}={getattr(config, name)!r}, {switch}=False): it does nothing without "
+                f"{switch}=True. Set that, or leave it out."
             )
 
 
@@ -38,7 +58,7 @@ def refuse_meaningless(config: Any, reasons: dict[str, str]) -> None:
         config: A dataclass.
         reasons: Why, by the fields' names; those that this version of the parent lacks are passed over.
     """
-    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    defaults = defaults_of(config)
     for name, reason in reasons.items():
         if name in defaults and getattr(config, name) != defaults[name]:
             raise ValueError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from trl_ext.config_checks import check_ranges, refuse_meaningless
+from trl_ext.config_checks import check_ranges, refuse_meaningless, refuse_unused
 from trl_ext.ppo.migration import OlderOptions
 
 
@@ -205,8 +205,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
 
     def __post_init__(self):
         check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target", "max_policy_kl"))
-        if self.kl_estimator not in ("k1", "k3"):
-            raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
+        self._check_texts()
         self._refuse_sharding()
         if self.num_generations == 1:
             self.num_generations = _OneGeneration(1)
@@ -214,6 +213,15 @@ class PPOConfig(OlderOptions, GRPOConfig):
         self.num_generations = int(self.num_generations)
         self._refuse_meaningless()
         self._check_together()
+
+    def _check_texts(self) -> None:
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
+        if isinstance(self.stop_tokens, str):
+            raise ValueError(
+                f"PPOConfig(stop_tokens={self.stop_tokens!r}): expected a list of tokens, got one text. Write "
+                f"stop_tokens=[{self.stop_tokens!r}]."
+            )
 
     def _check_together(self) -> None:
         if self.adaptive_kl and self.kl_target is None:
@@ -225,20 +233,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
             raise ValueError(
                 f"PPOConfig(kl_target={self.kl_target}) does nothing without adaptive_kl=True. Set that, or leave it out."
             )
-        for name, default, needed in (
-            ("score_clip", 10.0, "score_scaling"),
-            ("kl_horizon", 10_000, "adaptive_kl"),
-        ):
-            if getattr(self, name) != default and not getattr(self, needed):
-                raise ValueError(
-                    f"PPOConfig({name}={getattr(self, name)}, {needed}=False): it does nothing without {needed}=True. Set that, "
-                    "or leave it out."
-                )
-        if isinstance(self.stop_tokens, str):
-            raise ValueError(
-                f"PPOConfig(stop_tokens={self.stop_tokens!r}): expected a list of tokens, got one text. Write "
-                f"stop_tokens=[{self.stop_tokens!r}]."
-            )
+        refuse_unused(self, {"score_clip": "score_scaling", "kl_horizon": "adaptive_kl"})
         for name in ("adaptive_kl", "stop_on_collapse"):
             if getattr(self, name) and self.beta == 0:
                 raise ValueError(
