@@ -53,13 +53,7 @@ def value_function(
     _check_tensors(model)
     _check_vocabulary(model, policy, tokenizer)
     if isinstance(policy, PeftModel) and not isinstance(model, PeftModel):
-        weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        warnings.warn(
-            f"PPOTrainer(value_model={_name(model)!r}): all of its {weights:,} weights are trained beside an adapter, with "
-            "gradients and optimizer state for each. Where memory is short, give one with an adapter of its own: "
-            "SharedBase(…).value_model(), peft.get_peft_model(value_model, LoraConfig(…)), or None for a head.",
-            stacklevel=4,
-        )
+        _warn_of_size(model)
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:  # it is asked for batches
         text_config.pad_token_id = tokenizer.pad_token_id
@@ -68,6 +62,16 @@ def value_function(
         model.enable_input_require_grads()  # a frozen base under an adapter has none
         recompute_activations(under_adapter(model), gradient_checkpointing_kwargs)
     return ValueModel(model.train())
+
+
+def _warn_of_size(model: PreTrainedModel) -> None:
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    warnings.warn(
+        f"PPOTrainer(value_model={_name(model)!r}): all of its {weights:,} weights are trained beside an adapter, with "
+        "gradients and optimizer state for each. Where memory is short, give one with an adapter of its own: "
+        "SharedBase(…).value_model(), peft.get_peft_model(value_model, LoraConfig(…)), or None for a head.",
+        stacklevel=5,
+    )
 
 
 def _check_tensors(model: PreTrainedModel | PeftModel) -> None:
