@@ -28,13 +28,8 @@ def whole_sequences(rollout: dict) -> dict[str, Tensor]:
 def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
     """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""
     states: list[Tensor] = []
-    handle = (
-        under_adapter(model)
-        .get_decoder()
-        .register_forward_hook(  # OPT does not call its base_model
-            lambda module, args, output: states.append(output.last_hidden_state)
-        )
-    )
+    trunk = under_adapter(model).get_decoder()  # OPT does not call its base_model
+    handle = trunk.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
     try:
         yield states
     finally:
