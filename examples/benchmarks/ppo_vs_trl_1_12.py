@@ -36,6 +36,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ppo_meter import GENERATION, PASSES, PHASES, SCORING
+from ppo_report import mean_and_deviation
 from ppo_work import CURVES, SPEED, held_out, make_curves_work, make_speed_work
 from rich.console import Console
 from rich.table import Table
@@ -307,11 +308,6 @@ def common(args: argparse.Namespace, work: Path) -> dict:
 
 def slug(arm: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in arm.lower())
-
-
-def mean_and_deviation(values: Iterable[float]) -> str:
-    values = list(values)
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
 
 def difference_of_means(ours: list[float], theirs: list[float]) -> str:
