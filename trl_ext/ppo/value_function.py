@@ -96,7 +96,7 @@ def _check_tensors(model: PreTrainedModel | PeftModel) -> None:
             f"PPOTrainer(value_model={_name(model)!r}): {len(coarse)} of its trained tensors, e.g. {coarse[0]!r}, are in "
             "bfloat16, which rounds away steps below about 1/500 of a weight. Load it with dtype=torch.float32, raise "
             "critic_learning_rate, or train an adapter with SharedBase(…).value_model().",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
