@@ -30,8 +30,8 @@ from train_7b_stages import STAGES, on_gpu
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from trl_ext import SharedBase
-from trl_ext.checkpoints import newest_complete_checkpoint
-from trl_ext.low_memory.memory_plan import MemoryPlan, memory_plan
+from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
+from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
 
 GIB = 2**30
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "trl-ext")

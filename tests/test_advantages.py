@@ -3,8 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from trl_ext.masked import masked_variance
 from trl_ext.ppo.advantages import explained_variance, generalized_advantages
+from trl_ext.trainer_kit.masked import masked_variance
 
 
 def test_gae_by_hand():

@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import pytest
 
-from trl_ext.checkpoints import ResumableTrainer, newest_complete_checkpoint
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer, newest_complete_checkpoint
 
 
 def checkpoint(folder, step, state='{"global_step": 1}', files=("optimizer.pt",)):

@@ -17,10 +17,10 @@ from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl_ext.cli import _parser, main
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.prompt_files import read_prompts
-from trl_ext.self_training.endpoint_generator import EndpointGenerator
-from trl_ext.self_training.file_generator import FileGenerator
-from trl_ext.self_training.generation import Part, Policy, Sampling
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.generation.endpoint_generator import EndpointGenerator
+from trl_ext.generation.file_generator import FileGenerator
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
 
 ROWS = [{"prompt": prompt, "wanted": i} for i, prompt in enumerate(["say it", "why?", "go", "who is it", "yes"])]
 REWARDS = """

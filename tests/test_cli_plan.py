@@ -4,7 +4,7 @@ import pytest
 
 from trl_ext.cli import main
 from trl_ext.cli.plan import METHODS, card_bytes
-from trl_ext.low_memory import plan_settings
+from trl_ext.memory_planning import plan_settings
 
 GIB = 2**30
 

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from tiny import byte_tokenizer
 
-from trl_ext.self_training.endpoint_generator import EndpointError, EndpointGenerator
-from trl_ext.self_training.generation import Part, Policy, Sampling, stable_seed
+from trl_ext.generation.endpoint_generator import EndpointError, EndpointGenerator
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.trainer_kit.seeds import stable_seed
 
 CHAT = [{"role": "user", "content": "Where is Seoul?"}]
 

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import byte_tokenizer
 
-from trl_ext.self_training.file_generator import FileGenerator
-from trl_ext.self_training.generation import Part, Policy, Sampling, tokenizer_fingerprint
-from trl_ext.self_training.grow_files import sample_schema
+from trl_ext.generation.file_generator import FileGenerator
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.sample_files import sample_schema
+from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 
 ROWS = [
     {"prompt": "a", "completion": "one"},
@@ -91,7 +92,7 @@ def test_at_most_k(tmp_path, policy):
 
 def test_pieces_of_a_file_count_together(tmp_path, policy, monkeypatch):
     """K is per prompt, not per piece that is read at a time."""
-    monkeypatch.setattr("trl_ext.self_training.completion_files.LINES", 2)
+    monkeypatch.setattr("trl_ext.generation.completion_files.LINES", 2)
     assert [s["completion"] for s in ask(jsonl(tmp_path), policy, k=2)] == ["two", "one", "three"]
     assert len(ask(parquet(tmp_path, row_group_size=1), policy, k=2)) == 3
 

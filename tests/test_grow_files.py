@@ -6,8 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from trl_ext.self_training.generation import Sample
-from trl_ext.self_training.grow_files import PARTIAL, GrowFiles, read_table, sample_schema, written_whole
+from trl_ext.generation.sample_files import read_table, sample_schema
+from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.sequences.samples import Sample
+from trl_ext.trainer_kit.whole_files import PARTIAL, written_whole
 
 
 def samples(rows, *, messages: bool = False) -> list[Sample]:

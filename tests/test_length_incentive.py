@@ -4,7 +4,7 @@ import re
 import pytest
 
 from trl_ext import LengthIncentive
-from trl_ext.rewards.texts import characters
+from trl_ext.sequences.texts import characters
 
 
 def morphemes(text: str) -> list[str]:

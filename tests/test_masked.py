@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trl_ext.masked import masked_mean, masked_sums, masked_variance, masked_whiten
+from trl_ext.trainer_kit.masked import masked_mean, masked_sums, masked_variance, masked_whiten
 
 
 def test_by_hand():

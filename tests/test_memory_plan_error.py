@@ -1,11 +1,6 @@
 """The plan against live tensors of real runs: two combinations of examples/benchmarks/memory_plan_error.py."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 from memory_plan_cases import CASES, QUICK, case
 from memory_plan_error import ran_out, with_slack
 from memory_plan_run import compare

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from live_bytes import LiveBytes, PhasePeaks, unique_bytes
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from trl_ext.low_memory.live_bytes import LiveBytes, PhasePeaks, unique_bytes
-from trl_ext.low_memory.memory_terms import (
+from trl_ext.memory_planning.memory_terms import (
     adapter_params,
     base_bytes,
     cache_bytes,
@@ -16,8 +16,8 @@ from trl_ext.low_memory.memory_terms import (
     nf4_bytes,
     optimizer_bytes,
 )
-from trl_ext.low_memory.model_shapes import ModelShape, shape_of
-from trl_ext.low_memory.plan_activations import (
+from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
+from trl_ext.memory_planning.plan_activations import (
     Pass,
     attention_kept,
     head_backward,

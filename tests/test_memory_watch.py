@@ -12,8 +12,8 @@ from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, SharedBase
-from trl_ext.low_memory.memory_watch import MemoryWatch
-from trl_ext.low_memory.run_plan import longest_prompt
+from trl_ext.memory_planning.memory_watch import MemoryWatch
+from trl_ext.memory_planning.trainer_plan import longest_prompt
 
 MIB = 2**20
 

@@ -7,9 +7,9 @@ from shared_case import BITS, base_path, lora, outputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_ext import SharedBase
-from trl_ext.low_memory.adapter_files import saved_adapter
-from trl_ext.low_memory.merge import unquantised_copy
-from trl_ext.low_memory.shared_tree import quantised_linears
+from trl_ext.shared_base.adapter_files import saved_adapter
+from trl_ext.shared_base.merge import unquantised_copy
+from trl_ext.shared_base.shared_tree import quantised_linears
 
 
 @pytest.fixture(scope="module", params=BITS, ids=lambda bits: f"{bits} bits")
@@ -66,7 +66,7 @@ def test_a_copy_shares_nothing(base):
 
 
 def test_what_differs_is_said(base, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr("trl_ext.low_memory.merge.LARGE_KL", -1.0)
+    monkeypatch.setattr("trl_ext.shared_base.merge.LARGE_KL", -1.0)
     with pytest.warns(UserWarning, match=r"differ by .* nats per token and agree on .*\. Measure the merged model"):
         base.merge(adapter, tmp_path / "merged", texts=["hello"])
 

@@ -7,7 +7,7 @@ import torch
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from trl_ext.low_memory.model_shapes import BUILT_IN, ModelShape, shape_of
+from trl_ext.memory_planning.model_shapes import BUILT_IN, ModelShape, shape_of
 
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616,

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 from torch import nn
 
-from trl_ext.low_memory.offloading import off_the_card, replace_storages, tensor_slots
+from trl_ext.trainer_kit.offloading import off_the_card, replace_storages, tensor_slots
 
 
 def quantised(kind, *, device="cpu", **options):

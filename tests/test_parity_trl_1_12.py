@@ -9,11 +9,11 @@ import torch
 from parity_case import FIXTURE, Seen, as_rollout, learn, learner
 from parity_models import causal_lm, scorer
 
-from trl_ext.masked import masked_mean, masked_whiten
 from trl_ext.ppo import ppo_trainer as trainer_module
 from trl_ext.ppo.token_rewards import kl_per_token, last_own_token
 from trl_ext.ppo.value_loss import clipped_value_error
-from trl_ext.rewards.scorer import score_sequences
+from trl_ext.rewards.reward_models import score_sequences
+from trl_ext.trainer_kit.masked import masked_mean, masked_whiten
 
 EOS = 1
 close = torch.testing.assert_close

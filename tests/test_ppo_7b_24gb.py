@@ -3,23 +3,18 @@
 import argparse
 import math
 import random
-import sys
 from collections import Counter
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 
 import ppo_7b_24gb
+import pytest
 import run_phases
+import torch
 from completion_lengths import Lengths, ending, lengths_from, set_end
 from made_models import EOS, OUTLIERS, SHAPES, config_of, made_base, made_model, outlier_columns, word_tokenizer
 from ppo_7b_rows import ROWS, lengths_of, run
 from ppo_7b_work import Work, planned
 
-from trl_ext.low_memory.shared_tree import storage_bytes
+from trl_ext.shared_base.shared_tree import storage_bytes
 
 TINY = {"bits": 8, "device": "cpu", "window": 64, "threshold": 6.0}
 GIB = 2**30

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification
 from trl import GRPOConfig
 
 from trl_ext import LearnedReward, PPOTrainer, R3Reward
-from trl_ext.ppo.arguments import check_policy
+from trl_ext.ppo.ppo_input import check_policy
 
 
 def test_plain_grpo_config():

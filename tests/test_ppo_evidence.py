@@ -3,24 +3,19 @@
 import argparse
 import doctest
 import json
-import sys
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
-import pytest
-from datasets import Dataset
-from rich.console import Console
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
-
 import ppo_ablation
 import ppo_report
 import ppo_runs
 import ppo_vs_grpo_rloo
+import pytest
+from datasets import Dataset
 from ppo_picture import curves_of, draw
 from ppo_tasks import ContinuedReward, Task
+from rich.console import Console
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
 from trl_ext import LearnedReward, PPOConfig, PPOTrainer
 

@@ -13,7 +13,7 @@ from tiny import byte_tokenizer, tiny_reward_model
 from transformers import AutoModelForCausalLM
 
 from trl_ext import SharedBase
-from trl_ext.low_memory.merge import unquantised_copy
+from trl_ext.shared_base.merge import unquantised_copy
 
 
 def test_trl_3331_one_base_for_policy_reference_reward_and_value(tmp_path):

@@ -5,15 +5,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import ppo_vs_trl_1_12 as benchmark
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_llama
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
-
-import ppo_vs_trl_1_12 as benchmark
 from ppo_meter import BACKWARD, FORWARD, GENERATION, PASSES, SCORING, Meter, peak_bytes, resident_bytes
 from ppo_work import SPEED, make_speed_work
+from tiny import byte_tokenizer, tiny_llama
 
 
 class Clock:

@@ -10,7 +10,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import R3Reward, RelevanceReward
 from trl_ext.rewards.r3 import closed_scale, explained_share
-from trl_ext.rewards.texts import characters
+from trl_ext.sequences.texts import characters
 
 QUESTION = "why is the sky blue"  # .2 of each word
 FACTORS = ["r3/relevance_prompt", "r3/relevance_reference", "r3/length_incentive", "r3/repetition_penalty"]

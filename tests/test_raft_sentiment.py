@@ -1,15 +1,11 @@
 """The benchmark `raft_sentiment.py`: end to end on the smallest model and reviews made here, and its parts by hand."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from tiny import byte_tokenizer, tiny_llama
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
-
 import raft_sentiment
+from tiny import byte_tokenizer, tiny_llama
 
 TINY = {"--k": 3, "--stages": 1, "--prompts": 4, "--tokens": 8, "--reward-epochs": 1, "--learning-rate": 1e-3}
 TINY |= {"--start-epochs": 15, "--start-learning-rate": 2e-2}  # it must learn to end

@@ -4,7 +4,7 @@ import pytest
 from test_length_incentive import morphemes
 
 from trl_ext import RepetitionPenalty
-from trl_ext.rewards.texts import characters
+from trl_ext.sequences.texts import characters
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 """The example `rlhf_chain.py`: end to end on the smallest model and files made here, and its parts by hand."""
 
 import json
-import sys
 from pathlib import Path
 
+import preferences
 import pytest
+import rlhf_chain
 from rich.console import Console
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM
 
 from trl_ext import LearnedReward
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import preferences
-import rlhf_chain
 
 QUICK = {"--rollouts": 1, "--ppo-batch": 4, "--max-completion-length": 6, "--reward-batch": 4, "--held-out": 0.4}
 

@@ -15,8 +15,8 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_ext import ReSTTrainer
 from trl_ext.self_training import stage_loop
-from trl_ext.self_training.finished_grow import kept_samples
-from trl_ext.self_training.training_rows import IGNORED
+from trl_ext.self_training.grow_summary import kept_samples
+from trl_ext.sequences.training_rows import IGNORED
 
 
 def grow(one, stage: int) -> list[dict]:

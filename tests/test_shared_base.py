@@ -16,9 +16,9 @@ from tiny import byte_tokenizer, tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from trl_ext import LearnedReward, SharedBase
-from trl_ext.low_memory import shared_base
-from trl_ext.low_memory.offloading import replace_storages, tensor_slots
-from trl_ext.low_memory.shared_tree import storage_bytes
+from trl_ext.shared_base import shared_base
+from trl_ext.shared_base.shared_tree import storage_bytes
+from trl_ext.trainer_kit.offloading import replace_storages, tensor_slots
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from trl_ext import (
     ReSTTrainer,
     SharedBase,
 )
-from trl_ext.low_memory.shared_tree import storage_bytes
+from trl_ext.shared_base.shared_tree import storage_bytes
 
 PROMPTS = Dataset.from_dict({"prompt": ["say it", "why?", "tell me", "go"] * 4})
 ROLLOUTS = {"max_completion_length": 5}

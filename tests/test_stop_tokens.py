@@ -3,7 +3,7 @@ from ppo_case import ppo_trainer, rollout_of, several_end_tokens
 from tiny import byte_tokenizer
 
 from trl_ext.ppo.stop_tokens import stop_token_ids
-from trl_ext.trl_versions import add_end_tokens, end_tokens
+from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
 
 def test_ids():

@@ -1,6 +1,6 @@
 import pytest
 
-from trl_ext.rewards.texts import characters, last_user_text, text_of, tokens_of, wordpunct
+from trl_ext.sequences.texts import characters, last_user_text, text_of, tokens_of, wordpunct
 
 
 def test_text_of_a_conversation_is_what_the_assistant_said():

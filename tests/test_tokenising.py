@@ -1,10 +1,11 @@
 import pytest
 from tiny import byte_tokenizer, tiny_llama
 
-from trl_ext.self_training.generation import Part, Policy, Sample, Sampling
-from trl_ext.self_training.grow_files import sample_schema
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.sample_files import sample_schema
+from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.tokenising import tokenised
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.sequences.samples import Sample
 
 
 def sample(prompt, completion, *, ended: bool = True) -> Sample:

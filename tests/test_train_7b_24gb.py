@@ -1,18 +1,14 @@
 """The recipe `train_7b_24gb.py`: every stage for real on a tiny 8-bit base, reuse, refusal, and bad input."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import train_7b_24gb
+import train_7b_stages
 from datasets import Dataset
 from shared_case import base_path
 from tiny import byte_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import train_7b_24gb
-import train_7b_stages
 from train_7b_data import fitting_prompts, load_rows
 
 QUICK = {

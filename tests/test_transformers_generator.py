@@ -21,11 +21,12 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from trl_ext.self_training import transformers_generator
-from trl_ext.self_training.batching import cache_bytes_per_token, rows_in_memory
-from trl_ext.self_training.drawing import inverse_cdf, logits_filters
-from trl_ext.self_training.generation import Part, Policy, Sampling, stable_seed
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.generation import transformers_generator
+from trl_ext.generation.batching import cache_bytes_per_token, rows_in_memory
+from trl_ext.generation.drawing import inverse_cdf, logits_filters
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
+from trl_ext.trainer_kit.seeds import stable_seed
 
 PROMPTS = ("why?", "a", "tell me more of it", "go on", "yes and")
 PART = Part(0, (3, 5, 9, 11, 12), PROMPTS)

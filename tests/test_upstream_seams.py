@@ -22,10 +22,10 @@ from trl.trainer import grpo_trainer as grpo_module
 
 import trl_ext
 from trl_ext import SharedBase
-from trl_ext.inference import behind
-from trl_ext.low_memory.shared_tree import quantised_linears
-from trl_ext.overrides import replaced
-from trl_ext.self_training.training_rows import ImproveRows
+from trl_ext.self_training.improve_rows import ImproveRows
+from trl_ext.shared_base.shared_tree import quantised_linears
+from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.passes import behind
 
 LOSS = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
 SIGNATURES = {  # and where each is used

@@ -14,9 +14,10 @@ from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM
 
-from trl_ext.self_training import vllm_generator, vllm_process, vllm_worker
-from trl_ext.self_training.generation import Part, Policy, Sampling, stable_seed
-from trl_ext.self_training.vllm_generator import VLLMGenerator
+from trl_ext.generation import vllm_generator, vllm_process, vllm_worker
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.vllm_generator import VLLMGenerator
+from trl_ext.trainer_kit.seeds import stable_seed
 
 STAND_IN = """
 import os

@@ -12,8 +12,8 @@ from trl_ext.demo import make_assets
 from trl_ext.demo.answers import FLAWS, GOOD, SFT_SHARES, preference_rows, sample_questions, sft_rows
 from trl_ext.demo.contrastive import contrastive_loss, embed, random_crop, triplet_relevances
 from trl_ext.demo.corpus import document, documents, pretraining_texts
+from trl_ext.demo.make_tokenizers import encoder_tokenizer, policy_tokenizer
 from trl_ext.demo.pretraining import fact_recall
-from trl_ext.demo.tokenization import encoder_tokenizer, policy_tokenizer
 from trl_ext.demo.world import ASSETS, ATTRIBUTES, OPEN, answered_right, load_world, make_world, questions
 
 TRUE_SHARE, RECALL, TRIPLETS = 0.7, 0.9, 0.97  # of sampled sentences; of facts; of held-out questions

@@ -3,47 +3,87 @@
 Names are imported on first use, so `import trl_ext` is fast and does not load torch.
 """
 
-from importlib import import_module
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.generation import EndpointGenerator as EndpointGenerator
+    from trl_ext.generation import FileGenerator as FileGenerator
+    from trl_ext.generation import TransformersGenerator as TransformersGenerator
+    from trl_ext.generation import VLLMGenerator as VLLMGenerator
+    from trl_ext.memory_planning import MemoryPlan as MemoryPlan
+    from trl_ext.memory_planning import memory_plan as memory_plan
+    from trl_ext.ppo import PPOConfig as PPOConfig
+    from trl_ext.ppo import PPOTrainer as PPOTrainer
+    from trl_ext.reward_modeling import ImitationRewardConfig as ImitationRewardConfig
+    from trl_ext.reward_modeling import ImitationRewardTrainer as ImitationRewardTrainer
+    from trl_ext.rewards import LearnedReward as LearnedReward
+    from trl_ext.rewards import LengthIncentive as LengthIncentive
+    from trl_ext.rewards import R3Reward as R3Reward
+    from trl_ext.rewards import RelevanceReward as RelevanceReward
+    from trl_ext.rewards import RepetitionPenalty as RepetitionPenalty
+    from trl_ext.rewards import Route as Route
+    from trl_ext.rewards import RoutedProduct as RoutedProduct
+    from trl_ext.self_training import RAFTConfig as RAFTConfig
+    from trl_ext.self_training import RAFTTrainer as RAFTTrainer
+    from trl_ext.self_training import ReSTConfig as ReSTConfig
+    from trl_ext.self_training import ReSTTrainer as ReSTTrainer
+    from trl_ext.self_training import SelfTrainingConfig as SelfTrainingConfig
+    from trl_ext.self_training import SelfTrainingTrainer as SelfTrainingTrainer
+    from trl_ext.shared_base import SharedBase as SharedBase
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "EndpointGenerator": "trl_ext.self_training.endpoint_generator",
-    "FileGenerator": "trl_ext.self_training.file_generator",
-    "ImitationRewardConfig": "trl_ext.reward_modeling.imitation_reward_config",
-    "ImitationRewardTrainer": "trl_ext.reward_modeling.imitation_reward_trainer",
-    "LearnedReward": "trl_ext.rewards.learned_reward",
-    "LengthIncentive": "trl_ext.rewards.length_incentive",
-    "MemoryPlan": "trl_ext.low_memory.memory_plan",
-    "PPOConfig": "trl_ext.ppo.ppo_config",
-    "PPOTrainer": "trl_ext.ppo.ppo_trainer",
-    "R3Reward": "trl_ext.rewards.r3",
-    "RAFTConfig": "trl_ext.self_training.raft_config",
-    "RAFTTrainer": "trl_ext.self_training.raft_trainer",
-    "RelevanceReward": "trl_ext.rewards.relevance",
-    "RepetitionPenalty": "trl_ext.rewards.repetition_penalty",
-    "ReSTConfig": "trl_ext.self_training.rest_config",
-    "ReSTTrainer": "trl_ext.self_training.rest_trainer",
-    "Route": "trl_ext.rewards.routed_product",
-    "RoutedProduct": "trl_ext.rewards.routed_product",
-    "SelfTrainingConfig": "trl_ext.self_training.self_training_config",
-    "SelfTrainingTrainer": "trl_ext.self_training.self_training_trainer",
-    "SharedBase": "trl_ext.low_memory.shared_base",
-    "TransformersGenerator": "trl_ext.self_training.transformers_generator",
-    "VLLMGenerator": "trl_ext.self_training.vllm_generator",
-    "memory_plan": "trl_ext.low_memory.memory_plan",
+_EXPORTS = {
+    "trl_ext.generation": ("EndpointGenerator", "FileGenerator", "TransformersGenerator", "VLLMGenerator"),
+    "trl_ext.memory_planning": ("MemoryPlan", "memory_plan"),
+    "trl_ext.ppo": ("PPOConfig", "PPOTrainer"),
+    "trl_ext.reward_modeling": ("ImitationRewardConfig", "ImitationRewardTrainer"),
+    "trl_ext.rewards": (
+        "LearnedReward",
+        "LengthIncentive",
+        "R3Reward",
+        "RelevanceReward",
+        "RepetitionPenalty",
+        "Route",
+        "RoutedProduct",
+    ),
+    "trl_ext.self_training": (
+        "RAFTConfig",
+        "RAFTTrainer",
+        "ReSTConfig",
+        "ReSTTrainer",
+        "SelfTrainingConfig",
+        "SelfTrainingTrainer",
+    ),
+    "trl_ext.shared_base": ("SharedBase",),
 }
 
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = [
-    *_MODULE_OF,
+    "EndpointGenerator",
+    "FileGenerator",
+    "ImitationRewardConfig",
+    "ImitationRewardTrainer",
+    "LearnedReward",
+    "LengthIncentive",
+    "MemoryPlan",
+    "PPOConfig",
+    "PPOTrainer",
+    "R3Reward",
+    "RAFTConfig",
+    "RAFTTrainer",
+    "ReSTConfig",
+    "ReSTTrainer",
+    "RelevanceReward",
+    "RepetitionPenalty",
+    "Route",
+    "RoutedProduct",
+    "SelfTrainingConfig",
+    "SelfTrainingTrainer",
+    "SharedBase",
+    "TransformersGenerator",
+    "VLLMGenerator",
+    "memory_plan",
 ]
-
-
-def __getattr__(name: str):
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'trl_ext' has no attribute {name!r}; its public names are {sorted(_MODULE_OF)}")
-    return getattr(import_module(_MODULE_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])

@@ -23,16 +23,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from live_bytes import LiveBytes
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trl_ext.low_memory.live_bytes import LiveBytes
-from trl_ext.self_training.batching import CPU_BATCH_SIZE
-from trl_ext.self_training.decoding import until_end
-from trl_ext.self_training.generation import Generator, Part, Policy, Sampling
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.generation.batching import CPU_BATCH_SIZE
+from trl_ext.generation.decoding import until_end
+from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
 
 WORDS = [
     "the",
@@ -131,7 +131,7 @@ def generators(policy: Policy, args: argparse.Namespace) -> dict[str, Run]:
         "transformers": useful_tokens(TransformersGenerator(batch_size=args.batch_size), policy),
     }
     if args.model and importlib.util.find_spec("vllm") and torch.cuda.is_available():
-        from trl_ext.self_training.vllm_generator import VLLMGenerator
+        from trl_ext.generation.vllm_generator import VLLMGenerator
 
         runs["vllm"] = useful_tokens(VLLMGenerator(), policy)
     return runs

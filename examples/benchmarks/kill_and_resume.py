@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl_ext import RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, TransformersGenerator
 from trl_ext.demo.answers import sft_rows
 from trl_ext.demo.world import ASSETS, load_world
-from trl_ext.self_training.grow_files import PARTIAL
+from trl_ext.trainer_kit.whole_files import PARTIAL
 
 KILLS_PER_RUN = 3
 SAMPLED_LOG = "sampled.log"

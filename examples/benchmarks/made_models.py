@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from trl_ext import SharedBase
-from trl_ext.low_memory.base_loading import quantisation
-from trl_ext.low_memory.model_shapes import BUILT_IN, FIELDS
-from trl_ext.self_training.generation import stable_seed
+from trl_ext.memory_planning.model_shapes import BUILT_IN, FIELDS
+from trl_ext.shared_base.base_loading import quantisation
+from trl_ext.trainer_kit.seeds import stable_seed
 
 SMALL = {  # for computers without a GPU
     "tiny": ("llama", 512, 64, 128, 2, 4, 2, 16, False),

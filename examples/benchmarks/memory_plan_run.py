@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from live_bytes import CudaPhasePeaks, LiveBytes, PhasePeaks, unique_bytes
 from memory_plan_cases import VOCABULARY, Case
 from memory_plan_models import Roles, dataset, saved_model, word_tokenizer
 from torch import nn
@@ -26,11 +27,10 @@ from trl_ext import (
     ReSTTrainer,
     memory_plan,
 )
-from trl_ext.low_memory.live_bytes import CudaPhasePeaks, LiveBytes, PhasePeaks, unique_bytes
-from trl_ext.low_memory.offloading import tensor_slots
-from trl_ext.low_memory.plan_phases import CONTEXT_LINE, SLACK_LINE
-from trl_ext.low_memory.plan_training import WEIGHT
-from trl_ext.self_training.grower import Grower
+from trl_ext.memory_planning.plan_phases import CONTEXT_LINE, SLACK_LINE
+from trl_ext.memory_planning.plan_training import WEIGHT
+from trl_ext.self_training.grow import Grower
+from trl_ext.trainer_kit.offloading import tensor_slots
 
 
 def compare(case: Case, device: str) -> list[dict]:

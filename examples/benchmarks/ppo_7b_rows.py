@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig
 from trl.trainer import grpo_trainer
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.generation.transformers_generator import TransformersGenerator
 
 # Rows: from the work and a folder to a trainer
 

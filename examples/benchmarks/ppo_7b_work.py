@@ -8,10 +8,10 @@ from completion_lengths import Lengths
 from datasets import Dataset
 from made_models import config_of, random_text
 
-from trl_ext.low_memory.memory_plan import MemoryPlan, memory_plan
-from trl_ext.low_memory.memory_terms import base_bytes
-from trl_ext.low_memory.model_shapes import shape_of
-from trl_ext.low_memory.plan_phases import CONTEXT_LINE, SLACK_LINE
+from trl_ext.memory_planning.memory_terms import base_bytes
+from trl_ext.memory_planning.model_shapes import shape_of
+from trl_ext.memory_planning.plan_phases import CONTEXT_LINE, SLACK_LINE
+from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 
 RANK = 16
 BETA = 0.05

@@ -22,11 +22,12 @@ from ppo_tasks import Task
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_ext.demo.stages import closed_right
-from trl_ext.self_training.generation import Part, Policy, Sample, Sampling
-from trl_ext.self_training.log_probs import completion_log_probs
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.monitors import distinct
-from trl_ext.self_training.training_rows import training_row
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.training_rows import training_row
 
 BATCH = 64  # completions per batch of rollouts
 ALONE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl_ext import LearnedReward
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions
-from trl_ext.rewards.continuations import continuation_texts
+from trl_ext.sequences.continuations import continuation_texts
 
 PROMPTS = 12_800  # of the demo's world, to learn from
 HELD_OUT = {"demo": 256, "sentiment": 192}

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from statistics import mean
 
+from live_bytes import LiveBytes
 from ppo_ablation import WARM_UP, ppo_trainer
 from ppo_picture import draw
 from ppo_report import difference_table, main_table
@@ -34,7 +35,6 @@ from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import PPOTrainer
-from trl_ext.low_memory.live_bytes import LiveBytes
 
 PPO = "PPO (head)"
 BETA = 0.02

@@ -50,11 +50,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import SFTConfig, SFTTrainer
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, RAFTConfig, RAFTTrainer
-from trl_ext.self_training.generation import Part, Policy, Sample, Sampling
-from trl_ext.self_training.log_probs import completion_log_probs
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.monitors import distinct
-from trl_ext.self_training.training_rows import training_row
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.training_rows import training_row
 
 UNTOUCHED, START = "model as it came", "start"
 JUDGED = "judge's score"

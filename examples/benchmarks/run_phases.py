@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-
-from trl_ext.low_memory.live_bytes import LiveBytes, PhasePeaks
+from live_bytes import LiveBytes, PhasePeaks
 
 
 class Meter(Protocol):

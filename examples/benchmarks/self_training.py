@@ -34,11 +34,11 @@ from trl_ext import LearnedReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTraine
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions, sft_rows
 from trl_ext.demo.world import Entity, answered_right, load_world
-from trl_ext.self_training.generation import Part, Policy, Sampling
-from trl_ext.self_training.log_probs import completion_log_probs
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.monitors import distinct
-from trl_ext.self_training.training_rows import training_row
-from trl_ext.self_training.transformers_generator import TransformersGenerator
+from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.training_rows import training_row
 
 PPO_PASSES = 1 + 1 + 1 + 4 * 3  # sampling, reference, policy and critic, four epochs
 LEARNING_RATE = 5e-4

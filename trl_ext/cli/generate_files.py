@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from trl_ext.self_training.generation import Policy, tokenizer_fingerprint
-from trl_ext.self_training.grow_files import TOKENIZER_KEY, SampleFiles, sample_schema
-from trl_ext.self_training.run_record import RECORD, check_unchanged, read_record
+from trl_ext.generation.protocol import Policy
+from trl_ext.generation.sample_files import TOKENIZER_KEY, SampleFiles, sample_schema
+from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.trainer_kit.run_record import RECORD, check_unchanged, read_record
 
 RECORD_KEY = b"trl-ext generate"  # of the schema's metadata
 

@@ -7,8 +7,8 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from trl_ext.rewards.device import default_device
-from trl_ext.self_training.generation import Generator, Policy
+from trl_ext.generation.protocol import Generator, Policy
+from trl_ext.trainer_kit.device import default_device
 
 LOADED = ("transformers", "vllm")  # generators that are given the model
 
@@ -35,18 +35,18 @@ def make_generator(args: Namespace) -> Generator:
 
 def _generator(args: Namespace) -> Generator:
     if args.generator == "transformers":
-        from trl_ext.self_training.transformers_generator import TransformersGenerator
+        from trl_ext.generation.transformers_generator import TransformersGenerator
 
         return TransformersGenerator(batch_size=args.batch_size)
     if args.generator == "vllm":
-        from trl_ext.self_training.vllm_generator import VLLMGenerator
+        from trl_ext.generation.vllm_generator import VLLMGenerator
 
         return VLLMGenerator(dtype=args.dtype)
     if args.generator == "endpoint":
-        from trl_ext.self_training.endpoint_generator import EndpointGenerator
+        from trl_ext.generation.endpoint_generator import EndpointGenerator
 
         return EndpointGenerator(args.model, args.base_url)
-    from trl_ext.self_training.file_generator import FileGenerator
+    from trl_ext.generation.file_generator import FileGenerator
 
     return FileGenerator(args.file)
 

@@ -5,7 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trl_ext.self_training.generation import Part, Sample
+from trl_ext.generation.protocol import Part
+from trl_ext.sequences.samples import Sample
 
 
 class PartProgress:

@@ -13,12 +13,14 @@ from trl_ext.cli.generate_policy import make_generator, make_policy
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.cli.prompt_files import read_prompts
+from trl_ext.generation.parts import make_parts, sample_missing
+from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
+from trl_ext.generation.sample_files import SampleFiles
 from trl_ext.rewards.reward_callables import reward_callables
-from trl_ext.self_training.generation import Generator, Part, Policy, Sampling, stable_seed
-from trl_ext.self_training.grow import make_parts, sample_missing, with_scores
-from trl_ext.self_training.grow_files import SampleFiles
-from trl_ext.self_training.run_record import data_fingerprint, write_record
-from trl_ext.self_training.scoring import Scorer
+from trl_ext.rewards.weighted_rewards import Scorer
+from trl_ext.self_training.grow_parts import with_scores
+from trl_ext.trainer_kit.run_record import data_fingerprint, write_record
+from trl_ext.trainer_kit.seeds import stable_seed
 
 
 def generate(args: Namespace) -> None:

@@ -69,8 +69,8 @@ def _option(name: str) -> str:
 
 def run(args: Namespace) -> None:
     """Run the command; bad input ends it with code 2 and a message on stderr."""
-    from trl_ext.low_memory.memory_plan import memory_plan
-    from trl_ext.low_memory.plan_report import print_plan
+    from trl_ext.memory_planning.plan_report import print_plan
+    from trl_ext.memory_planning.planning import memory_plan
 
     names = ("method", "bits", "dtype", "optimizer", "num_generations", *NUMBERS, *SWITCHES)
     try:

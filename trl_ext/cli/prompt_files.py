@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from pyarrow import csv
 
-from trl_ext.self_training.arguments import check_dataset
+from trl_ext.self_training.self_training_input import check_dataset
 
 
 def read_prompts(path: Path, column: str) -> Dataset:

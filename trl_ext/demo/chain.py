@@ -15,8 +15,8 @@ from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import measure, pair_accuracy, sample_answers
 from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
 from trl_ext.demo.world import Entity, load_world
-from trl_ext.self_training.finished_grow import mean_score
 from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.grow_summary import mean_score
 
 IMITATION = 0.1
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, learned, r3
-from trl_ext.rewards.texts import wordpunct
 from trl_ext.self_training.monitors import distinct
+from trl_ext.sequences.texts import wordpunct
 
 
 @dataclass(frozen=True)

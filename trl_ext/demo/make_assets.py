@@ -14,8 +14,8 @@ import torch
 
 from trl_ext.demo.contrastive import calibrate, new_encoder, train_encoder, triplet_relevances
 from trl_ext.demo.corpus import pretraining_texts
+from trl_ext.demo.make_tokenizers import encoder_tokenizer, policy_tokenizer
 from trl_ext.demo.pretraining import fact_recall, new_policy, packed_blocks, train_policy
-from trl_ext.demo.tokenization import encoder_tokenizer, policy_tokenizer
 from trl_ext.demo.world import ASSETS, Entity, make_world, save_world
 
 TEXTS = 60_000  # read once

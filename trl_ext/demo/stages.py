@@ -27,7 +27,7 @@ from trl_ext import (
 )
 from trl_ext.demo.answers import preference_rows, sample_questions, sft_rows
 from trl_ext.demo.world import ASSETS, Entity, answered_right
-from trl_ext.self_training.run_record import RECORD
+from trl_ext.trainer_kit.run_record import RECORD
 
 COMPLETION_LENGTH = 48  # tokens
 TOP_RELEVANCE = 1.3  # what a right answer reaches with the demo's encoder; Contriever's is 3.5 in the paper

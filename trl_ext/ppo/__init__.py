@@ -1,0 +1,17 @@
+"""PPO with a critic, on top of TRL's GRPO: token rewards, advantages, the value function, and what is logged of them."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.ppo.ppo_config import PPOConfig as PPOConfig
+    from trl_ext.ppo.ppo_trainer import PPOTrainer as PPOTrainer
+
+_EXPORTS = {
+    "trl_ext.ppo.ppo_config": ("PPOConfig",),
+    "trl_ext.ppo.ppo_trainer": ("PPOTrainer",),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = ["PPOConfig", "PPOTrainer"]

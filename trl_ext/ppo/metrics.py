@@ -6,11 +6,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trl_ext.masked import masked_mean, masked_sums, masked_variance
 from trl_ext.ppo.advantages import explained_variance
 from trl_ext.ppo.collapse import WHAT_TO_TURN
 from trl_ext.ppo.token_rewards import kl_per_token
 from trl_ext.ppo.value_loss import value_is_clipped
+from trl_ext.trainer_kit.masked import masked_mean, masked_sums, masked_variance
 
 
 def rollout_metrics(

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from trl_ext.inference import under_adapter
-from trl_ext.overrides import replaced
+from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.passes import under_adapter
 
 
 def whole_sequences(rollout: dict) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from trl_ext.config_checks import check_ranges, refuse_meaningless, refuse_unused
 from trl_ext.ppo.migration import OlderOptions
+from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, refuse_unused
 
 
 class _OneGeneration(int):

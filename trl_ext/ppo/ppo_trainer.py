@@ -10,23 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
-from trl_ext.low_memory.memory_plan import MemoryPlan
-from trl_ext.low_memory.memory_watch import MemoryWatch, card_of
-from trl_ext.low_memory.run_plan import longest_prompt, run_plan
-from trl_ext.masked import masked_whiten
-from trl_ext.overrides import replaced
+from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
+from trl_ext.memory_planning.planning import MemoryPlan
+from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.advantages import generalized_advantages
-from trl_ext.ppo.arguments import (
-    check_lengths,
-    check_policy,
-    check_prompts,
-    check_sampling,
-    check_text,
-    check_value_model,
-    checked_args,
-    non_empty,
-)
 from trl_ext.ppo.callback import RolloutCallback
 from trl_ext.ppo.collapse import CollapseWatch
 from trl_ext.ppo.critic import Critic, CriticCallback
@@ -42,16 +29,30 @@ from trl_ext.ppo.policy import (
     without_reference,
 )
 from trl_ext.ppo.ppo_config import PPOConfig
+from trl_ext.ppo.ppo_input import (
+    check_lengths,
+    check_policy,
+    check_prompts,
+    check_sampling,
+    check_text,
+    check_value_model,
+    checked_args,
+    non_empty,
+)
 from trl_ext.ppo.rollout_state import PPOCheckpoints
 from trl_ext.ppo.score_scaling import RunningMoments
-from trl_ext.ppo.scores import as_continuations, weighted_scores
 from trl_ext.ppo.stop_tokens import stop_token_ids
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import value_function
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
-from trl_ext.trl_versions import add_end_tokens, end_tokens
+from trl_ext.rewards.weighted_rewards import weighted_scores
+from trl_ext.sequences.continuations import as_continuations
+from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.masked import masked_whiten
+from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
 
 class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trl_ext.checkpoints import ResumableTrainer
 from trl_ext.ppo.critic import CRITIC_FILE
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 
 Rollouts = list[dict[str, Tensor]]  # one per micro-batch
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template
 
 from trl_ext.ppo.ppo_config import PPOConfig
-from trl_ext.rewards.shared_prefix import common_length
-from trl_ext.self_training.log_probs import label_log_probs
-from trl_ext.self_training.training_rows import IGNORED, TrainingRow, collate, training_row
+from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.log_probs import label_log_probs
+from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
 
 CALL = "PPOTrainer(ptx_dataset=…)"
 

@@ -6,11 +6,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.inference import under_adapter
 from trl_ext.ppo.critic import ValueHead, ValueModel
 from trl_ext.ppo.policy import turn_off_dropout
 from trl_ext.rewards.learned_reward import load_scorer
-from trl_ext.trl_versions import recompute_activations
+from trl_ext.trainer_kit.passes import under_adapter
+from trl_ext.trainer_kit.trl_versions import recompute_activations
 
 
 def value_function(

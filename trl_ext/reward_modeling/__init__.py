@@ -1,0 +1,17 @@
+"""Learn a reward from preference pairs, with the imitation regulariser of Secrets of RLHF, Part I."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig as ImitationRewardConfig
+    from trl_ext.reward_modeling.imitation_reward_trainer import ImitationRewardTrainer as ImitationRewardTrainer
+
+_EXPORTS = {
+    "trl_ext.reward_modeling.imitation_reward_config": ("ImitationRewardConfig",),
+    "trl_ext.reward_modeling.imitation_reward_trainer": ("ImitationRewardTrainer",),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = ["ImitationRewardConfig", "ImitationRewardTrainer"]

@@ -12,11 +12,9 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
-from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
-from trl_ext.checkpoints import ResumableTrainer
-from trl_ext.low_memory.memory_plan import MemoryPlan
-from trl_ext.low_memory.memory_watch import MemoryWatch, card_of
-from trl_ext.low_memory.run_plan import run_plan
+from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
+from trl_ext.memory_planning.planning import MemoryPlan
+from trl_ext.memory_planning.trainer_plan import run_plan
 from trl_ext.reward_modeling.collation import WithPromptLengths
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
@@ -28,6 +26,8 @@ from trl_ext.reward_modeling.preference_data import (
     without_ties,
 )
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
+from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 
 
 class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):

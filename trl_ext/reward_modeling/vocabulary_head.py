@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trl_ext.reward_modeling.causal_twin import causal_twin, is_tied, logit_scale
-from trl_ext.rewards.scorer import quiet_loading
+from trl_ext.trainer_kit.loading import quiet_loading
 
 _TRAINER = "ImitationRewardTrainer"
 _REMEDY = "Pass imitation_head=<the pretrained checkpoint, or its head as a module>, or set imitation_coef=0."

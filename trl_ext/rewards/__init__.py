@@ -1,0 +1,35 @@
+"""Score completions: the factors of R³ and their routed product, learned reward models, and the checks that wrap every
+reward."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.rewards.learned_reward import LearnedReward as LearnedReward
+    from trl_ext.rewards.length_incentive import LengthIncentive as LengthIncentive
+    from trl_ext.rewards.r3 import R3Reward as R3Reward
+    from trl_ext.rewards.relevance import RelevanceReward as RelevanceReward
+    from trl_ext.rewards.repetition_penalty import RepetitionPenalty as RepetitionPenalty
+    from trl_ext.rewards.routed_product import Route as Route
+    from trl_ext.rewards.routed_product import RoutedProduct as RoutedProduct
+
+_EXPORTS = {
+    "trl_ext.rewards.learned_reward": ("LearnedReward",),
+    "trl_ext.rewards.length_incentive": ("LengthIncentive",),
+    "trl_ext.rewards.r3": ("R3Reward",),
+    "trl_ext.rewards.relevance": ("RelevanceReward",),
+    "trl_ext.rewards.repetition_penalty": ("RepetitionPenalty",),
+    "trl_ext.rewards.routed_product": ("Route", "RoutedProduct"),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = [
+    "LearnedReward",
+    "LengthIncentive",
+    "R3Reward",
+    "RelevanceReward",
+    "RepetitionPenalty",
+    "Route",
+    "RoutedProduct",
+]

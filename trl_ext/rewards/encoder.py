@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_ext.overrides import replaced
+from trl_ext.trainer_kit.overrides import replaced
 
 
 def encode(

@@ -9,12 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.rewards.device import default_device
-from trl_ext.rewards.scorer import load_scorer, score_sequences
+from trl_ext.rewards.reward_models import load_scorer, score_sequences
+from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.device import default_device
 
 __all__ = ["LearnedReward", "load_scorer"]
-
-Text = str | list[dict]
 
 
 class LearnedReward:

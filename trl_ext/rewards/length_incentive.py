@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from trl_ext.rewards.texts import Tokenize, tokens_of, wordpunct
+from trl_ext.sequences.texts import Tokenize, tokens_of, wordpunct
 
 TOKENS_PER_POINT = 100
 
@@ -18,7 +18,7 @@ class LengthIncentive:
 
     Args:
         tokenize: Function from text to a list of tokens; one that pickles, so no lambda. The default counts words and
-            runs of punctuation. Where `\\w+` is too coarse, take `trl_ext.rewards.texts.characters`, a morpheme
+            runs of punctuation. Where `\\w+` is too coarse, take `trl_ext.sequences.texts.characters`, a morpheme
             tokenizer or a language model's `tokenizer.tokenize`.
     """
 

@@ -6,7 +6,7 @@ from trl_ext.rewards.length_incentive import TOKENS_PER_POINT, LengthIncentive
 from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.rewards.repetition_penalty import RepetitionPenalty
 from trl_ext.rewards.routed_product import Factor, LogMetric, Route, RoutedProduct
-from trl_ext.rewards.texts import Tokenize, last_user_text, wordpunct
+from trl_ext.sequences.texts import Tokenize, last_user_text, wordpunct
 
 PAPER_LENGTH = 512
 

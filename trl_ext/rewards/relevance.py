@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.rewards.device import default_device
 from trl_ext.rewards.encoder import encode, is_missing_folder, is_sentence_transformer, load_encoder
-from trl_ext.rewards.texts import last_user_text, text_of
+from trl_ext.sequences.texts import last_user_text, text_of
+from trl_ext.trainer_kit.device import default_device
 
 
 def similarities(left: Tensor, right: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:

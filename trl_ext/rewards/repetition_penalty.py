@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from trl_ext.rewards.texts import Tokenize, tokens_of, wordpunct
+from trl_ext.sequences.texts import Tokenize, tokens_of, wordpunct
 
 
 @dataclass(frozen=True, kw_only=True)

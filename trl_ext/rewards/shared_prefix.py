@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from trl_ext.inference import behind, caches_attention_only, under_adapter
+from trl_ext.sequences.common_prefix import common_length
+from trl_ext.trainer_kit.passes import behind, caches_attention_only, under_adapter
 
 LEAST_SAVED = 256  # tokens that a prompt's samples must save together, or a batch of whole sequences is faster
 
@@ -34,17 +35,6 @@ def groups_to_share(keys: list[Hashable], ids: list[list[int]]) -> list[tuple[li
         if common * (len(rows) - 1) >= LEAST_SAVED:
             found.append((rows, common))
     return found
-
-
-def common_length(sequences: list[list[int]]) -> int:
-    """How many tokens all begin with; the first and the last in sorted order differ where any two do.
-
-    >>> common_length([[1, 2, 3], [1, 2], [1, 2, 4]])
-    2
-    """
-    first, last = min(sequences), max(sequences)
-    pairs = enumerate(zip(first, last, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
 def can_share(module: nn.Module) -> bool:

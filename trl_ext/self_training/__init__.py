@@ -1,0 +1,26 @@
+"""RAFT and ReST: one loop of Grow (sample, score), selection and Improve (TRL's SFT), its stages and what it keeps on
+disk."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.self_training.raft_config import RAFTConfig as RAFTConfig
+    from trl_ext.self_training.raft_trainer import RAFTTrainer as RAFTTrainer
+    from trl_ext.self_training.rest_config import ReSTConfig as ReSTConfig
+    from trl_ext.self_training.rest_trainer import ReSTTrainer as ReSTTrainer
+    from trl_ext.self_training.self_training_config import SelfTrainingConfig as SelfTrainingConfig
+    from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer as SelfTrainingTrainer
+
+_EXPORTS = {
+    "trl_ext.self_training.raft_config": ("RAFTConfig",),
+    "trl_ext.self_training.raft_trainer": ("RAFTTrainer",),
+    "trl_ext.self_training.rest_config": ("ReSTConfig",),
+    "trl_ext.self_training.rest_trainer": ("ReSTTrainer",),
+    "trl_ext.self_training.self_training_config": ("SelfTrainingConfig",),
+    "trl_ext.self_training.self_training_trainer": ("SelfTrainingTrainer",),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = ["RAFTConfig", "RAFTTrainer", "ReSTConfig", "ReSTTrainer", "SelfTrainingConfig", "SelfTrainingTrainer"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import chain
 
-from trl_ext.rewards.texts import wordpunct
+from trl_ext.sequences.texts import wordpunct
 
 DIVERSITY_LOSS = 0.7  # a warning below this share of what the Grow before had
 

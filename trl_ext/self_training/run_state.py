@@ -4,10 +4,10 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from trl_ext.checkpoints import ResumableTrainer, newest_complete_checkpoint
-from trl_ext.self_training.generation import tokenizer_fingerprint
-from trl_ext.self_training.run_record import check_unchanged, read_record, run_record, write_record
 from trl_ext.self_training.stage_table import TABLE, StageTable
+from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer, newest_complete_checkpoint
+from trl_ext.trainer_kit.run_record import check_unchanged, read_record, run_record, write_record
 
 
 class SelfTrainingCheckpoints(ResumableTrainer):

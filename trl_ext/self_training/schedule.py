@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trl_ext.self_training.generation import stable_seed
+from trl_ext.trainer_kit.seeds import stable_seed
 
 
 @dataclass(frozen=True)

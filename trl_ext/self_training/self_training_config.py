@@ -5,8 +5,9 @@ from typing import Any
 
 from trl import SFTConfig
 
-from trl_ext.config_checks import check_ranges, refuse_meaningless
-from trl_ext.self_training.generation import Sampling, stable_seed
+from trl_ext.generation.protocol import Sampling
+from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless
+from trl_ext.trainer_kit.seeds import stable_seed
 
 SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
 SCORE_MAPS = ("none", "fixed", "running", "grow")

@@ -10,13 +10,19 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, ProgressCallback
 from trl import SFTTrainer
 
-from trl_ext.adapters import adapter_tensors, keep_adapters_in_fp32
-from trl_ext.low_memory.memory_plan import MemoryPlan
-from trl_ext.low_memory.memory_watch import MemoryWatch, card_of
-from trl_ext.low_memory.run_plan import longest_prompt, run_plan
-from trl_ext.overrides import replaced
+from trl_ext.generation.protocol import Generator, Policy
+from trl_ext.generation.transformers_generator import TransformersGenerator
+from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
+from trl_ext.memory_planning.planning import MemoryPlan
+from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.rewards.reward_callables import reward_callables
-from trl_ext.self_training.arguments import (
+from trl_ext.rewards.weighted_rewards import Scorer
+from trl_ext.self_training.grow import Grower
+from trl_ext.self_training.importance import clipped_positive_loss
+from trl_ext.self_training.improve_rows import ImproveRows
+from trl_ext.self_training.schedule import Schedule, per_improve, steps_per_improve
+from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.self_training.self_training_input import (
     check_dataset,
     check_eval_dataset,
     check_model,
@@ -24,20 +30,16 @@ from trl_ext.self_training.arguments import (
     check_prompt_lengths,
     checked_args,
 )
-from trl_ext.self_training.generation import Generator, Policy, Sample
-from trl_ext.self_training.grower import Grower
-from trl_ext.self_training.importance import clipped_positive_loss
-from trl_ext.self_training.log_probs import completion_log_probs, label_log_probs
-from trl_ext.self_training.run_record import model_fingerprint
-from trl_ext.self_training.schedule import Schedule, per_improve, steps_per_improve
-from trl_ext.self_training.scoring import Scorer
-from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.self_training.stage_callback import StageCallback
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import StageTable
-from trl_ext.self_training.training_rows import IGNORED, ImproveRows, TrainingRow, collate, training_row
-from trl_ext.self_training.transformers_generator import TransformersGenerator
 from trl_ext.self_training.weights import exchanged, trainable_weights
+from trl_ext.sequences.log_probs import completion_log_probs, label_log_probs
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
+from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.run_record import model_fingerprint
 
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 PLACEHOLDER: TrainingRow = {"input_ids": [0, 0], "labels": [IGNORED, 0]}

@@ -3,14 +3,15 @@
 import warnings
 from pathlib import Path
 
-from trl_ext.self_training.finished_grow import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
-from trl_ext.self_training.generation import Sample
-from trl_ext.self_training.grow_files import PARTIAL, GrowFiles
+from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.run_state import SelfTrainingCheckpoints
 from trl_ext.self_training.stage_table import ImproveEntry
-from trl_ext.self_training.training_rows import TrainingRow, training_row
 from trl_ext.self_training.weights import load_weights, save_weights, set_weights, trainable_weights
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.training_rows import TrainingRow, training_row
+from trl_ext.trainer_kit.whole_files import PARTIAL
 
 INITIAL = "initial_weights.safetensors"
 

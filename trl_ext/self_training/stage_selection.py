@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trl_ext.self_training import selection
+import trl_ext.self_training.selection as selection
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 
 Floats = NDArray[np.floating]

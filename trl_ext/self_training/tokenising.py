@@ -1,7 +1,8 @@
 """Token ids for samples that come as text: an endpoint's, a file's, the data set's own."""
 
-from trl_ext.rewards.shared_prefix import common_length
-from trl_ext.self_training.generation import Policy, Sample
+from trl_ext.generation.protocol import Policy
+from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.samples import Sample
 
 
 def tokenised(samples: list[Sample], policy: Policy) -> list[Sample]:

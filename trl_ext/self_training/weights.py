@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trl_ext.self_training.grow_files import written_whole
+from trl_ext.trainer_kit.whole_files import written_whole
 
 Weights = dict[str, Tensor]
 

@@ -1,0 +1,36 @@
+"""Who samples: the protocol of a generator, and four of them (transformers, vLLM, an endpoint, a file), with the files
+that samples are kept in."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.generation.endpoint_generator import EndpointGenerator as EndpointGenerator
+    from trl_ext.generation.file_generator import FileGenerator as FileGenerator
+    from trl_ext.generation.protocol import Generator as Generator
+    from trl_ext.generation.protocol import Part as Part
+    from trl_ext.generation.protocol import Policy as Policy
+    from trl_ext.generation.protocol import Sampling as Sampling
+    from trl_ext.generation.transformers_generator import TransformersGenerator as TransformersGenerator
+    from trl_ext.generation.vllm_generator import VLLMGenerator as VLLMGenerator
+
+_EXPORTS = {
+    "trl_ext.generation.endpoint_generator": ("EndpointGenerator",),
+    "trl_ext.generation.file_generator": ("FileGenerator",),
+    "trl_ext.generation.protocol": ("Generator", "Part", "Policy", "Sampling"),
+    "trl_ext.generation.transformers_generator": ("TransformersGenerator",),
+    "trl_ext.generation.vllm_generator": ("VLLMGenerator",),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = [
+    "EndpointGenerator",
+    "FileGenerator",
+    "Generator",
+    "Part",
+    "Policy",
+    "Sampling",
+    "TransformersGenerator",
+    "VLLMGenerator",
+]

@@ -1,0 +1,93 @@
+"""Files of prompts and completions, parquet or JSONL, read piece by piece."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trl_ext.generation.sample_files import TOKENIZER_KEY
+from trl_ext.sequences.texts import Text
+
+COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "ended", "generator", "seed")
+REQUIRED = COLUMNS[:2]
+IDS = COLUMNS[2:4]
+SAMPLE = "sample"  # of our own Grows: below 0, a completion of the data set, which the trainer mixes in itself
+LINES = 1000  # of a JSONL file that are read at a time
+
+
+def completion_files(path: Path) -> list[Path]:
+    """The file, or the parquet files of the folder, in order; of a part that is there twice, the scored one."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.parquet"))
+    scored = {file.name.replace("scored-", "sampled-", 1) for file in files if file.name.startswith("scored-")}
+    return [file for file in files if file.name not in scored]
+
+
+def completion_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Read a file piece by piece, with those of COLUMNS that it has.
+
+    Raises:
+        KeyError: Of a required column that it lacks.
+    """
+    return _jsonl_batches(path) if path.suffix == ".jsonl" else _parquet_batches(path)
+
+
+def tokenizer_of(path: Path) -> str | None:
+    """Fingerprint of the vocabulary that the file's token ids belong to; None if it has none, or does not say."""
+    schema = pq.read_schema(path) if path.suffix == ".parquet" else pa.schema([])
+    fingerprint = (schema.metadata or {}).get(TOKENIZER_KEY)
+    return fingerprint.decode() if fingerprint is not None and set(IDS) & set(schema.names) else None
+
+
+def key_of(prompt: Text) -> str:
+    """What is equal for equal prompts, however a file stores messages.
+
+    >>> key_of([{"role": "user", "content": "Hi", "name": None}]) == key_of([{"content": "Hi", "role": "user"}])
+    True
+    """
+    return prompt if isinstance(prompt, str) else json.dumps([without_nones(m) for m in prompt], sort_keys=True)
+
+
+def without_nones(message: dict) -> dict:
+    return {name: value for name, value in message.items() if value is not None}
+
+
+def values_at(batch: pa.RecordBatch, at: int) -> dict[str, Any]:
+    """A row with all of COLUMNS, None where it has no value."""
+    values = {name: batch[name][at].as_py() if name in batch.schema.names else None for name in COLUMNS}
+    for name in REQUIRED:
+        if not isinstance(values[name], str):
+            values[name] = [without_nones(message) for message in values[name]]
+    return values
+
+
+def is_text_or_messages(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be prompts or completions."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.types.is_struct(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        present = file.schema_arrow.names
+        for name in REQUIRED:
+            if name not in present:
+                raise KeyError(name)
+        columns = [name for name in (*COLUMNS, SAMPLE) if name in present]
+        for batch in file.iter_batches(columns=columns):
+            yield batch.filter(pc.greater_equal(batch[SAMPLE], 0)) if SAMPLE in columns else batch
+
+
+def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with path.open(encoding="utf-8") as file:
+        rows = (json.loads(line) for line in file if line.strip())
+        while chunk := list(islice(rows, LINES)):
+            columns = {name: [row[name] if name in REQUIRED else row.get(name) for row in chunk] for name in COLUMNS}
+            yield pa.RecordBatch.from_pydict(columns)

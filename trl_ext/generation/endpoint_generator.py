@@ -1,0 +1,175 @@
+"""Completions from a model behind any server that speaks OpenAI's protocol."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.sequences.samples import Sample, as_completion
+from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.seeds import stable_seed
+
+EMPTY_ANSWERS = 3  # in a row, after which a prompt is given up
+KEPT = "Finished parts are kept: once it answers again, resume the run and only the missing parts are asked for."
+
+
+class EndpointError(ConnectionError):
+    """An endpoint that is down, refuses, or does not give what was asked for."""
+
+
+class EndpointGenerator:
+    """Asks a server for completions: messages as a chat, text as text to go on from.
+
+    Such completions come without token ids, and are not the policy's own: the policy is only trained on them.
+    A server that ignores the number of samples asked for is asked again, with another seed, for the rest. At
+    temperature 0 all samples of a prompt are equal, so it is asked for one.
+
+    Args:
+        model: Its name on the server.
+        base_url: e.g. "http://localhost:8000/v1"; None: as the environment says, or OpenAI itself.
+        api_key: None: OPENAI_API_KEY of the environment; a server of one's own may need none.
+        concurrency: Prompts that are asked at a time.
+        timeout: Longest wait for one answer, in seconds.
+        max_retries: How often a request that failed is sent again, with growing pauses.
+
+    Raises:
+        EndpointError: From `generate`, a ConnectionError that names the server and what failed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        concurrency: int = 8,
+        timeout: float = 600.0,
+        max_retries: int = 3,
+    ):
+        if concurrency < 1:
+            raise ValueError(f"EndpointGenerator(concurrency={concurrency}): at least 1 prompt is asked at a time.")
+        self.model = model
+        self.name = f"endpoint:{model}"
+        self.concurrency = concurrency
+        self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)
+
+    @property
+    def base_url(self) -> str:
+        """Of the server, without a user or password in it."""
+        url = urlsplit(str(self._client.base_url))
+        return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
+
+    def settings(self) -> dict[str, Any]:
+        return {"generator": "endpoint", "model": self.model, "base_url": self.base_url}
+
+    def generate(
+        self, parts: Iterable[Part], sampling: Sampling, policy: Policy
+    ) -> Iterator[tuple[Part, list[Sample]]]:
+        """Yield each part with its samples; `policy` is not asked."""
+        threads = ThreadPoolExecutor(self.concurrency)
+        try:
+            for part in parts:
+                answers = threads.map(partial(self._samples, sampling=sampling), part.rows, part.prompts)
+                yield part, [sample for samples in answers for sample in samples]
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _samples(self, row: int, prompt: Text, *, sampling: Sampling) -> list[Sample]:
+        asked = 1 if sampling.temperature == 0 else sampling.num_generations
+        choices = self._choices(row, prompt, asked, sampling) * (sampling.num_generations // asked)
+        return [
+            Sample(
+                row=row,
+                sample=number,
+                prompt=prompt,
+                completion=as_completion(prompt, text),
+                prompt_ids=None,
+                completion_ids=None,
+                ended=ended,
+                generator=self.name,
+                seed=seed,
+            )
+            for number, (text, ended, seed) in enumerate(choices)
+        ]
+
+    def _choices(self, row: int, prompt: Text, asked: int, sampling: Sampling) -> list[tuple[str, bool, int]]:
+        """As many texts as asked for, each with whether it ended and its seed, however few come at a time."""
+        choices, empty = [], 0
+        while len(choices) < asked:
+            seed = stable_seed(sampling.seed, row, *([len(choices)] if choices else []))
+            came = self._ask(prompt, asked - len(choices), seed, sampling)[: asked - len(choices)]
+            choices += [(text, ended, seed) for text, ended in came]
+            empty = 0 if came else empty + 1
+            if empty == EMPTY_ANSWERS:
+                raise self._error(
+                    f"it gave {len(choices)} of the {asked} completions that prompt {row} should get, and then "
+                    f"{EMPTY_ANSWERS} answers without any"
+                )
+        return choices
+
+    def _ask(self, prompt: Text, n: int, seed: int, sampling: Sampling) -> list[tuple[str, bool]]:
+        """One request."""
+        import openai
+
+        options = {"model": self.model, "n": n, "seed": seed, **request_options(sampling)}
+        try:
+            if isinstance(prompt, str):
+                answer = self._client.completions.create(prompt=prompt, **options)
+            else:
+                answer = self._client.chat.completions.create(messages=prompt, **options)
+        except openai.APIStatusError as error:
+            raise self._error(f"it refused ({error.message})") from error
+        except openai.APITimeoutError as error:
+            raise self._error(f"it did not answer within {self._client.timeout} s") from error
+        except (openai.OpenAIError, json.JSONDecodeError) as error:
+            raise self._error(f"it could not be asked ({error.__cause__ or error})") from error
+        if isinstance(answer, str):  # e.g. a web page
+            raise self._error(f"it answered something else than JSON ({answer[:80]!r}); does its base_url end in /v1?")
+        return [_text_and_end(choice) for choice in answer.choices or []]
+
+    def _error(self, what: str) -> EndpointError:
+        return EndpointError(f"EndpointGenerator({self.model!r}, base_url={self.base_url!r}): {what}. {KEPT}")
+
+
+def request_options(sampling: Sampling) -> dict[str, Any]:
+    """Sampling as a request takes it. What OpenAI does not know is only sent where it is asked for.
+
+    >>> request_options(Sampling(max_completion_length=9, top_k=5))
+    {'temperature': 1.0, 'top_p': 1.0, 'max_tokens': 9, 'extra_body': {'top_k': 5}}
+    """
+    default = Sampling()
+    more = ("top_k", "min_p", "repetition_penalty")
+    changed = {name: getattr(sampling, name) for name in more if getattr(sampling, name) != getattr(default, name)}
+    options = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_completion_length,
+    }
+    return options | ({"extra_body": changed} if changed else {})
+
+
+def _client(base_url: str | None, api_key: str | None, *, timeout: float, max_retries: int):
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError('EndpointGenerator needs the openai client: pip install "trl-ext[endpoint]"') from error
+    own_server = base_url or os.environ.get("OPENAI_BASE_URL")
+    api_key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if own_server else None)
+    if api_key is None:
+        raise ValueError(
+            "EndpointGenerator(base_url=None, api_key=None): OpenAI's own server needs a key. Give api_key, set "
+            "OPENAI_API_KEY, or give the base_url of another server."
+        )
+    return openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
+
+
+def _text_and_end(choice) -> tuple[str, bool]:
+    """Of a choice of either kind."""
+    from openai.types import CompletionChoice
+
+    text = choice.text if isinstance(choice, CompletionChoice) else choice.message.content
+    return text or "", choice.finish_reason == "stop"

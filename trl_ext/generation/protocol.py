@@ -1,0 +1,131 @@
+"""What a generator is: given prompts, a policy and sampling settings, it yields finished parts of samples.
+
+Transformers, vLLM, an endpoint and a file all stand behind one method:
+
+    generate(parts, sampling, policy) -> iterator of (part, samples)
+
+A part is a few prompts with all their samples. The caller writes each to disk before it asks for the next, so a run
+that dies has lost at most the part it was at.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.sequences.continuations import continuation_texts
+from trl_ext.sequences.samples import Sample, as_completion
+from trl_ext.sequences.texts import Text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are sampled; the names and meanings are TRL's.
+
+    Args:
+        num_generations: K, samples per prompt, at least 1.
+        max_completion_length: Longest completion in tokens; a longer one is cut, and has then not ended.
+        temperature: λ; 0 always takes the likeliest token.
+        top_p, top_k, min_p, repetition_penalty: As in transformers; 1, 0, None and 1 leave all tokens as they are.
+        seed: Of this Grow.
+    """
+
+    num_generations: int = 8
+    max_completion_length: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value, good, expected in (
+            ("num_generations", self.num_generations, self.num_generations >= 1, "at least 1"),
+            ("max_completion_length", self.max_completion_length, self.max_completion_length >= 1, "at least 1"),
+            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "a share in (0, 1]"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
+            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "None or a share in [0, 1]"),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0"),
+        ):
+            if not good:
+                raise ValueError(f"Sampling({name}={value}): expected {expected}.")
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Prompts that are sampled together, and whose samples reach the disk together.
+
+    Args:
+        index: Number of the part in its Grow.
+        rows: Numbers of its prompts in the Grow.
+        prompts: The prompts, all text or all messages.
+    """
+
+    index: int
+    rows: tuple[int, ...]
+    prompts: tuple[Text, ...]
+
+
+@dataclass
+class Policy:
+    """The model that is asked, with what is needed to ask it.
+
+    Args:
+        model: A causal LM, or one with an adapter. None where only an endpoint or a file is asked.
+        tokenizer: Its tokenizer.
+        chat_template_kwargs: Passed on to the chat template.
+    """
+
+    model: PreTrainedModel | PeftModel | None
+    tokenizer: PreTrainedTokenizerBase
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def prompt_ids(self, prompt: Text) -> list[int]:
+        """The tokens after which a completion begins: text as its tokenizer reads it, messages through the template."""
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        return self.tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
+        )["input_ids"]
+
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end a completion: the tokenizer's, and those of the model's generation config."""
+        ids = [self.tokenizer.eos_token_id]
+        if self.model is not None:
+            configured = self.model.generation_config.eos_token_id
+            ids += configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in ids if i is not None)
+
+    def completion_texts(self, prompts: list[Text], completion_ids: list[list[int]]) -> list[Text]:
+        """What was sampled, as it continues its prompts: with the space that it begins with; messages for messages."""
+        texts = continuation_texts(completion_ids, self.tokenizer)
+        return [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+class Generator(Protocol):
+    """Anything that completes prompts. `name` is what a sample records of it."""
+
+    name: str
+
+    def generate(
+        self, parts: Iterable[Part], sampling: Sampling, policy: Policy
+    ) -> Iterator[tuple[Part, list[Sample]]]:
+        """Yield each part with its samples, in order of row and sample, as soon as it is finished.
+
+        A prompt may get fewer than K samples (a file may hold fewer), and parts may come in any order.
+        """
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its samples besides `Sampling`, as JSON takes it: a resumed run must have the same."""
+        ...
+
+
+OWN_GENERATORS = ("transformers", "vllm")  # those that sample the policy, and so cost forward passes of it

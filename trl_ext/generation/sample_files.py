@@ -1,0 +1,131 @@
+"""A file of samples: parts while they come, one parquet file when all are there. Each is complete or absent.
+
+samples/sampled-00003.parquet    a part's samples, before they are scored
+samples/scored-00003.parquet     the same with scores and log-probabilities
+samples.parquet                  all of them
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.whole_files import written_whole
+
+TOKENIZER_KEY = b"tokenizer"  # of the schema's metadata: the fingerprint of the vocabulary that the ids belong to
+
+
+def sample_schema(prompts: list[Text], tokenizer: str) -> pa.Schema:
+    """The columns of samples before they are scored.
+
+    Args:
+        prompts: All prompts of the Grow, text or messages, from which the type of both text columns follows.
+        tokenizer: Fingerprint of the vocabulary, kept as metadata.
+    """
+    is_text = isinstance(prompts[0], str)
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [
+            ("row", pa.int32()),
+            ("sample", pa.int32()),
+            ("prompt", pa.string() if is_text else pa.infer_type(prompts)),
+            ("completion", pa.string() if is_text else pa.list_(message)),
+            ("prompt_ids", pa.list_(pa.int32())),
+            ("completion_ids", pa.list_(pa.int32())),
+            ("ended", pa.bool_()),
+            ("generator", pa.string()),
+            ("seed", pa.int64()),
+        ],
+        metadata={TOKENIZER_KEY: tokenizer.encode()},
+    )
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with written_whole(path) as partial:
+        pq.write_table(table, partial)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a parquet file.
+
+    Raises:
+        ValueError: If it is damaged; it says what to do so that all else stays in use.
+    """
+    try:
+        return pq.ParquetFile(path).read(columns)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): it was changed after it was written. Delete this "
+            "one file and go on with train(resume_from_checkpoint=True), or the same command again: only what was in it "
+            "is made again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """A parquet file of samples, and its parts until it is finished.
+
+    Args:
+        finished: The file; its parts are in a folder beside it, of the same name without the suffix.
+    """
+
+    finished: Path
+
+    @property
+    def parts(self) -> Path:
+        return self.finished.with_suffix("")
+
+    def sampled(self, part: int) -> Path:
+        return self.parts / f"sampled-{part:05d}.parquet"
+
+    def scored(self, part: int) -> Path:
+        return self.parts / f"scored-{part:05d}.parquet"
+
+    def is_sampled(self, part: int) -> bool:
+        return self.sampled(part).exists() or self.scored(part).exists()
+
+    def write_sampled(self, part: int, samples: list[Sample], schema: pa.Schema) -> None:
+        write_table(self.sampled(part), pa.Table.from_pylist(samples, schema=schema))
+
+    def score(self, part: int, add_scores: Callable[[pa.Table], pa.Table]) -> None:
+        """Write the scored part beside the sampled one, and remove that."""
+        if not self.scored(part).exists():
+            write_table(self.scored(part), add_scores(read_table(self.sampled(part))))
+        self.sampled(part).unlink(missing_ok=True)
+
+    def column(self, parts: int, names: list[str]) -> pa.Table:
+        """Some columns of all scored parts, in order."""
+        return pa.concat_tables([read_table(self.scored(part), names) for part in range(parts)])
+
+    def finish(self, parts: int, columns: dict[str, pa.Array], metadata: dict[bytes, bytes] | None = None) -> None:
+        """Join the scored parts to the finished file, part by part, with further columns; then remove them.
+
+        Args:
+            parts: Their number.
+            columns: One value per sample each.
+            metadata: Further metadata of the file.
+        """
+        with written_whole(self.finished) as partial:
+            writer, start = None, 0
+            for part in range(parts):
+                table = read_table(self.scored(part))
+                for name, values in columns.items():
+                    table = table.append_column(name, values.slice(start, len(table)))
+                start += len(table)
+                table = table.replace_schema_metadata((table.schema.metadata or {}) | (metadata or {}))
+                writer = writer or pq.ParquetWriter(partial, table.schema)
+                writer.write_table(table)
+            writer.close()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the parts of a Grow that is finished, also of one whose run died while it removed them."""
+        if self.finished.exists() and self.parts.exists():
+            shutil.rmtree(self.parts)

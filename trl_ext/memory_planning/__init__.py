@@ -1,0 +1,17 @@
+"""Will it fit? The peak of memory of each phase of a run by arithmetic from shapes, said before it begins and compared with
+what it took."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.memory_planning.planning import MemoryPlan as MemoryPlan
+    from trl_ext.memory_planning.planning import memory_plan as memory_plan
+
+_EXPORTS = {
+    "trl_ext.memory_planning.planning": ("MemoryPlan", "memory_plan"),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = ["MemoryPlan", "memory_plan"]

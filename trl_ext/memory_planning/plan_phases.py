@@ -1,0 +1,133 @@
+"""From terms to phases: what is on the card in the moments of a run that need most.
+
+A moment is a dict from the name of a term to bytes; a phase is its largest moment.
+"""
+
+import math
+from dataclasses import dataclass
+
+from trl_ext.memory_planning.memory_terms import cache_bytes
+from trl_ext.memory_planning.model_shapes import ModelShape
+from trl_ext.memory_planning.plan_activations import head_forward, layer_forward, mask_bytes
+from trl_ext.memory_planning.plan_roles import other_bases, policy_base, residents
+from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_training import (
+    ACTIVATIONS,
+    LOGITS,
+    WEIGHT,
+    model_pass,
+    scored_tokens,
+    training_moments,
+    training_pass,
+)
+
+CUDA_CONTEXT = 512 * 2**20  # assumed: the driver's own, which torch does not count
+SLACK = 0.05  # assumed: what torch reserves beyond what it allocates, as a share of that
+CONTEXT_LINE, SLACK_LINE = "CUDA context (assumed)", "allocator slack (assumed)"
+CACHE = "KV cache"
+SHARED_READING = 256  # tokens that samples of one prompt must save together to be scored behind it
+
+Moment = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run at the moment in which it needs most.
+
+    Args:
+        terms: Bytes of each part of it.
+    """
+
+    terms: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.terms.values())
+
+    @property
+    def slack(self) -> int:
+        """Bytes of allocator slack, the part that is least certain."""
+        return self.terms.get(SLACK_LINE, 0)
+
+
+def phases(shape: ModelShape, settings: PlanSettings) -> dict[str, Phase]:
+    """Each phase by name, in the order in which a run comes to them."""
+    moments = {"load": [loading(shape, settings)]}
+    if settings.samples:
+        moments |= {"generate": generating(shape, settings), "score": scoring(shape, settings)}
+    moments["train"] = training_moments(shape, settings)
+    staying = residents(shape, settings)
+    return {name: _phase(found, {} if name == "load" else staying, settings) for name, found in moments.items()}
+
+
+def _phase(moments: list[Moment], staying: Moment, settings: PlanSettings) -> Phase:
+    terms = staying | max(moments, key=lambda moment: sum(moment.values()), default={})
+    if settings.cuda:
+        slack = int(SLACK * sum(terms.values()))
+        terms = terms | {CONTEXT_LINE: CUDA_CONTEXT, SLACK_LINE: slack}
+    return Phase({name: size for name, size in terms.items() if size})
+
+
+def loading(shape: ModelShape, settings: PlanSettings) -> Moment:
+    """All bases, and, while a weight is quantised, the largest one as it was."""
+    largest = settings.width * shape.largest_linear if settings.bits else 0
+    weights = {"base weights": policy_base(shape, settings), "other bases": other_bases(shape, settings)}
+    return weights | {WEIGHT: largest}
+
+
+def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
+    """Reading the prompts, of which RAFT and ReST read each once, and sampling the last token."""
+    rows = settings.batch if settings.on_policy else math.ceil(settings.batch / settings.num_generations)
+    prompt = model_pass(shape, settings, rows=rows, length=settings.prompt_length, autocast=False)
+    step = model_pass(shape, settings, rows=settings.batch, length=1, autocast=False)
+    logits = sampling_bytes(shape, settings)
+    read = cache_bytes(shape, rows=rows, tokens=settings.prompt_length, width=settings.width)
+    full = cache_bytes(shape, rows=settings.batch, tokens=settings.length - 1, width=settings.width)
+    activations = prompt.state + layer_forward(prompt) + mask_bytes(prompt)
+    grown = step.state + layer_forward(step) + cache_copies(shape, settings)
+    return [
+        {CACHE: read, ACTIVATIONS: activations},
+        {CACHE: full, ACTIVATIONS: grown},
+        {CACHE: full, LOGITS: logits},
+    ]
+
+
+def sampling_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Logits of one step, `(batch, V)`: as computed, in fp32, and probabilities; on CUDA also the draw's own copy.
+
+    RAFT and ReST draw by the distribution function: logits and probabilities in fp32, sums in fp64, on CUDA also of a
+    copy in fp64.
+    """
+    numbers = settings.batch * shape.vocab
+    if not settings.on_policy:
+        return numbers * (16 + (8 if settings.cuda else 0))
+    return numbers * (settings.width + 8 + (4 if settings.cuda else 0))
+
+
+def cache_copies(shape: ModelShape, settings: PlanSettings) -> int:
+    """A layer's keys twice while a token is appended, or keys and values once for each head that shares them."""
+    rows_tokens = settings.batch * settings.length * settings.width
+    shared = 2 * shape.queries if shape.heads > shape.kv_heads else 0
+    return rows_tokens * max(shape.keys, shared)
+
+
+def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
+    """Reward models' passes and, on-policy, log-probabilities and values of a micro-batch; all without gradients."""
+    moments = [reward_pass(shape, settings)] if settings.rewards else []
+    if settings.has_reference or settings.method == "ppo":
+        run = training_pass(shape, settings)
+        state = run.state + mask_bytes(run)
+        moments.append({ACTIVATIONS: state + layer_forward(run)})
+        moments.append({ACTIVATIONS: 2 * state, LOGITS: head_forward(run, scored=scored_tokens(settings))})
+    return moments
+
+
+def reward_pass(shape: ModelShape, settings: PlanSettings) -> Moment:
+    """A batch of whole sequences; samples of one long prompt are read behind its keys and values, which are kept."""
+    rows = min(settings.reward_batch, settings.batch)
+    group = min(settings.num_generations, rows)
+    behind = settings.prompt_length * (group - 1) >= SHARED_READING
+    length = settings.completion_length if behind else settings.length
+    run = model_pass(shape, settings, rows=group if behind else rows, length=length, autocast=False)
+    cache = cache_bytes(shape, rows=run.rows, tokens=settings.length, width=settings.width) if behind else 0
+    return {CACHE: cache, ACTIVATIONS: run.state + layer_forward(run) + mask_bytes(run)}

@@ -1,0 +1,99 @@
+"""A plan in the terminal: terms by phase, a bar per phase against the card, the verdict, and what would help."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trl_ext.memory_planning.plan_advice import Advice
+from trl_ext.memory_planning.planning import CAVEAT, GIB, MemoryPlan
+
+BAR = 40  # columns of a full card
+COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+
+
+def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str = "card", console: Console | None = None) -> None:
+    """Write it out.
+
+    Args:
+        plan: To show.
+        card: Bytes of the card; None: without verdict.
+        card_name: What to call it.
+        console: Where to; None: the terminal.
+    """
+    console = console or Console()
+    console.print(terms_table(plan))
+    console.print(f"Predicted by arithmetic from the model's shape, {CAVEAT}. Time is not predicted.", style="dim")
+    if plan.paged:
+        console.print(f"{size(plan.paged)} GiB of optimiser state wait in the computer's memory.")
+    console.print()
+    console.print(bars(plan, card))
+    if card is None:
+        console.print("\nNo card here to compare with: give --gpu, e.g. --gpu 24GB.")
+        return
+    verdict = plan.verdict(card)
+    console.print(
+        Text.assemble(
+            f"\n{card_name}, {size(card)} GiB: ",
+            (verdict, f"bold {COLOURS[verdict]}"),
+            f" (peak {size(plan.peak)} GiB in {plan.peak_phase})",
+        )
+    )
+    if verdict != "fits":
+        print_advice(plan.advice(card), console)
+
+
+def terms_table(plan: MemoryPlan) -> Table:
+    """Terms in rows, phases in columns, GiB."""
+    s = plan.settings
+    kind = f"{s.bits}-bit" if s.bits else s.dtype
+    lengths = f"{s.batch} × ({s.prompt_length} + {s.completion_length}) tokens"
+    table = Table(title=f"{s.method} on {plan.shape.name}, {kind}, {lengths}: GiB", title_justify="left")
+    table.add_column("at the largest moment", no_wrap=True)
+    for name in plan.phases:
+        table.add_column(name, justify="right", no_wrap=True)
+    terms = list(dict.fromkeys(term for phase in plan.phases.values() for term in phase.terms))
+    for term in sorted(terms, key=lambda term: "assumed" in term):  # these last
+        table.add_row(term, *(size(phase.terms.get(term, 0)) for phase in plan.phases.values()))
+    table.add_section()
+    table.add_row("sum", *(size(phase.bytes) for phase in plan.phases.values()), style="bold")
+    return table
+
+
+def bars(plan: MemoryPlan, card: int | None) -> Text:
+    """One bar per phase; `|` is where the card ends."""
+    largest = max(plan.peak, card or 0)
+    end = None if card is None else round(BAR * card / largest)
+    lines = Text()
+    for name, phase in plan.phases.items():
+        bar = "█" * max(1, round(BAR * phase.bytes / largest))
+        colour = "cyan" if card is None or phase.bytes <= card else "red"
+        row = bar.ljust(BAR)
+        row = row if end is None else f"{row[:end]}|{row[end:]}"
+        lines.append(f"{name:9}")
+        lines.append(row, style=colour)
+        lines.append(f" {size(phase.bytes):>6}\n")
+    lines.rstrip()
+    return lines
+
+
+def print_advice(changes: list[Advice], console: Console) -> None:
+    """Each change on top of those before it."""
+    if not changes:
+        console.print("None of the known changes needs less.")
+        return
+    fits = changes[-1].verdict == "fits"
+    console.print(
+        "To make it fit, the cheapest first, all together:" if fits else "Not even all of these make it fit:"
+    )
+    for number, advice in enumerate(changes, start=1):
+        console.print(f"{number}. {advice.change}: peak {size(advice.peak)} GiB", highlight=False)
+        console.print(f"   costs: {advice.cost}", style="dim", highlight=False)
+
+
+def size(number: int) -> str:
+    """GiB; a dot for nothing.
+
+    >>> size(3 * 2**29), size(1), size(0)
+    ('1.5', '0.0', '·')
+    """
+    return f"{number / GIB:.1f}" if number else "·"

@@ -1,0 +1,81 @@
+"""What stays on the card for the whole run: the roles' weights and the optimiser's state."""
+
+from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, optimizer_bytes
+from trl_ext.memory_planning.model_shapes import ModelShape
+from trl_ext.memory_planning.plan_settings import PlanSettings
+
+FP32 = 4
+
+
+def own_bases(settings: PlanSettings) -> bool:
+    """Whether roles have bases of their own: asked for, or because all weights are trained."""
+    return not settings.shared or settings.lora is None
+
+
+def base(shape: ModelShape, settings: PlanSettings, *, head: bool = True) -> int:
+    return base_bytes(shape, bits=settings.bits, width=settings.width, head=head)
+
+
+def residents(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
+    """Bytes of what every phase but loading holds."""
+    states = sum(
+        optimizer_bytes(n, settings.optimizer, width=trained_width(settings)) for n in trained(shape, settings)
+    )
+    paged = settings.optimizer == "paged_adamw_8bit"
+    return {
+        "base weights": policy_base(shape, settings),
+        "other bases": other_bases(shape, settings),
+        "adapters, heads": adapters(shape, settings),
+        "optimizer state": 0 if paged else states,
+    }
+
+
+def policy_base(shape: ModelShape, settings: PlanSettings) -> int:
+    """The base that is trained or shared. A reward model alone has no vocabulary head."""
+    return base(shape, settings, head=settings.method != "reward" or not own_bases(settings))
+
+
+def other_bases(shape: ModelShape, settings: PlanSettings) -> int:
+    """Bases of the roles beside the policy, where they share none.
+
+    The reference of an adapter is its own base without it, so that it needs one only where all weights are trained.
+    """
+    if not own_bases(settings):
+        return 0
+    reference = base(shape, settings) if settings.has_reference and settings.lora is None else 0
+    return reference + (settings.has_critic + settings.rewards) * base(shape, settings, head=False)
+
+
+def adapters(shape: ModelShape, settings: PlanSettings) -> int:
+    """LoRA weights and score heads in fp32: of policy, reference, value model and reward models.
+
+    The reference is a copy of the policy's adapter where that came as one, as those of a shared base do.
+    """
+    scorers = settings.has_critic + settings.rewards + (settings.method == "reward")
+    policies = 0 if settings.method == "reward" else 1 + (settings.has_reference and settings.shared)
+    each = adapter_params(shape, settings.lora) if settings.lora else 0
+    heads = scorers + (settings.method == "ppo" and not settings.value_model)
+    return FP32 * ((policies + scorers) * each + heads * shape.hidden)
+
+
+def trained(shape: ModelShape, settings: PlanSettings) -> tuple[int, ...]:
+    """How many numbers are trained: of the policy (or the only model), and of the value model if there is one."""
+    if settings.lora is not None:
+        one = adapter_params(shape, settings.lora)
+        return (one, one + shape.hidden) if settings.has_critic else (one,)
+    trunk = shape.params - shape.head_params + shape.hidden
+    if settings.method == "reward":
+        return (trunk,)
+    return (shape.params, trunk) if settings.has_critic else (shape.params,)
+
+
+def trained_width(settings: PlanSettings) -> int:
+    """Bytes of a trained number: adapters are in fp32, weights in their own precision."""
+    return FP32 if settings.lora is not None else settings.width
+
+
+def paged_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Optimiser state that waits in the computer's memory and visits the card in pages."""
+    if settings.optimizer != "paged_adamw_8bit":
+        return 0
+    return sum(optimizer_bytes(n, settings.optimizer, width=FP32) for n in trained(shape, settings))

@@ -1,0 +1,137 @@
+"""What a plan is asked for, checked."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+from trl_ext.memory_planning.memory_terms import BYTES_OF
+
+METHODS = ("ppo", "grpo", "raft", "rest", "reward", "sft")
+CHOICES = {
+    "method": METHODS,
+    "bits": (None, 8, 4),
+    "dtype": tuple(BYTES_OF),
+    "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
+    "device": ("cuda", "cpu"),
+}
+LEAST = {
+    "batch": 1,
+    "micro_batch": 1,
+    "prompt_length": 1,
+    "completion_length": 1,
+    "reward_batch": 1,
+    "num_generations": 1,
+    "reward_models": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """A run, as far as memory depends on it; the arguments of `memory_plan`.
+
+    Raises:
+        ValueError: For a value that no run can have.
+    """
+
+    method: str = "ppo"
+    bits: int | None = None
+    dtype: str = "bfloat16"
+    lora: int | None = 16
+    batch: int = 16
+    micro_batch: int = 1
+    prompt_length: int = 512
+    completion_length: int = 512
+    gradient_checkpointing: bool = True
+    reentrant: bool = False
+    value_model: bool = True
+    reward_models: int = 1
+    reward_batch: int = 8
+    num_generations: int | None = None
+    reference: bool = True
+    optimizer: str = "adamw"
+    shared: bool = True
+    device: str = "cuda"
+
+    def __post_init__(self):
+        if self.num_generations is None:
+            object.__setattr__(self, "num_generations", 1 if self.method == "ppo" else 8)
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in choices:
+                self._refuse(name, f"one of {', '.join(map(str, choices))}", f"Choose one{_hint(name)}.")
+        for name, least in LEAST.items():
+            if not _is_whole(getattr(self, name), least):
+                self._refuse(name, f"a whole number from {least} on", "Mend it.")
+        for name in ("gradient_checkpointing", "reentrant", "value_model", "reference", "shared"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "True or False", "Mend it.")
+        if self.lora is not None and not _is_whole(self.lora, 1):
+            self._refuse("lora", "a rank from 1 on, or None for all weights", "Give the r of its LoraConfig.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.bits is not None and self.lora is None:
+            raise ValueError(
+                f"memory_plan(bits={self.bits}, lora=None): quantised weights are frozen, so there would be nothing to "
+                "train. Give a LoRA rank, e.g. lora=16, or bits=None."
+            )
+        if self.micro_batch > self.batch:
+            raise ValueError(
+                f"memory_plan(batch={self.batch}, micro_batch={self.micro_batch}): expected micro_batch ≤ batch, of "
+                "which it is a part. Lower micro_batch, or raise batch."
+            )
+
+    def _refuse(self, name: str, expected: str, remedy: str) -> None:
+        raise ValueError(f"memory_plan({name}={getattr(self, name)!r}): expected {expected}. {remedy}")
+
+    # What follows
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in `dtype`."""
+        return BYTES_OF[self.dtype]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return self.prompt_length + self.completion_length
+
+    @property
+    def samples(self) -> bool:
+        """Whether completions are sampled and scored."""
+        return self.method in ("ppo", "grpo", "raft", "rest")
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether log-probabilities of the samples are compared with a reference's."""
+        return self.method in ("ppo", "grpo")
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether there is a value model."""
+        return self.method == "ppo" and self.value_model
+
+    @property
+    def has_reference(self) -> bool:
+        return self.on_policy and self.reference
+
+    @property
+    def rewards(self) -> int:
+        """Reward models beside the policy."""
+        return self.reward_models if self.samples else 0
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients wait for further micro-batches."""
+        return self.batch > self.micro_batch
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+
+def _is_whole(value, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _hint(name: str) -> str:
+    return ", None for weights that are not quantised" if name == "bits" else ""

@@ -1,0 +1,97 @@
+"""The moments of a training step that may need most."""
+
+from trl_ext.memory_planning.memory_terms import adapter_params
+from trl_ext.memory_planning.model_shapes import ModelShape
+from trl_ext.memory_planning.plan_activations import (
+    Pass,
+    head_backward,
+    head_kept,
+    int8_kept,
+    layer_backward,
+    layer_kept,
+    mask_bytes,
+    one_weight,
+)
+from trl_ext.memory_planning.plan_roles import trained, trained_width
+from trl_ext.memory_planning.plan_settings import PlanSettings
+
+ACTIVATIONS, LOGITS, WEIGHT, GRADIENTS = "activations", "logits, sampling", "one dequantised weight", "gradients"
+
+
+def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str, int]]:
+    """Backward through the vocabulary head, through the last layer of each model, through the first, and the step.
+
+    Policy loss and value loss are one sum, so that both models' graphs are alive until the value model, which ran
+    last, has gone backward.
+    """
+    run = training_pass(shape, settings)
+    gradients = [n * trained_width(settings) for n in trained(shape, settings)]
+    waiting = sum(gradients) if settings.accumulates else 0
+    kept = graph_bytes(run, settings, scored=scored_tokens(settings))
+    moments = []
+    if settings.has_critic:
+        both = kept + graph_bytes(run, settings, scored=0)
+        moments.append(_through_layer(run, settings, both) | {GRADIENTS: waiting})
+        kept += shape.layers * int8_kept(run) * holds_inputs(settings)  # of the value model, to the end
+    earlier = waiting or sum(gradients[1:])
+    if settings.method != "reward":
+        logits = head_backward(run, scored=scored_tokens(settings))
+        moments.append({ACTIVATIONS: kept, LOGITS: logits, GRADIENTS: earlier})
+    moments.append(_through_layer(run, settings, kept) | {GRADIENTS: earlier})
+    first = run.state if settings.gradient_checkpointing else layer_kept(run)
+    moments.append(_through_layer(run, settings, first) | {GRADIENTS: sum(gradients)})
+    return [*moments, {GRADIENTS: sum(gradients)}]
+
+
+def training_pass(shape: ModelShape, settings: PlanSettings) -> Pass:
+    """What the trained model reads at once: a micro-batch, of pairs for a reward model."""
+    rows = settings.micro_batch * (2 if settings.method == "reward" else 1)
+    return model_pass(shape, settings, rows=rows, length=settings.length)
+
+
+def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: int, autocast: bool = True) -> Pass:
+    return Pass(
+        shape=shape,
+        rows=rows,
+        length=length,
+        width=settings.width,
+        rank=settings.lora or 0,
+        bits=settings.bits,
+        trains_all=settings.lora is None,
+        autocast=autocast,
+        cuda=settings.cuda,
+    )
+
+
+def scored_tokens(settings: PlanSettings) -> int:
+    """Tokens of a micro-batch that the vocabulary head reads: of completions on CUDA, all on the CPU."""
+    if settings.method == "reward":
+        return 0
+    return settings.micro_batch * (settings.completion_length if settings.cuda else settings.length - 1)
+
+
+def holds_inputs(settings: PlanSettings) -> bool:
+    """Whether the graph of the forward pass holds inputs of 8-bit layers; reentrant checkpoints build none."""
+    return not (settings.gradient_checkpointing and settings.reentrant)
+
+
+def graph_bytes(run: Pass, settings: PlanSettings, *, scored: int) -> int:
+    """What the forward pass leaves: a hidden state per layer, or all that each layer keeps; the end; the mask.
+
+    Without checkpoints also the adapter's weights in 16 bits, to which autocast has turned them.
+    """
+    if settings.gradient_checkpointing:
+        layers = run.shape.layers * (run.state + int8_kept(run) * holds_inputs(settings))
+    else:
+        cast = 2 * adapter_params(run.shape, run.rank) if run.width == 2 else 0
+        layers = run.shape.layers * layer_kept(run) + cast
+    return layers + head_kept(run, scored=scored) + mask_bytes(run)
+
+
+def _through_layer(run: Pass, settings: PlanSettings, kept: int) -> dict[str, int]:
+    """Backward through one layer while `kept` is alive; a checkpointed one is computed anew first.
+
+    In fp32 its first norm keeps the checkpoint itself.
+    """
+    again = layer_kept(run) - (run.state if run.width == 4 else 0) if settings.gradient_checkpointing else 0
+    return {ACTIVATIONS: kept + again + layer_backward(run), WEIGHT: one_weight(run)}

@@ -1,0 +1,138 @@
+"""Will it fit? The peak of memory of a run, phase by phase, before it begins and without weights."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
+from trl_ext.memory_planning.plan_advice import Advice, advise
+from trl_ext.memory_planning.plan_phases import Phase, phases
+from trl_ext.memory_planning.plan_roles import paged_bytes
+from trl_ext.memory_planning.plan_settings import PlanSettings
+
+GIB = 2**30
+CAVEAT = "not verified on a GPU"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run needs, by arithmetic from the model's shape. Not verified on a GPU.
+
+    Args:
+        shape: Of the model.
+        settings: Of the run.
+        phases: By name, in the order of a run: load, generate and score where completions are sampled, train.
+    """
+
+    shape: ModelShape
+    settings: PlanSettings
+    phases: dict[str, Phase]
+
+    @property
+    def peak_phase(self) -> str:
+        """Name of the phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name].bytes)
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the largest phase needs, with context and slack."""
+        return self.phases[self.peak_phase].bytes
+
+    @property
+    def paged(self) -> int:
+        """Bytes of optimiser state in the computer's memory, which are not in the peak."""
+        return paged_bytes(self.shape, self.settings)
+
+    def verdict(self, card_bytes: int) -> str:
+        """Whether a card of so many bytes holds it: "fits", "does not fit", or "tight", where slack decides.
+
+        fits:          peak + slack ≤ card
+        does not fit:  peak − slack > card
+        """
+        _check_card(card_bytes)
+        slack = self.phases[self.peak_phase].slack
+        if self.peak + slack <= card_bytes:
+            return "fits"
+        return "does not fit" if self.peak - slack > card_bytes else "tight"
+
+    def advice(self, card_bytes: int) -> list[Advice]:
+        """The cheapest changes, each on top of those before, until it fits; none if it does.
+
+        The last one's `verdict` tells whether all together suffice.
+        """
+
+        def judge(settings: PlanSettings) -> tuple[int, str]:
+            plan = _plan(self.shape, settings)
+            return plan.peak, plan.verdict(card_bytes)
+
+        return advise(self.settings, judge)
+
+    def line(self) -> str:
+        """In one line, for a log."""
+        terms = sorted(self.phases[self.peak_phase].terms.items(), key=lambda term: -term[1])
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms if size >= 0.05 * GIB)
+        whole = f"{self.peak / GIB:.1f} GiB" if self.peak >= 0.1 * GIB else f"{self.peak / 2**20:.1f} MiB"
+        return f"memory plan ({CAVEAT}): peak {whole} in {self.peak_phase}{parts and f'; {parts}'}"
+
+
+def memory_plan(
+    model: str | os.PathLike | ModelShape | Any,
+    method: str = "ppo",
+    *,
+    bits: int | None = None,
+    dtype: str = "bfloat16",
+    lora: int | None = 16,
+    batch: int = 16,
+    micro_batch: int = 1,
+    prompt_length: int = 512,
+    completion_length: int = 512,
+    gradient_checkpointing: bool = True,
+    reentrant: bool = False,
+    value_model: bool = True,
+    reward_models: int = 1,
+    reward_batch: int = 8,
+    num_generations: int | None = None,
+    reference: bool = True,
+    optimizer: str = "adamw",
+    shared: bool = True,
+    device: str = "cuda",
+) -> MemoryPlan:
+    """Predict what a run needs, per device. Nothing is loaded and nothing is measured.
+
+    Args:
+        model: A built-in shape (llama-2-7b, mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b), the path or
+            hub id of a model, a configuration, a loaded model, or a `ModelShape`.
+        method: "ppo", "grpo", "raft", "rest", "reward" (training a reward model) or "sft".
+        bits: 8 or 4 (NF4, double quantisation) for the blocks' linear layers of the frozen base; None: as `dtype`.
+        dtype: Of what is not quantised and of activations; "float32" means `bf16=False` in the trainer.
+        lora: Rank of the adapters, on all linear layers of the blocks, in fp32. None: all weights are trained.
+        batch: Completions sampled at once, which is the batch of one optimiser step.
+        micro_batch: Sequences per pass in training (`per_device_train_batch_size`); of a reward model, pairs.
+        prompt_length, completion_length: The longest, in tokens.
+        gradient_checkpointing: As in the trainer.
+        reentrant: Whether with `gradient_checkpointing_kwargs={"use_reentrant": True}`.
+        value_model: Of PPO; False: a head on the policy.
+        reward_models: Learned ones, next to the policy.
+        reward_batch: Completions per pass of a reward model (`LearnedReward(batch_size=…)`).
+        num_generations: Completions per prompt. None: 1 for PPO, else 8.
+        reference: Whether KL to a reference is charged (β > 0), for PPO and GRPO.
+        optimizer: "adamw", "adamw_8bit" or "paged_adamw_8bit".
+        shared: One base for all roles (`SharedBase`); False: each has its own.
+        device: "cuda", or "cpu" for what its kernels do, without context and slack.
+
+    Raises:
+        ValueError: For bad input, or an architecture whose layers are not known.
+    """
+    settings = {name: value for name, value in locals().items() if name != "model"}
+    return _plan(shape_of(model, call="memory_plan"), PlanSettings(**settings))
+
+
+def _plan(shape: ModelShape, settings: PlanSettings) -> MemoryPlan:
+    return MemoryPlan(shape, settings, phases(shape, settings))
+
+
+def _check_card(card_bytes: int) -> None:
+    if isinstance(card_bytes, bool) or not isinstance(card_bytes, int | float) or not card_bytes > 0:
+        raise ValueError(
+            f"MemoryPlan(card_bytes={card_bytes!r}): expected the card's memory in bytes. Give e.g. 24 * 2**30."
+        )

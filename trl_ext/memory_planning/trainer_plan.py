@@ -1,0 +1,111 @@
+"""The plan of a run that is about to begin, read off its trainer's models and options."""
+
+from collections.abc import Iterable
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
+from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.trainer_kit.adapters import loaded_bits
+from trl_ext.trainer_kit.passes import under_adapter
+
+UNKNOWN_LENGTH = 512  # of the prompts of a stream
+LOOKED_AT = 32  # of the longest prompts by letters
+
+
+def reward_modules(rewards: Iterable) -> list[LearnedReward]:
+    """The learned ones among reward functions, below the checks that wrap them."""
+    inner = [getattr(reward, "__wrapped__", reward) for reward in rewards]
+    return [reward for reward in inner if isinstance(reward, LearnedReward)]
+
+
+def run_plan(
+    method: str,
+    model: nn.Module,
+    args: TrainingArguments,
+    *,
+    prompt_length: int,
+    completion_length: int,
+    batch: int | None = None,
+    rewards: Iterable = (),
+    value_model: nn.Module | None = None,
+    **settings,
+) -> MemoryPlan:
+    """`memory_plan` for loaded models.
+
+    Reward and value models count as adapters of the policy's base where their embeddings are the policy's, else as
+    models of the same shape with bases of their own.
+
+    Args:
+        method: As in `memory_plan`.
+        model: The model that is trained.
+        args: The trainer's config.
+        prompt_length, completion_length: The longest, in tokens.
+        batch: Sequences per process and step; None: as `args` has it.
+        rewards: Reward functions.
+        value_model: PPO's, if it has one.
+        settings: Others of `memory_plan`.
+
+    Raises:
+        ValueError: For an architecture or kind of adapter that the plan does not know.
+    """
+    base, learned = under_adapter(model), reward_modules(rewards)
+    others = [reward.module for reward in learned] + ([] if value_model is None else [value_model])
+    micro_batch = args.per_device_train_batch_size
+    return memory_plan(
+        base,
+        method,
+        bits=loaded_bits(base),
+        dtype=str(base.dtype).removeprefix("torch."),
+        lora=_rank(model),
+        batch=max(batch or micro_batch * args.gradient_accumulation_steps, micro_batch),
+        micro_batch=micro_batch,
+        prompt_length=prompt_length,
+        completion_length=completion_length,
+        gradient_checkpointing=bool(args.gradient_checkpointing),
+        reentrant=bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)),
+        value_model=value_model is not None,
+        reward_models=len(learned),
+        reward_batch=max([reward.batch_size for reward in learned], default=1),
+        optimizer=_optimizer(args),
+        shared=all(_on_same_base(other, base) for other in others),
+        device="cuda" if args.device.type == "cuda" else "cpu",
+        **settings,
+    )
+
+
+def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest prompt, text or messages; of a stream, whose end nobody knows, a guess."""
+    if not isinstance(dataset, Dataset):
+        return UNKNOWN_LENGTH
+    longest = sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)))[-LOOKED_AT:]
+    return max(len(_token_ids(prompt, tokenizer)) for prompt in longest)
+
+
+def _token_ids(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def _rank(model: nn.Module) -> int | None:
+    if not isinstance(model, PeftModel):
+        return None
+    config = model.peft_config[model.active_adapter]
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"memory_plan: expected LoRA, got {type(config).__name__}, whose weights it cannot count.")
+    return config.r
+
+
+def _optimizer(args: TrainingArguments) -> str:
+    name = str(getattr(args.optim, "value", args.optim))
+    if "8bit" not in name:
+        return "adamw"
+    return "paged_adamw_8bit" if name.startswith("paged") else "adamw_8bit"
+
+
+def _on_same_base(other: nn.Module, base: nn.Module) -> bool:
+    return under_adapter(other).get_input_embeddings().weight is base.get_input_embeddings().weight

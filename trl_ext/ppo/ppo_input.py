@@ -1,0 +1,184 @@
+"""Checks of what `PPOTrainer` is given to start from, made before any token is sampled."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable
+
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import apply_chat_template, is_conversational
+from trl.trainer.utils import get_config_model_id
+
+from trl_ext.ppo.ppo_config import PPOConfig
+from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.sequences.windows import check_windows, surely_fits
+from trl_ext.trainer_kit.adapters import loaded_bits
+from trl_ext.trainer_kit.passes import under_adapter
+
+
+def checked_args(
+    args: PPOConfig | None, model: str | PreTrainedModel | PeftModel, others: dict, *, has_adapter: bool
+) -> PPOConfig:
+    """The config with its learning rate resolved, or a ValueError for what PPO cannot take.
+
+    Args:
+        args, model, others: As given to `PPOTrainer`.
+        has_adapter: Whether an adapter is trained, rather than all weights.
+    """
+    for name in ("tools", "environment_factory"):
+        if others.get(name):
+            raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
+    if (others.get("optimizers") or (None, None))[1] is not None:
+        raise ValueError(
+            "PPOTrainer(optimizers=(…, scheduler)): the scheduler does not know the critic's weights, which join the "
+            "optimizer. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
+        )
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        args = PPOConfig(f"{name.split('/')[-1]}-PPO")
+    if not isinstance(args, PPOConfig):
+        raise ValueError(
+            f"PPOTrainer(args={type(args).__name__}(…)): expected a PPOConfig, which has KL in the reward and a critic. "
+            "Write PPOConfig in its place; the names that both have keep their meaning."
+        )
+    if args.learning_rate is None:
+        args = copy.copy(args)
+        args.learning_rate = 1e-5 if has_adapter else 1e-6
+    return args
+
+
+def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool) -> None:
+    """Raise a ValueError for an architecture that PPO cannot train here."""
+    if sees_images or model.config.is_encoder_decoder:
+        kind = "a vision-language" if sees_images else "an encoder–decoder"
+        raise ValueError(f"PPOTrainer(model=…): {kind} model is not supported. Give a decoder of text.")
+
+
+def check_value_model(value_model: object, rewards: object | list) -> None:
+    """Raise a ValueError if one module is both critic and reward: training the one would move the other."""
+    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+        module = reward.module if isinstance(reward, LearnedReward) else reward
+        if value_model is not None and module is value_model:
+            raise ValueError(
+                f"PPOTrainer(value_model={type(module).__name__}): it is also one of reward_funcs, and training it "
+                "would change the scores. Give its path, or copy.deepcopy(model)."
+            )
+
+
+def non_empty(rollout_func: Callable) -> Callable:
+    """A rollout function whose completions must have a token each: PPO pays the score on the last one."""
+
+    @functools.wraps(rollout_func)
+    def checked(prompts, trainer):
+        output = rollout_func(prompts, trainer)
+        completions = output.get("completion_ids", ())
+        empty = [row for row, ids in enumerate(completions) if len(ids) == 0]
+        if empty:
+            raise ValueError(
+                f"PPOTrainer(rollout_func=…): expected at least one token per completion, got none in {len(empty)} of "
+                f"{len(completions)}, e.g. row {empty[0]}. An answer that says nothing is the end token alone."
+            )
+        return output
+
+    return checked
+
+
+def check_text(dataset: Dataset | None, args: PPOConfig) -> None:
+    """Raise a ValueError for text without a weight, or a weight without text."""
+    if args.ptx_coef and dataset is None:
+        raise ValueError(
+            f"PPOTrainer(ptx_dataset=None) with ptx_coef={args.ptx_coef}: expected a data set of text to mix in. Give one, "
+            "or leave ptx_coef at 0."
+        )
+    if dataset is not None and not args.ptx_coef:
+        raise ValueError(
+            "PPOTrainer(ptx_dataset=…) with ptx_coef=0: the text would not be learned. Set ptx_coef, e.g. to 0.1, or leave "
+            "the data set out."
+        )
+
+
+def check_sampling(
+    model: str | PreTrainedModel | PeftModel, args: PPOConfig, quantization_config: BitsAndBytesConfig | None
+) -> None:
+    """Raise a ValueError for a quantised base that vLLM would have to follow: TRL sends it the packed weights."""
+    bits = _bits(model, args, quantization_config) if args.use_vllm else None
+    if bits:
+        raise ValueError(
+            f"PPOTrainer(model=…) in {bits} bits with use_vllm=True: vLLM would be sent weights that it cannot read, or that an "
+            "adapter was rounded into. Sample with use_vllm=False, or load the base in bfloat16. RAFT and ReST can: "
+            "VLLMGenerator hands vLLM the adapter alone."
+        )
+
+
+def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: BitsAndBytesConfig | None) -> int | None:
+    """8 or 4 for a base that is loaded so, or will be."""
+    if not isinstance(model, str):
+        return loaded_bits(under_adapter(model))
+    given = given or (args.model_init_kwargs or {}).get("quantization_config")
+    config = given or getattr(AutoConfig.from_pretrained(model), "quantization_config", None) or {}
+    settings = config if isinstance(config, dict) else config.to_dict()
+    return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
+
+
+def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:
+    """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
+
+    Of a stream only the first row is looked at: its length is unknown. What is no data set, GRPOTrainer refuses.
+    """
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    if next(iter(dataset), None) is None:
+        raise ValueError("PPOTrainer(train_dataset=…) is empty: expected rows with a column `prompt`.")
+    columns = dataset.column_names or list(next(iter(dataset)))
+    if "prompt" not in columns:
+        raise ValueError(
+            f"PPOTrainer(train_dataset=…) has columns {columns}: expected a column `prompt`. Rename yours."
+        )
+    if {"image", "images"} & set(columns):
+        raise ValueError(
+            "PPOTrainer(train_dataset=…) has a column of images, which are not supported. Drop it, or use TRL's "
+            "GRPOTrainer."
+        )
+    needed = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < needed:
+        raise ValueError(
+            f"PPOTrainer(train_dataset=…) has {len(dataset)} prompts, but one batch of rollouts takes {needed}, so no "
+            "step could be made. Lower per_device_train_batch_size or gradient_accumulation_steps, or add prompts."
+        )
+
+
+def check_lengths(
+    prompts: Iterable[str | list],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    args: PPOConfig,
+    *,
+    name: str,
+) -> None:
+    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
+
+    Args:
+        prompts: Text or messages.
+        tokenizer, config, args: The policy's tokenizer and config, and the trainer's.
+        name: Where the prompts are from, for the message.
+    """
+    check_windows(
+        prompts,
+        lambda prompt, room: _length(prompt, tokenizer, args, room),
+        config,
+        max_completion_length=args.max_completion_length,
+        call=f"PPOTrainer({name}=…)",
+    )
+
+
+def _length(prompt: str | list, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, room: int) -> int:
+    if is_conversational({"prompt": prompt}):
+        prompt = apply_chat_template({"prompt": prompt}, tokenizer, **(args.chat_template_kwargs or {}))["prompt"]
+    return 0 if surely_fits(prompt, tokenizer, room) else len(tokenizer(prompt)["input_ids"])

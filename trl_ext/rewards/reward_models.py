@@ -1,0 +1,142 @@
+"""Reward models, i.e. sequence-classification models with one label: loading them, plain or adapters, and asking them."""
+
+import os
+from collections.abc import Hashable
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import load_peft_weights
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
+from trl_ext.trainer_kit.loading import quiet_loading
+from trl_ext.trainer_kit.passes import eval_mode
+
+
+def load_scorer(
+    path: str, *, new_head: bool = False, trainable: bool = False, **model_kwargs
+) -> PreTrainedModel | PeftModel:
+    """The sequence-classification model with one label at `path`, in eval mode.
+
+    Args:
+        path: A checkpoint or hub id, or the folder of an adapter, whose base is loaded with it.
+        new_head: Accept a model without a `score` head, such as a causal LM, and give it one of zeros.
+        trainable: Whether its parameters (of an adapter: the adapter's and its head) require gradients.
+        model_kwargs: Of `from_pretrained`; `dtype` is float32 unless given, as in TRL.
+
+    Raises:
+        ValueError: If there is no such model, it has more than one label, or weights are missing.
+    """
+    path = os.path.expanduser(path)
+    try:
+        with quiet_loading():
+            if find_adapter_config_file(path) is None:
+                model = _load_plain(path, new_head=new_head, **model_kwargs)
+                _set_trainable(model, trainable)
+                return model.eval()
+            return _load_adapter(path, new_head=new_head, trainable=trainable, **model_kwargs).eval()
+    except OSError as error:
+        raise ValueError(
+            f"Reward model {path!r}: expected a folder written by save_pretrained, of a model or an adapter, or a hub "
+            f"id, and could load neither ({str(error).strip().splitlines()[0]}). Check the spelling, and for an id "
+            "that the hub can be reached or that it was downloaded before."
+        ) from error
+
+
+def _load_plain(path: str, *, new_head: bool, **model_kwargs) -> PreTrainedModel:
+    model, missing = _load_base(path, **model_kwargs)
+    _check_missing(path, missing, new_head)
+    _zero(model, missing)
+    return model
+
+
+def _load_adapter(path: str, *, new_head: bool, trainable: bool, **model_kwargs) -> PeftModel:
+    """Base, adapter and head; an adapter of a causal LM is taken for its trunk."""
+    config = PeftConfig.from_pretrained(path)
+    base, missing = _load_base(config.base_model_name_or_path, **model_kwargs)
+    in_adapter = {key.removeprefix("base_model.model.") for key in load_peft_weights(path, device="cpu")}
+    _check_missing(path, missing - in_adapter, new_head)
+    _zero(base, missing - in_adapter)
+    if missing - in_adapter:  # its head is new, so there is none to look for in its files
+        config.task_type = None
+    model = PeftModel.from_pretrained(base, path, config=config, is_trainable=trainable)
+    head = dict(base.named_children()).get("score")
+    if isinstance(head, nn.Linear):  # the adapter has none of its own
+        head.requires_grad_(trainable)
+    return model
+
+
+def _load_base(path: str, **model_kwargs) -> tuple[PreTrainedModel, set[str]]:
+    """The model with one label, and the names of the weights that its checkpoint lacks."""
+    config = AutoConfig.from_pretrained(path)
+    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise ValueError(
+            f"Reward model {path!r} has {config.num_labels} labels: expected 1, one number per completion. Train it "
+            "with num_labels=1."
+        )
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, output_loading_info=True, **{"dtype": torch.float32} | model_kwargs
+    )
+    return model, set(report["missing_keys"])
+
+
+def _check_missing(path: str, missing: set[str], new_head: bool) -> None:
+    needed = {name for name in missing if not (new_head and name.startswith("score."))}
+    if needed:
+        raise ValueError(
+            f"Reward model {path!r} has no weights for {', '.join(sorted(needed)[:3])}, which would be random and so "
+            "would the scores. Expected a trained reward model; of an adapter, one trained with "
+            "modules_to_save=['score']."
+        )
+
+
+@torch.no_grad()
+def _zero(model: PreTrainedModel, names: set[str]) -> None:
+    for name in names:
+        model.get_parameter(name).zero_()
+
+
+def _set_trainable(model: nn.Module, trainable: bool) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(trainable and parameter.is_floating_point())
+
+
+@torch.no_grad()
+def score_sequences(
+    module: nn.Module, ids: list[list[int]], keys: list[Hashable], *, pad_token_id: int, batch_size: int
+) -> list[float]:
+    """One score per sequence of tokens, in eval mode, which is left as it was found.
+
+    Args:
+        module: A sequence-classification model with one label.
+        ids: The sequences.
+        keys: Equal where they begin with the same prompt, whose samples share its reading where that is worth it.
+        pad_token_id, batch_size: Of the passes.
+    """
+    scores, options = [0.0] * len(ids), {"pad_token_id": pad_token_id, "batch_size": batch_size}
+    shared = groups_to_share(keys, ids) if can_share(module) else []
+    rest = sorted(set(range(len(ids))).difference(*(rows for rows, _ in shared)), key=lambda i: len(ids[i]))
+    with eval_mode(module):
+        for rows, common in shared:
+            for row, score in zip(
+                rows, score_behind_prefix(module, [ids[row] for row in rows], common, **options), strict=True
+            ):
+                scores[row] = score
+        for start in range(0, len(rest), batch_size):  # like lengths together: little padding
+            rows = rest[start : start + batch_size]
+            for row, score in zip(rows, _forward(module, [ids[row] for row in rows], pad_token_id), strict=True):
+                scores[row] = score
+    return scores
+
+
+def _forward(module: nn.Module, ids: list[list[int]], pad_token_id: int) -> list[float]:
+    """One batch, padded on the right as in training."""
+    device = next(module.parameters()).device
+    rows = [torch.tensor(row or [pad_token_id], device=device) for row in ids]
+    inputs = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return module(input_ids=inputs, attention_mask=mask, use_cache=False).logits[:, 0].float().tolist()

@@ -1,0 +1,17 @@
+"""Prompt and completion to token ids and back, each once: texts, ids, windows, common prefixes, training rows,
+log-probabilities."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.sequences.texts import last_user_text as last_user_text
+    from trl_ext.sequences.texts import text_of as text_of
+
+_EXPORTS = {
+    "trl_ext.sequences.texts": ("last_user_text", "text_of"),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = ["last_user_text", "text_of"]

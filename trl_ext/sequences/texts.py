@@ -1,0 +1,70 @@
+"""What a reward reads: the text of a prompt or completion, standard or conversational, and its tokens."""
+
+import re
+from collections.abc import Callable
+
+Text = str | list[dict]  # plain text, or messages
+Tokenize = Callable[[str], list[str]]
+
+
+def text_of(completion: str | list[dict]) -> str:
+    """The text that the model wrote: a string as it is, of messages what the assistant said, without role headers.
+
+    >>> text_of([{"role": "assistant", "content": "Seoul."}])
+    'Seoul.'
+    """
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(_content(message) for message in completion if message["role"] == "assistant")
+
+
+def last_user_text(prompt: str | list[dict]) -> str:
+    """The raw text x of a prompt: a string as it is, of messages the last user turn, with neither template nor system.
+
+    >>> last_user_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}])
+    'Where?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    turns = [_content(message) for message in prompt if message["role"] == "user"]
+    if not turns:
+        roles = [message["role"] for message in prompt]
+        raise ValueError(
+            f"last_user_text: expected a prompt with a message of role 'user', got the roles {roles}. "
+            "Drop such rows, or give the question as a user message."
+        )
+    return turns[-1]
+
+
+def _content(message: dict) -> str:
+    content = message["content"] or ""  # None where a message only calls tools
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def wordpunct(text: str) -> list[str]:
+    r"""Runs of word characters and runs of punctuation, `\w+|[^\w\s]+`; case is kept.
+
+    >>> wordpunct("Don't stop...")
+    ['Don', "'", 't', 'stop', '...']
+    """
+    return re.findall(r"\w+|[^\w\s]+", text)
+
+
+def characters(text: str) -> list[str]:
+    """Every character but white space: for Chinese or Japanese, whose sentences are one run of word characters.
+
+    >>> characters("我 很好。")
+    ['我', '很', '好', '。']
+    """
+    return [character for character in text if not character.isspace()]
+
+
+def tokens_of(completion: str | list[dict], tokenize: Tokenize) -> list[str]:
+    """The tokens of a completion's text, as `tokenize` cuts it."""
+    tokens = tokenize(text_of(completion))
+    if not isinstance(tokens, list):
+        raise ValueError(
+            f"tokenize={tokenize!r}: expected a list of tokens, got {type(tokens).__name__}. "
+            "Pass a function from text to list, such as `tokenizer.tokenize` rather than `tokenizer`."
+        )
+    return tokens

@@ -1,0 +1,131 @@
+"""From an adapter on a quantised base to a model that can be served: dequantise first, then merge."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from peft import PeftModel, TaskType
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.shared_base.adapter_files import saved_adapter
+from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
+from trl_ext.trainer_kit.passes import eval_mode
+
+TEXTS = (
+    "The capital of France is Paris, and the river that runs through it is the Seine.",
+    "Question: why is the sky blue?\nAnswer: air scatters short waves of light more than long ones.",
+    "She opened the old box, and inside it lay a letter that nobody had read.",
+)
+LARGE_KL = 0.05  # nats per token
+
+
+class Base(Protocol):
+    """What is asked of a `SharedBase` here."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of a merge.
+
+    Args:
+        path: Folder of the merged model and its tokenizer.
+        kl: Mean over tokens of KL(adapter on the base ‖ merged), in nats: what quantised arithmetic and the
+            merged weights' rounding differ by.
+        agreement: Share of tokens at which both find the same next token likeliest.
+    """
+
+    path: str
+    kl: float
+    agreement: float
+
+
+@torch.no_grad()
+def merge_adapter(
+    base: "Base",
+    adapter: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    texts: tuple[str, ...] | list[str] = TEXTS,
+) -> Merged:
+    """Merge a policy's adapter into a full-precision copy of the base, compare the two, and write the result.
+
+    Merged into 8-bit weights, an adapter's small changes would be rounded away (peft issue 1043). So the weights are
+    dequantised first: W = CB · SCB / 127, or NF4's table; then W + α/r · BA. The base itself stays as it is.
+
+    Args:
+        base: The base.
+        adapter: Folder or hub id of the policy's adapter.
+        output_dir: Where a plain transformers checkpoint goes.
+        dtype: Of the merged weights; None: that of the base's unquantised ones.
+        device: Where it is done; it takes the whole model in `dtype`.
+        texts: On which the adapter's outputs and the merged model's are compared; a mean KL above 0.05 nats warns.
+    """
+    call = "SharedBase.merge(…)"
+    whole = unquantised_copy(base.model, dtype or base.model.dtype, torch.device(device))
+    merged = saved_adapter(whole, adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name).merge_and_unload(
+        safe_merge=True
+    )
+    attached = saved_adapter(tree_over(base.model), adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name)
+    kl, agreement = _difference(attached, merged, base.tokenizer, texts)
+    if kl > LARGE_KL:
+        warnings.warn(
+            f"{call}: merged model and adapter on the base differ by {kl:.3f} nats per token and agree on "
+            f"{agreement:.0%} of the likeliest tokens. Measure the merged model before you serve it.",
+            stacklevel=3,
+        )
+    merged.save_pretrained(output_dir)
+    base.tokenizer.save_pretrained(output_dir)
+    return Merged(str(Path(output_dir)), kl, agreement)
+
+
+def unquantised_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A causal LM with the same weights, dequantised, that shares no tensor with the model."""
+    tree = tree_over(model)
+    if quantised_linears(tree):
+        tree = tree.dequantize(dtype=dtype)
+        for note in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
+            vars(tree).pop(note, None)
+    copies = {id(p): _copied(p, dtype, device) for p in tree.parameters()}  # a tied head stays tied
+    for module in tree.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, copies[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = buffer.to(device, copy=True)
+    return tree
+
+
+def _copied(parameter: Tensor, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to(device=device, dtype=dtype, copy=True), requires_grad=False)
+
+
+def _difference(
+    attached: PeftModel,
+    merged: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: tuple[str, ...] | list[str],
+) -> tuple[float, float]:
+    """Mean KL per token, and the share of equal likeliest tokens."""
+    kls, equal = [], []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        p, q = (_log_probs(model, ids) for model in (attached, merged))
+        kls.append((p.exp() * (p - q)).sum(-1))
+        equal.append((p.argmax(-1) == q.argmax(-1)).float())
+    return max(torch.cat(kls).mean().item(), 0.0), torch.cat(equal).mean().item()
+
+
+def _log_probs(model: nn.Module, ids: Tensor) -> Tensor:
+    """`(L, V)` in float32, on the CPU."""
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        return model(ids.to(device)).logits[0].float().log_softmax(-1).cpu()

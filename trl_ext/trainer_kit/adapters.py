@@ -1,0 +1,43 @@
+"""Adapters beside TRL: taken as they are, and kept in full precision."""
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def adapter_tensors(model: str | PreTrainedModel | PeftModel, *, trainer: str) -> dict[str, Tensor]:
+    """The trainable tensors of a model that comes with an adapter; none for one that gets a new adapter.
+
+    Raises:
+        ValueError: If the adapter is frozen; it names `trainer`.
+    """
+    if not isinstance(model, PeftModel):
+        return {}
+    tensors = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not tensors:
+        raise ValueError(
+            f"{trainer}(model=PeftModel): the adapter is frozen, so there is nothing to train. Load it with "
+            "PeftModel.from_pretrained(…, is_trainable=True)."
+        )
+    return tensors
+
+
+def keep_adapters_in_fp32(model: PreTrainedModel | PeftModel, originals: dict[str, Tensor]) -> None:
+    """Undo TRL's cast of adapters to bf16 on a quantised base, where steps below 2⁻⁸ of a weight are lost.
+
+    Args:
+        model: The model after TRL's trainer took it.
+        originals: Its `adapter_tensors` from before, with the digits that the cast has cut off.
+    """
+    if not (getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = originals.get(name, parameter.data).to(parameter.device, torch.float32)
+
+
+def loaded_bits(base: nn.Module) -> int | None:
+    """8 or 4 for a model that bitsandbytes has loaded, else None."""
+    loaded = {8: "is_loaded_in_8bit", 4: "is_loaded_in_4bit"}
+    return next((bits for bits, note in loaded.items() if getattr(base, note, False)), None)

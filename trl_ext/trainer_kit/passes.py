@@ -1,0 +1,45 @@
+"""What every pass without training needs to know of a model: its mode, its parameters, its cache."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from trl_ext.trainer_kit.trl_versions import cache_argument
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout, and a cache beside gradient checkpointing, inside the block; afterwards each module as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def under_adapter(model: nn.Module) -> nn.Module:
+    """The model itself, in whose layers an adapter works."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def forward_parameters(model: PreTrainedModel | PeftModel) -> set[str]:
+    """Names of what the forward pass of the model, or of the one under the adapter, takes."""
+    return set(inspect.signature(under_adapter(model).forward).parameters)
+
+
+def behind(cache: DynamicCache, model: PreTrainedModel | PeftModel) -> dict:
+    """Arguments with which a model reads on behind what a cache holds, and adds to it."""
+    return {cache_argument(under_adapter(model)): cache, "use_cache": True}
+
+
+def caches_attention_only(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether all that a model keeps of what it has read are keys and values, whose rows can be copied and left out."""
+    layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return cache_argument(under_adapter(model)) is not None and not layers - {DynamicLayer, DynamicSlidingWindowLayer}

@@ -1,0 +1,24 @@
+"""What several processes do together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """A step that all processes take together: one's error is raised in all, instead of letting them wait for ever."""
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    messages = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+    if error is not None:
+        raise error
+    failed = [(process, message) for process, message in enumerate(messages) if message is not None]
+    if failed:
+        process, message = failed[0]
+        raise RuntimeError(f"process {process} of {accelerator.num_processes} failed: {message}")
