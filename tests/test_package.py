@@ -24,3 +24,9 @@ def test_unknown_name():
 
 def test_dir_lists_public_names():
     assert set(trl_ext.__all__) <= set(dir(trl_ext))
+
+
+def test_star_imports_the_public_names():
+    names: dict = {}
+    exec("from trl_ext.sequences import *", names)
+    assert set(names) - {"__builtins__"} == {"last_user_text", "text_of"}

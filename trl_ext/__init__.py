@@ -61,29 +61,3 @@ _EXPORTS = {
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = [
-    "EndpointGenerator",
-    "FileGenerator",
-    "ImitationRewardConfig",
-    "ImitationRewardTrainer",
-    "LearnedReward",
-    "LengthIncentive",
-    "MemoryPlan",
-    "PPOConfig",
-    "PPOTrainer",
-    "R3Reward",
-    "RAFTConfig",
-    "RAFTTrainer",
-    "ReSTConfig",
-    "ReSTTrainer",
-    "RelevanceReward",
-    "RepetitionPenalty",
-    "Route",
-    "RoutedProduct",
-    "SelfTrainingConfig",
-    "SelfTrainingTrainer",
-    "SharedBase",
-    "TransformersGenerator",
-    "VLLMGenerator",
-    "memory_plan",
-]

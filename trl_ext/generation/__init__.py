@@ -24,13 +24,3 @@ _EXPORTS = {
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = [
-    "EndpointGenerator",
-    "FileGenerator",
-    "Generator",
-    "Part",
-    "Policy",
-    "Sampling",
-    "TransformersGenerator",
-    "VLLMGenerator",
-]

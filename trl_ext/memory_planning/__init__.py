@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     from trl_ext.memory_planning.planning import MemoryPlan as MemoryPlan
     from trl_ext.memory_planning.planning import memory_plan as memory_plan
 
-_EXPORTS = {
-    "trl_ext.memory_planning.planning": ("MemoryPlan", "memory_plan"),
-}
+_EXPORTS = {"trl_ext.memory_planning.planning": ("MemoryPlan", "memory_plan")}
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = ["MemoryPlan", "memory_plan"]

@@ -24,12 +24,3 @@ _EXPORTS = {
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = [
-    "LearnedReward",
-    "LengthIncentive",
-    "R3Reward",
-    "RelevanceReward",
-    "RepetitionPenalty",
-    "Route",
-    "RoutedProduct",
-]

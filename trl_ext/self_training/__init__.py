@@ -23,4 +23,3 @@ _EXPORTS = {
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = ["RAFTConfig", "RAFTTrainer", "ReSTConfig", "ReSTTrainer", "SelfTrainingConfig", "SelfTrainingTrainer"]

@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     from trl_ext.sequences.texts import last_user_text as last_user_text
     from trl_ext.sequences.texts import text_of as text_of
 
-_EXPORTS = {
-    "trl_ext.sequences.texts": ("last_user_text", "text_of"),
-}
+_EXPORTS = {"trl_ext.sequences.texts": ("last_user_text", "text_of")}
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = ["last_user_text", "text_of"]

@@ -7,9 +7,6 @@ from trl_ext.trainer_kit.lazy import lazy_exports
 if TYPE_CHECKING:
     from trl_ext.shared_base.shared_base import SharedBase as SharedBase
 
-_EXPORTS = {
-    "trl_ext.shared_base.shared_base": ("SharedBase",),
-}
+_EXPORTS = {"trl_ext.shared_base.shared_base": ("SharedBase",)}
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
-__all__ = ["SharedBase"]
