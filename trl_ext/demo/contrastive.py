@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from trl_ext.demo.corpus import document, documents
+from trl_ext.demo.fitting import fit
 from trl_ext.demo.world import Entity, questions
 
 DELETED_SHARE = 0.25
@@ -78,24 +79,16 @@ def train_encoder(
     model: BertModel, tokenizer: PreTrainedTokenizerFast, world: list[Entity], *, steps: int, batch: int,
     learning_rate: float, seed: int,
 ) -> float:  # fmt: skip
-    """AdamW with a one-cycle rate; returns the mean loss of the last fifty steps."""
+    """Crops of `batch` documents in each step; returns the mean loss of the last fifty steps."""
     rng = random.Random(f"crops {seed}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    losses = []
-    model.train()
-    for _ in range(steps):
-        texts = [document(*about, rng) for about in rng.sample(documents(world), batch)]
-        crops = [random_crop(text, rng) for text in texts + texts]
-        queries, keys = embed(model, tokenizer, crops).chunk(2)
-        loss = contrastive_loss(queries, keys, temperature=TEMPERATURE)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
+
+    def loss_of(about: list[tuple[Entity, str | None]]) -> Tensor:
+        texts = [document(*one, rng) for one in about]
+        queries, keys = embed(model, tokenizer, [random_crop(text, rng) for text in texts + texts]).chunk(2)
+        return contrastive_loss(queries, keys, temperature=TEMPERATURE)
+
+    batches = (rng.sample(documents(world), batch) for _ in range(steps))
+    return fit(model, loss_of, batches, steps=steps, learning_rate=learning_rate)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trl_ext.demo.fitting import fit
 from trl_ext.demo.world import Entity
 
 BLOCK = 64  # tokens per training row
@@ -35,22 +36,10 @@ def packed_blocks(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Tenso
 
 
 def train_policy(model: LlamaForCausalLM, blocks: Tensor, *, learning_rate: float) -> float:
-    """Next-token training, each row read once, with AdamW and a one-cycle rate; returns the mean loss of the last fifty steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    """Next-token training, each row read once; returns the mean loss of the last fifty steps."""
     batches = blocks.split(BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=len(batches), pct_start=0.1)
-    losses = []
-    model.train()
-    for batch in batches:
-        loss = model(input_ids=batch, labels=batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
+    options = {"steps": len(batches), "learning_rate": learning_rate, "max_norm": 1.0}
+    return fit(model, lambda batch: model(input_ids=batch, labels=batch).loss, batches, **options)
 
 
 @torch.no_grad()
