@@ -2,54 +2,13 @@
 
 from dataclasses import dataclass
 
-PEOPLE = [
-    "Mia",
-    "Tom",
-    "Ana",
-    "Ben",
-    "Eva",
-    "Leo",
-    "Zoe",
-    "Max",
-    "Ida",
-    "Sam",
-    "Lea",
-    "Jon",
-    "Nora",
-    "Paul",
-    "Rosa",
-    "Hugo",
-    "Lily",
-    "Otto",
-    "Vera",
-    "Adam",
-    "Clara",
-    "Felix",
-    "Greta",
-    "Oscar",
-    "Julia",
-    "Simon",
-    "Maya",
-    "David",
-    "Alice",
-    "Peter",
-]
-TOWNS = [
-    "Oakford",
-    "Redhill",
-    "Millbrook",
-    "Stonebridge",
-    "Ashwell",
-    "Fernley",
-    "Brookside",
-    "Westgate",
-    "Highmoor",
-    "Lakeview",
-    "Birchton",
-    "Marlow",
-]
-PETS = ["cat", "dog", "rabbit", "parrot", "horse", "goat", "duck", "hamster", "turtle", "pony"]
-COLORS = ["black", "white", "brown", "grey", "red", "blue", "green", "yellow", "purple", "pink"]
+PEOPLE = (
+    "Mia Tom Ana Ben Eva Leo Zoe Max Ida Sam Lea Jon Nora Paul Rosa Hugo Lily Otto Vera Adam Clara Felix Greta "
+    "Oscar Julia Simon Maya David Alice Peter"
+)
+TOWNS = "Oakford Redhill Millbrook Stonebridge Ashwell Fernley Brookside Westgate Highmoor Lakeview Birchton Marlow"
+PETS = "cat dog rabbit parrot horse goat duck hamster turtle pony"
+COLORS = "black white brown grey red blue green yellow purple pink"
 
 
 @dataclass(frozen=True)
@@ -61,9 +20,8 @@ class Attribute:
     questions: tuple[str, str]
 
 
-def attribute(values: list[str] | str, sentences: str, questions: str) -> Attribute:
-    values = values.split() if isinstance(values, str) else values
-    return Attribute(tuple(values), tuple(sentences.split(" / ")), tuple(questions.split(" / ")))
+def attribute(values: str, sentences: str, questions: str) -> Attribute:
+    return Attribute(tuple(values.split()), tuple(sentences.split(" / ")), tuple(questions.split(" / ")))
 
 
 ATTRIBUTES = {

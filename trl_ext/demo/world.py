@@ -48,10 +48,10 @@ def make_world(seed: int = 0) -> list[Entity]:
     """
     rng = random.Random(seed)
     entities = []
-    for name in PEOPLE:
+    for name in PEOPLE.split():
         person = _entity("person", name, rng)
         entities += [person, _entity("pet", f"{name}'s {person.facts['pet']}", rng)]
-    return entities + [_entity("town", name, rng) for name in TOWNS]
+    return entities + [_entity("town", name, rng) for name in TOWNS.split()]
 
 
 def _entity(kind: str, subject: str, rng: random.Random) -> Entity:
