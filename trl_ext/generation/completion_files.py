@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from trl_ext.generation.sample_files import TOKENIZER_KEY
 from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.row_files import json_rows
 
 COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "ended", "generator", "seed")
 REQUIRED = COLUMNS[:2]
@@ -86,8 +87,7 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with path.open(encoding="utf-8") as file:
-        rows = (json.loads(line) for line in file if line.strip())
-        while chunk := list(islice(rows, LINES)):
-            columns = {name: [row[name] if name in REQUIRED else row.get(name) for row in chunk] for name in COLUMNS}
-            yield pa.RecordBatch.from_pydict(columns)
+    rows = json_rows(path)
+    while chunk := list(islice(rows, LINES)):
+        columns = {name: [row[name] if name in REQUIRED else row.get(name) for row in chunk] for name in COLUMNS}
+        yield pa.RecordBatch.from_pydict(columns)

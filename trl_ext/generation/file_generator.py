@@ -1,7 +1,6 @@
 """Completions that exist already: an expert's, people's, or an earlier run's, from a parquet or JSONL file."""
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text, text_of
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.trainer_kit.row_files import UNREADABLE
 
 Found = dict[str, list[tuple[pa.RecordBatch, int]]]  # by prompt: where its completions are
 
@@ -169,7 +169,7 @@ class FileGenerator:
                 yield from completion_batches(path)
         except KeyError as error:
             raise self._error(f"it has no column {error}", f"It needs the columns {', '.join(REQUIRED)}") from error
-        except (pa.ArrowException, OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise self._error(
                 f"it cannot be read ({str(error).splitlines()[0]})",
                 "It is damaged or not what its name says: get it anew",
