@@ -1,7 +1,6 @@
 """What `rlhf_chain.py` does with preferences but learn from them: read pairs and prompts, split them, count agreement."""
 
 import hashlib
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext import LearnedReward
+from trl_ext.trainer_kit.row_files import json_rows
 
 PAIR = ("prompt", "chosen", "rejected")
 
@@ -96,16 +96,14 @@ def pair_accuracy(reward: LearnedReward, pairs: list[dict]) -> float:
 
 def read_rows(path: Path, fields: list[str]) -> Iterator[dict]:
     """The rows of a file of JSON lines, each of which has text in these fields."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            row = json.loads(line)
-            bad = [field for field in fields if not isinstance(row.get(field), str)]
-            if bad:
-                raise ValueError(
-                    f"{path}, line {number}: expected text in the field {bad[0]!r}, got {row.get(bad[0])!r} among the "
-                    f"fields {list(row)}. Name yours with --pair-fields or --prompt-field."
-                )
-            yield row
+    for number, row in enumerate(json_rows(path), start=1):
+        bad = [field for field in fields if not isinstance(row.get(field), str)]
+        if bad:
+            raise ValueError(
+                f"{path}, line {number}: expected text in the field {bad[0]!r}, got {row.get(bad[0])!r} among the "
+                f"fields {list(row)}. Name yours with --pair-fields or --prompt-field."
+            )
+        yield row
 
 
 def first_sentence(text: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+from trl_ext.trainer_kit.row_files import READERS, read_rows
 
 
 def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
@@ -20,10 +20,10 @@ def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
         ValueError: If it is neither, or has no format's columns.
     """
     path = Path(name).expanduser()
-    if path.suffix in LOADERS:
+    if path.suffix in READERS:
         if not path.is_file():
             raise ValueError(f"{option} {name}: there is no such file. Check the path.")
-        rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
+        rows = read_rows(path, text={column for columns in formats for column in columns})
     else:
         hub_name, _, split = name.partition(":")
         rows = load_dataset(hub_name, split=split or "train")

@@ -145,3 +145,9 @@ def test_a_parquet_file_and_its_columns(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_list([{"text": "a", "more": 1}]).to_parquet(path)
     assert load_rows(str(path), "--sft-data", [["prompt", "completion"], ["text"]]).to_list() == [{"text": "a"}]
+
+
+def test_a_csv_files_text_stays_text(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion\n12,NA\n13,2024-01-01\n")
+    rows = [{"prompt": "12", "completion": "NA"}, {"prompt": "13", "completion": "2024-01-01"}]
+    assert load_rows(str(tmp_path / "a.csv"), "--sft-data", [["prompt", "completion"], ["text"]]).to_list() == rows

@@ -56,6 +56,7 @@ from trl_ext.self_training.monitors import distinct
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.training_rows import training_row
+from trl_ext.trainer_kit.row_files import json_rows
 
 UNTOUCHED, START = "model as it came", "start"
 JUDGED = "judge's score"
@@ -90,7 +91,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def rows_of(path: Path, fields: list[str]) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = list(json_rows(path))
     for number, row in enumerate(rows, start=1):
         bad = [field for field in fields if not isinstance(row.get(field), str)]
         if bad:
