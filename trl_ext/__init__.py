@@ -60,4 +60,4 @@ _EXPORTS = {
     "trl_ext.shared_base": ("SharedBase",),
 }
 
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__, _EXPORTS)

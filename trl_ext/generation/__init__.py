@@ -23,4 +23,4 @@ _EXPORTS = {
     "trl_ext.generation.vllm_generator": ("VLLMGenerator",),
 }
 
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__, _EXPORTS)

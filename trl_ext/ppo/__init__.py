@@ -13,4 +13,4 @@ _EXPORTS = {
     "trl_ext.ppo.ppo_trainer": ("PPOTrainer",),
 }
 
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__, _EXPORTS)

@@ -22,4 +22,4 @@ _EXPORTS = {
     "trl_ext.self_training.self_training_trainer": ("SelfTrainingTrainer",),
 }
 
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__, _EXPORTS)

@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 _EXPORTS = {"trl_ext.sequences.texts": ("last_user_text", "text_of")}
 
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__, _EXPORTS)

@@ -9,4 +9,4 @@ if TYPE_CHECKING:
 
 _EXPORTS = {"trl_ext.shared_base.shared_base": ("SharedBase",)}
 
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__, _EXPORTS)
