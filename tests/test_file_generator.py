@@ -6,6 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from tiny import byte_tokenizer
 
 from trl_ext.generation.file_generator import FileGenerator
@@ -115,6 +116,13 @@ def test_messages(write, tmp_path, policy):
     assert [(s["prompt"], s["completion"]) for s in samples] == [(CHAT, ANSWER), (named, ANSWER)]
     with_none = [CHAT[0] | {"name": None}]
     assert len(ask(write(tmp_path, rows), policy, prompts=(with_none,))) == 1
+
+
+def test_messages_with_different_keys_as_datasets_writes_them(tmp_path, policy):
+    named = [{"role": "user", "content": "Where?", "name": "Mia"}]
+    rows = [{"prompt": prompt, "completion": ANSWER} for prompt in (CHAT, named)]
+    Dataset.from_json(str(jsonl(tmp_path, rows)), cache_dir=str(tmp_path / "cache")).to_parquet(tmp_path / "a.parquet")
+    assert [s["prompt"] for s in ask(tmp_path / "a.parquet", policy, prompts=(named, CHAT))] == [named, CHAT]
 
 
 def test_completions_take_the_form_of_their_prompt(tmp_path, policy):

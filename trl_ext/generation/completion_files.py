@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from datasets import Dataset
 
 from trl_ext.generation.sample_files import TOKENIZER_KEY
 from trl_ext.sequences.texts import Text
@@ -83,7 +84,17 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 raise KeyError(name)
         columns = [name for name in (*COLUMNS, SAMPLE) if name in present]
         for batch in file.iter_batches(columns=columns):
-            yield batch.filter(pc.greater_equal(batch[SAMPLE], 0)) if SAMPLE in columns else batch
+            yield _with_messages(batch.filter(pc.greater_equal(batch[SAMPLE], 0)) if SAMPLE in columns else batch)
+
+
+def _with_messages(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With messages in place of what datasets writes of messages that have not all the same keys, which is JSON."""
+    for name in REQUIRED:
+        kind = batch[name].type
+        if pa.types.is_list(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
+            messages = Dataset(pa.Table.from_batches([batch]))[name][:]
+            batch = batch.set_column(batch.schema.get_field_index(name), name, pa.array(messages))
+    return batch
 
 
 def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
