@@ -1,10 +1,12 @@
 """`trl-ext plan`, in process."""
 
+import inspect
+
 import pytest
 
-from trl_ext.cli import main
-from trl_ext.cli.plan import METHODS, card_bytes
-from trl_ext.memory_planning import plan_settings
+from trl_ext.cli import _parser, main
+from trl_ext.cli.plan import card_bytes
+from trl_ext.memory_planning import memory_plan
 
 GIB = 2**30
 
@@ -69,5 +71,7 @@ def test_sizes_of_cards():
     assert card_bytes("80") == card_bytes("80gb")
 
 
-def test_the_command_knows_the_methods_of_the_plan():
-    assert METHODS == plan_settings.METHODS
+def test_the_command_has_the_defaults_of_memory_plan():
+    args, parameters = _parser().parse_args(["plan", "llama-2-7b"]), inspect.signature(memory_plan).parameters
+    defaults = {name: parameters[name].default for name in parameters if name not in ("model", "device")}
+    assert {name: getattr(args, name) for name in defaults} == defaults

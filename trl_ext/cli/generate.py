@@ -26,25 +26,12 @@ def add_generate(commands) -> None:
 
 
 def _add_files(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("prompts in, samples out").add_argument
-    add(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".jsonl, .json, .csv or .parquet file; its columns reach rewards",
-    )
+    add, file = parser.add_argument_group("prompts in, samples out").add_argument, {"type": Path, "metavar": "FILE"}
+    add("--prompts", **file, required=True, help=".jsonl, .json, .csv or .parquet file; its columns reach rewards")
     add("--prompt-column", default="prompt", help="column with the prompts, text or messages (default: %(default)s)")
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="parquet file to write; parts go into a folder beside it",
-    )
-    add(
-        "--prompts-per-part", type=int, default=64, metavar="N", help="prompts written together (default: %(default)s)"
-    )
+    add("--output", **file, required=True, help="parquet file to write; parts go into a folder beside it")
+    text = "prompts written together (default: %(default)s)"
+    add("--prompts-per-part", type=int, default=64, metavar="N", help=text)
 
 
 def _add_generator(parser: ArgumentParser) -> None:
@@ -54,33 +41,20 @@ def _add_generator(parser: ArgumentParser) -> None:
     add("--adapter", help="path or hub id of a PEFT adapter of the model")
     add("--tokenizer", help="path or hub id (default: the adapter's if it has one, else the model's)")
     add("--base-url", help="of the endpoint, e.g. http://localhost:8000/v1 (default: as OPENAI_BASE_URL says)")
-    add(
-        "--file",
-        type=Path,
-        metavar="FILE",
-        help="of the generator 'file': .parquet or .jsonl with prompts and completions",
-    )
+    text = "of the generator 'file': .parquet or .jsonl with prompts and completions"
+    add("--file", type=Path, metavar="FILE", help=text)
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="auto", help="of the model; auto: the checkpoint's (default: %(default)s)")
     add("--device", help="of the model and of reward models, e.g. cuda:1 (default: the accelerator if there is one)")
-    add(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="completions sampled at once by transformers (default: what memory allows)",
-    )
+    text = "completions sampled at once by transformers (default: what memory allows)"
+    add("--batch-size", type=int, metavar="N", help=text)
 
 
 def _add_sampling(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--num-generations", type=int, default=8, metavar="K", help="completions per prompt (default: %(default)s)")
-    add(
-        "--max-completion-length",
-        type=int,
-        default=128,
-        metavar="TOKENS",
-        help="longest one, in tokens (default: %(default)s)",
-    )
+    text = "longest one, in tokens (default: %(default)s)"
+    add("--max-completion-length", type=int, default=128, metavar="TOKENS", help=text)
     add("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="likeliest tokens of this joint share (default: %(default)s)")
     add("--top-k", type=int, default=0, help="so many of the likeliest tokens; 0: all (default: %(default)s)")
@@ -91,20 +65,13 @@ def _add_sampling(parser: ArgumentParser) -> None:
 
 def _add_rewards(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("scores").add_argument
-    add(
-        "--reward",
-        action="append",
-        default=[],
-        help="path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
-        "path/to/file.py:name; may be given several times",
+    text = (
+        "path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
+        "path/to/file.py:name; may be given several times"
     )
-    add(
-        "--reward-weights",
-        type=float,
-        nargs="+",
-        metavar="WEIGHT",
-        help="one per reward (default: 1 each); 0 only watches it",
-    )
+    add("--reward", action="append", default=[], help=text)
+    text = "one per reward (default: 1 each); 0 only watches it"
+    add("--reward-weights", type=float, nargs="+", metavar="WEIGHT", help=text)
 
 
 def run(args: Namespace) -> None:

@@ -4,7 +4,8 @@ import re
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 
-METHODS = ("ppo", "grpo", "raft", "rest", "reward", "sft")
+from trl_ext.memory_planning.plan_settings import METHODS, PlanSettings
+
 DESCRIPTION = """\
 Predict the peak of memory of each phase of a run, compare it with a card, and name the cheapest changes that make it
 fit. MODEL is a path or hub id, of which config.json alone is read, or one of llama-2-7b, mistral-7b, llama-3.1-8b,
@@ -12,12 +13,12 @@ qwen2.5-7b, qwen3-8b, gemma-2-9b."""
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 2**30, "MB": 2**20, "": 2**30}
 USABLE = 0.98  # of what a card is sold as: 24 GB hold 23.5 GiB
 NUMBERS = {
-    "batch": (16, "completions sampled at once, the batch of one step"),
-    "micro_batch": (1, "sequences per pass in training; of a reward model, pairs"),
-    "prompt_length": (512, "longest prompt, in tokens"),
-    "completion_length": (512, "longest completion, in tokens"),
-    "reward_models": (1, "learned reward models beside the policy"),
-    "reward_batch": (8, "completions per pass of a reward model"),
+    "batch": "completions sampled at once, the batch of one step",
+    "micro_batch": "sequences per pass in training; of a reward model, pairs",
+    "prompt_length": "longest prompt, in tokens",
+    "completion_length": "longest completion, in tokens",
+    "reward_models": "learned reward models beside the policy",
+    "reward_batch": "completions per pass of a reward model",
 }
 SWITCHES = {
     "gradient_checkpointing": "compute activations anew in the backward pass",
@@ -26,7 +27,6 @@ SWITCHES = {
     "reference": "charge for KL to a reference",
     "shared": "one base for all roles; if not, each has its own",
 }
-ON = {"gradient_checkpointing", "value_model", "reference", "shared"}
 
 
 def add_plan(commands) -> None:
@@ -35,14 +35,14 @@ def add_plan(commands) -> None:
     parser.add_argument("model", metavar="MODEL")
     _add_what(parser)
     sizes = parser.add_argument_group("sizes").add_argument
-    for name, (default, text) in NUMBERS.items():
+    for name, text in NUMBERS.items():
+        default = getattr(PlanSettings, name)
         sizes(_option(name), type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     sizes("--num-generations", type=int, metavar="K", help="completions per prompt (default: 1 for ppo, else 8)")
     switches = parser.add_argument_group("switches").add_argument
     for name, text in SWITCHES.items():
-        switches(
-            _option(name), action=BooleanOptionalAction, default=name in ON, help=f"{text} (default: {name in ON})"
-        )
+        default = getattr(PlanSettings, name)
+        switches(_option(name), action=BooleanOptionalAction, default=default, help=f"{text} (default: {default})")
     parser.set_defaults(run=run)
 
 
@@ -50,15 +50,9 @@ def _add_what(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("what is run").add_argument
     add("--method", default="ppo", help=f"one of {', '.join(METHODS)} (default: %(default)s)")
     add("--bits", type=int, help="8 or 4 for a quantised base (default: not quantised)")
-    dtype = "of what is not quantised (default: %(default)s)"
-    add("--dtype", default="bfloat16", help=dtype)
-    add(
-        "--lora",
-        type=int,
-        default=16,
-        metavar="R",
-        help="rank of adapters; 0: train all weights (default: %(default)s)",
-    )
+    add("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
+    text = "rank of adapters; 0: train all weights (default: %(default)s)"
+    add("--lora", type=int, default=16, metavar="R", help=text)
     add("--optimizer", default="adamw", help="adamw, adamw_8bit or paged_adamw_8bit (default: %(default)s)")
     add("--gpu", metavar="SIZE", help="of the card, e.g. 24GB as sold, or 23.5GiB exactly (default: the one at hand)")
 
