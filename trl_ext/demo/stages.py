@@ -105,12 +105,7 @@ def ppo(
         beta=0.02,
         reward_weights=[1.0, JUDGE_WEIGHT] + [0.0] * len(watched),
     )
-    trainer = PPOTrainer(
-        str(policy),
-        [product, learned(judge), *watched],
-        args,
-        _questions(world, scale, seed),
-    )
+    trainer = PPOTrainer(str(policy), [product, learned(judge), *watched], args, _questions(world, scale, seed))
     _trained(trainer, folder)
     return trainer.state.log_history
 

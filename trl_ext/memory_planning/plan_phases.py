@@ -85,11 +85,7 @@ def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     full = cache_bytes(shape, rows=settings.batch, tokens=settings.length - 1, width=settings.width)
     activations = prompt.state + layer_forward(prompt) + mask_bytes(prompt)
     grown = step.state + layer_forward(step) + cache_copies(shape, settings)
-    return [
-        {CACHE: read, ACTIVATIONS: activations},
-        {CACHE: full, ACTIVATIONS: grown},
-        {CACHE: full, LOGITS: logits},
-    ]
+    return [{CACHE: read, ACTIVATIONS: activations}, {CACHE: full, ACTIVATIONS: grown}, {CACHE: full, LOGITS: logits}]
 
 
 def sampling_bytes(shape: ModelShape, settings: PlanSettings) -> int:

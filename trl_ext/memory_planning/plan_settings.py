@@ -13,15 +13,8 @@ CHOICES = {
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "device": ("cuda", "cpu"),
 }
-LEAST = {
-    "batch": 1,
-    "micro_batch": 1,
-    "prompt_length": 1,
-    "completion_length": 1,
-    "reward_batch": 1,
-    "num_generations": 1,
-    "reward_models": 0,
-}
+SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_batch", "num_generations")
+LEAST = dict.fromkeys(SIZES, 1) | {"reward_models": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +50,8 @@ class PlanSettings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or value not in choices:
-                self._refuse(name, f"one of {', '.join(map(str, choices))}", f"Choose one{_hint(name)}.")
+                hint = ", None for weights that are not quantised" if name == "bits" else ""
+                self._refuse(name, f"one of {', '.join(map(str, choices))}", f"Choose one{hint}.")
         for name, least in LEAST.items():
             if not _is_whole(getattr(self, name), least):
                 self._refuse(name, f"a whole number from {least} on", "Mend it.")
@@ -131,7 +125,3 @@ class PlanSettings:
 
 def _is_whole(value, least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-
-
-def _hint(name: str) -> str:
-    return ", None for weights that are not quantised" if name == "bits" else ""

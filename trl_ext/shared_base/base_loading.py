@@ -10,10 +10,7 @@ def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: flo
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=llm_int8_threshold)
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
