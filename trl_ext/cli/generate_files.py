@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -71,19 +72,12 @@ def _only_parts(files: SampleFiles) -> bool:
 
 def summary(files: SampleFiles) -> str:
     """What a finished file holds, in one line."""
-    ended, lengths, scores = [], [], []
-    with pq.ParquetFile(files.finished) as file:
-        is_scored = "score" in file.schema_arrow.names
-        for batch in file.iter_batches(columns=["ended", "completion_ids", *(["score"] if is_scored else [])]):
-            ended.append(batch["ended"])
-            lengths.append(pc.list_value_length(batch["completion_ids"]))
-            scores += [batch["score"]] if is_scored else []
-    samples = sum(map(len, ended))
-    line = f"{files.finished}: {samples} samples"
-    if not samples:
-        return line
-    line += f", {pc.mean(pa.chunked_array(ended)).as_py():.0%} ended"
-    length = pc.mean(pa.chunked_array(lengths)).as_py()
-    line += "" if length is None else f", mean length {length:.1f} tokens"
-    score = pc.mean(pa.chunked_array(scores)).as_py() if is_scored else None
-    return line if score is None else f"{line}, mean score {score:.4g}"
+    file = pa.dataset.dataset(files.finished)
+    columns = {"ended": pc.field("ended"), "length": pc.list_value_length(pc.field("completion_ids"))}
+    columns |= {"score": pc.field("score")} if "score" in file.schema.names else {}
+    table = file.to_table(columns=columns)
+    means = {name: pc.mean(table[name]).as_py() for name in columns}
+    line = f"{files.finished}: {len(table)} samples"
+    line += "" if means["ended"] is None else f", {means['ended']:.0%} ended"
+    line += "" if means["length"] is None else f", mean length {means['length']:.1f} tokens"
+    return line if means.get("score") is None else f"{line}, mean score {means['score']:.4g}"

@@ -7,6 +7,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from trl_ext import generation
 from trl_ext.generation.protocol import Generator, Policy
 from trl_ext.trainer_kit.device import default_device
 
@@ -35,20 +36,12 @@ def make_generator(args: Namespace) -> Generator:
 
 def _generator(args: Namespace) -> Generator:
     if args.generator == "transformers":
-        from trl_ext.generation.transformers_generator import TransformersGenerator
-
-        return TransformersGenerator(batch_size=args.batch_size)
+        return generation.TransformersGenerator(batch_size=args.batch_size)
     if args.generator == "vllm":
-        from trl_ext.generation.vllm_generator import VLLMGenerator
-
-        return VLLMGenerator(dtype=args.dtype)
+        return generation.VLLMGenerator(dtype=args.dtype)
     if args.generator == "endpoint":
-        from trl_ext.generation.endpoint_generator import EndpointGenerator
-
-        return EndpointGenerator(args.model, args.base_url)
-    from trl_ext.generation.file_generator import FileGenerator
-
-    return FileGenerator(args.file)
+        return generation.EndpointGenerator(args.model, args.base_url)
+    return generation.FileGenerator(args.file)
 
 
 def make_policy(args: Namespace) -> Policy:
