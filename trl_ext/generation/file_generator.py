@@ -77,10 +77,8 @@ class FileGenerator:
             )
         self._check_ids(found, policy)
         for part in parts:
-            yield part, [sample for row, prompt in self._rows(part) for sample in self._samples(row, prompt, found)]
-
-    def _rows(self, part: Part) -> Iterator[tuple[int, Text]]:
-        return zip(part.rows, part.prompts, strict=True)
+            rows = zip(part.rows, part.prompts, strict=True)
+            yield part, [sample for row, prompt in rows for sample in self._samples(row, prompt, found)]
 
     def _samples(self, row: int, prompt: Text, found: Found) -> list[Sample]:
         samples = []

@@ -63,13 +63,10 @@ def finished_parts(process: subprocess.Popen, parts: list[Part], folder: Path) -
             part_file(folder, index).unlink()
             yield missing.pop(index), answers
         if missing and has_ended:
+            log = (folder / "worker.log").read_text(errors="replace")[-LOG_TAIL:]
             raise RuntimeError(
                 f"VLLMGenerator: vLLM ended with code {process.returncode} and left {len(missing)} of {len(parts)} parts. "
-                f"Finished parts are kept: put right what follows, then resume the run.\n{tail(folder / 'worker.log')}"
+                f"Finished parts are kept: put right what follows, then resume the run.\n{log}"
             )
         if missing:
             time.sleep(POLL)
-
-
-def tail(path: Path) -> str:
-    return path.read_text(errors="replace")[-LOG_TAIL:]

@@ -117,20 +117,17 @@ def score_sequences(
         keys: Equal where they begin with the same prompt, whose samples share its reading where that is worth it.
         pad_token_id, batch_size: Of the passes.
     """
-    scores, options = [0.0] * len(ids), {"pad_token_id": pad_token_id, "batch_size": batch_size}
+    scores, options = {}, {"pad_token_id": pad_token_id, "batch_size": batch_size}
     shared = groups_to_share(keys, ids) if can_share(module) else []
     rest = sorted(set(range(len(ids))).difference(*(rows for rows, _ in shared)), key=lambda i: len(ids[i]))
     with eval_mode(module):
         for rows, common in shared:
-            for row, score in zip(
-                rows, score_behind_prefix(module, [ids[row] for row in rows], common, **options), strict=True
-            ):
-                scores[row] = score
+            found = score_behind_prefix(module, [ids[row] for row in rows], common, **options)
+            scores |= zip(rows, found, strict=True)
         for start in range(0, len(rest), batch_size):  # like lengths together: little padding
             rows = rest[start : start + batch_size]
-            for row, score in zip(rows, _forward(module, [ids[row] for row in rows], pad_token_id), strict=True):
-                scores[row] = score
-    return scores
+            scores |= zip(rows, _forward(module, [ids[row] for row in rows], pad_token_id), strict=True)
+    return [scores[row] for row in range(len(ids))]
 
 
 def _forward(module: nn.Module, ids: list[list[int]], pad_token_id: int) -> list[float]:
