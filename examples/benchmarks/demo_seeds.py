@@ -9,10 +9,10 @@ kept up with PPO on R³.
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 
+from ppo_report import mean_and_deviation
 from rich.console import Console
 from rich.table import Table
 
@@ -45,12 +45,9 @@ def print_table(measures: list[dict], seeds: list[int]) -> None:
     for column in ("", *RUNS):
         table.add_column(column, justify="right" if column else "left")
     for name in measures[0]["before"]:
-        table.add_row(name, *(mean_and_deviation([one[run][name] for one in measures]) for run in RUNS))
+        columns = ([one[run][name] for one in measures] for run in RUNS)
+        table.add_row(name, *(mean_and_deviation(column, digits=3) for column in columns))
     Console().print(table)
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def failures(measures: dict[str, dict[str, float]], seed: int) -> list[str]:

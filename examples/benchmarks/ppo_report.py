@@ -25,7 +25,7 @@ POINTS = {
 }
 
 
-def mean_and_deviation(values: list[float], sign: str = "") -> str:
+def mean_and_deviation(values: list[float], sign: str = "", digits: int = 2) -> str:
     """Over seeds; a dash where a measure does not apply, which is NaN.
 
     >>> mean_and_deviation([1.0, 2.0, 3.0]), mean_and_deviation([1.0], sign="+"), mean_and_deviation([float("nan")])
@@ -33,7 +33,7 @@ def mean_and_deviation(values: list[float], sign: str = "") -> str:
     """
     if any(map(isnan, values)):
         return "–"
-    return f"{mean(values):{sign}.2f} ± {stdev(values) if len(values) > 1 else 0:.2f}"
+    return f"{mean(values):{sign}.{digits}f} ± {stdev(values) if len(values) > 1 else 0:.{digits}f}"
 
 
 def differences_and_signs(values: list[float]) -> str:

@@ -44,6 +44,7 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
+from ppo_report import mean_and_deviation
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -392,10 +393,6 @@ def results(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> 
 def summary(result: dict) -> str:
     judged = ", ".join(f"{arm} {one[JUDGED]:.2f}" for arm, one in result["arms"].items())
     return f"{JUDGED}: {judged}; {result['seconds']:.0f} s"
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
 
 def report(runs: list[dict], console: Console) -> None:

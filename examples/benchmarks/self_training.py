@@ -26,6 +26,7 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
+from ppo_report import mean_and_deviation
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, TrainerCallback
@@ -295,10 +296,6 @@ def print_differences(found: dict[str, list[dict]], other: str = "RAFT, local") 
         differences = [a["points"][-1]["judge"] - b["points"][-1]["judge"] for a, b in pairs]
         if arm != other:
             print(f"judge, within seeds: {arm} − {other}: {mean_and_deviation(differences)}")
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
 
 def draw(found: dict[str, list[dict]], path: Path) -> None:
