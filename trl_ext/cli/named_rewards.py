@@ -1,9 +1,9 @@
 """Rewards as they are named on the command line."""
 
-import importlib
 import importlib.util
 import os
 import sys
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +27,7 @@ def named_reward(name: str) -> object:
     if not colon or Path(name).exists():
         return name
     try:
-        reward = _module(place)
-        for part in attribute.split("."):
-            reward = getattr(reward, part)
+        reward = attrgetter(attribute)(_module(place))
     except Exception as error:  # a module may raise anything while it is imported
         raise ValueError(
             f"--reward {name}: it cannot be imported ({type(error).__name__}: {error}). Give module:name or "

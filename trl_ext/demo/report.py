@@ -28,10 +28,10 @@ def print_measures(console: Console, measures: dict[str, dict[str, float]]) -> N
     console.print(table)
 
 
-def print_answers(console: Console, questions: list[dict], texts: dict[str, list[str]], *, count: int = 3) -> None:
-    """Some questions with the answers of each run: open and closed ones in turn."""
+def print_answers(console: Console, questions: list[dict], texts: dict[str, list[str]]) -> None:
+    """Three questions with the answers of each run: open and closed ones in turn."""
     kinds = [[i for i, row in enumerate(questions) if row["query_type"] == kind] for kind in ("open", "closed")]
-    for n in range(count):
+    for n in range(3):
         row = kinds[n % 2][n // 2]
         console.print(f"\n[bold]{questions[row]['prompt']}[/bold] ({questions[row]['query_type']})")
         for run in RUNS:

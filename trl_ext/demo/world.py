@@ -13,7 +13,6 @@ from pathlib import Path
 from trl_ext.demo.attributes import ATTRIBUTES, OPEN_QUESTIONS, PEOPLE, TOWNS
 
 ASSETS = Path(__file__).parent / "assets"  # written by make_assets.py
-FACTS = ASSETS / "world.json"
 
 HELD_OUT_SHARE = 0.2
 OPEN = "open"  # stands for the open question where attributes are named
@@ -63,9 +62,9 @@ def save_world(world: list[Entity], path: Path) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(asdict(entity)) for entity in world) + "\n]\n")
 
 
-def load_world(path: Path = FACTS) -> list[Entity]:
+def load_world() -> list[Entity]:
     """The world that the policy and the encoder beside it have read about."""
-    return [Entity(**entity) for entity in json.loads(path.read_text())]
+    return [Entity(**entity) for entity in json.loads((ASSETS / "world.json").read_text())]
 
 
 def questions(world: list[Entity], *, held_out: bool) -> list[dict]:

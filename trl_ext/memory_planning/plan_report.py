@@ -11,16 +11,15 @@ BAR = 40  # columns of a full card
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 
-def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str = "card", console: Console | None = None) -> None:
-    """Write it out.
+def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str) -> None:
+    """Write it out to the terminal.
 
     Args:
         plan: To show.
         card: Bytes of the card; None: without verdict.
         card_name: What to call it.
-        console: Where to; None: the terminal.
     """
-    console = console or Console()
+    console = Console()
     console.print(terms_table(plan))
     console.print(f"Predicted by arithmetic from the model's shape, {CAVEAT}. Time is not predicted.", style="dim")
     if plan.paged:

@@ -5,7 +5,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 
-def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: float = 6.0) -> BitsAndBytesConfig:
+def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: float) -> BitsAndBytesConfig:
     """bitsandbytes' settings: LLM.int8() with an outlier threshold, or NF4 with double quantisation."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=llm_int8_threshold)
