@@ -189,6 +189,8 @@ def test_files_of_others_are_left_alone(folder, capsys):
     refused(capsys, "'model', which holds something else", output="model.parquet")
     pq.write_table(pa.table({"a": [1]}), folder / "mine.parquet")
     refused(capsys, "a file that this command did not write", output="mine.parquet")
+    (folder / "text.parquet").write_text("not parquet")
+    refused(capsys, "--output text.parquet: there is a file that is no parquet file", output="text.parquet")
     (folder / "grow-000").mkdir()
     (folder / "grow-000" / "scored-00000.parquet").touch()  # of a run of RAFT
     refused(capsys, "which holds something else", output="grow-000.parquet")
@@ -296,6 +298,7 @@ def test_prompts_stay_as_they_are(tmp_path, suffix):
         ("hole.jsonl", '{"prompt": "a"}\n{"prompt": ""}', "the prompt of row 1 is ''"),
         ("damaged.jsonl", '{"prompt": ', "--prompts damaged.jsonl: it cannot be read (Expecting value"),
         ("words.jsonl", '"a"', "expected each row to be an object"),
+        ("large.jsonl", '{"prompt": "a", "n": 18446744073709551616}', "--prompts large.jsonl: it cannot be read"),
         ("object.json", '{"prompt": "a"}', "expected a list of objects"),
         ("damaged.parquet", "PAR", "--prompts damaged.parquet: it cannot be read"),
         ("prompts.txt", "a", "expected a file that ends in .jsonl, .json, .csv, .parquet"),
@@ -305,6 +308,12 @@ def test_bad_prompts(folder, capsys, name, content, message):
     if content is not None:
         (folder / name).write_text(content)
     refused(capsys, message, "--prompts", name)
+
+
+def test_a_column_that_would_take_anothers_name(folder, capsys):
+    (folder / "both.jsonl").write_text('{"prompt": "a", "question": "b"}')
+    options = ("--prompts", "both.jsonl", "--prompt-column", "question")
+    refused(capsys, "--prompts both.jsonl, --prompt-column question: it has a column 'prompt' too", *options)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +345,7 @@ def test_no_model(folder, capsys):
     (folder / "answers.jsonl").write_text('{"prompt": "go", "completion": " there"}')
     refused(capsys, "--generator transformers: expected --model", model=None)
     refused(capsys, "of which none is given", "--file", "answers.jsonl", model=None, generator="file")
+    refused(capsys, "--generator endpoint: expected --model", model=None, generator="endpoint")
 
 
 def test_an_endpoint_that_is_down(folder, capsys, monkeypatch):

@@ -36,6 +36,9 @@ def test_it_advises_where_it_does_not_fit(capsys):
     assert "does not fit" in printed and "1. micro-batches of 1" in printed and "costs:" in printed
     run("llama-3.1-8b", "--gpu", "2GB")
     assert "Not even all of these make it fit" in capsys.readouterr().out
+    least = ["--method", "sft", "--bits", "4", "--lora", "1", "--batch", "1", "--completion-length", "32"]
+    run("llama-2-7b", *least, "--optimizer", "paged_adamw_8bit", "--gpu", "1GB")
+    assert "None of the known changes needs less." in capsys.readouterr().out
 
 
 def test_without_a_card_there_is_no_verdict(capsys, monkeypatch):

@@ -5,15 +5,17 @@ import re
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import IA3Config, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer
 from self_training_case import trainer as raft_trainer
 from shared_case import PAIRS, base_path, four_roles, lora, quiet
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, SharedBase
 from trl_ext.memory_planning.memory_watch import MemoryWatch
-from trl_ext.memory_planning.trainer_plan import longest_prompt
+from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 
 MIB = 2**20
 
@@ -226,3 +228,20 @@ def test_an_adapter_of_another_name(tmp_path):
     )
     trainer = raft_trainer(tmp_path, model=model)
     assert trainer._memory_plan().settings.lora == 3
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit"])
+def test_the_plan_has_the_trainers_optimizer(tmp_path, optim):
+    args = SFTConfig(str(tmp_path), optim=optim, use_cpu=True, bf16=False)
+    plan = run_plan("sft", tiny_llama(byte_tokenizer()), args, prompt_length=4, completion_length=4)
+    assert plan.settings.optimizer == optim.removesuffix("_torch") and plan.settings.lora is None
+
+
+def test_an_adapter_that_cannot_be_counted_is_named(tmp_path):
+    adapter = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    model, args = (
+        get_peft_model(tiny_llama(byte_tokenizer()), adapter),
+        SFTConfig(str(tmp_path), use_cpu=True, bf16=False),
+    )
+    with pytest.raises(ValueError, match="memory_plan: expected LoRA, got IA3Config, whose weights it cannot count"):
+        run_plan("sft", model, args, prompt_length=4, completion_length=4)
