@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trl_ext.trainer_kit.seeds import stable_seed
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
 
 
+@dataclass(eq=False)
 class VLLMGenerator:
     """Samples the policy with vLLM, many times faster than transformers on a GPU.
 
@@ -37,44 +39,34 @@ class VLLMGenerator:
             loses less if the run dies.
     """
 
+    model: str | None = None
+    _: KW_ONLY
+    dtype: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    engine_kwargs: dict[str, Any] | None = None
+    work_dir: str | Path | None = None
+    prompts_at_once: int = 128
+
     name = "vllm"
 
-    def __init__(
-        self,
-        model: str | None = None,
-        *,
-        dtype: str = "auto",
-        gpu_memory_utilization: float = 0.9,
-        max_model_len: int | None = None,
-        engine_kwargs: dict[str, Any] | None = None,
-        work_dir: str | Path | None = None,
-        prompts_at_once: int = 128,
-    ):
-        if not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(f"VLLMGenerator(gpu_memory_utilization={gpu_memory_utilization}): a share in (0, 1].")
+    def __post_init__(self):
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"VLLMGenerator(gpu_memory_utilization={self.gpu_memory_utilization}): a share in (0, 1]."
+            )
         try:
-            json.dumps(engine_kwargs)
+            json.dumps(self.engine_kwargs)
         except TypeError as error:
             raise ValueError(
-                f"VLLMGenerator(engine_kwargs={engine_kwargs}): they go to another process as JSON ({error}). Give "
+                f"VLLMGenerator(engine_kwargs={self.engine_kwargs}): they go to another process as JSON ({error}). Give "
                 "numbers, strings, lists and dictionaries."
             ) from error
-        self.model = model
-        self.dtype = dtype
-        self.gpu_memory_utilization = gpu_memory_utilization
-        self.max_model_len = max_model_len
-        self.engine_kwargs = engine_kwargs or {}
-        self.work_dir = work_dir
-        self.prompts_at_once = prompts_at_once
+        self.engine_kwargs = self.engine_kwargs or {}
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "generator": "vllm",
-            "model": self.model,
-            "dtype": self.dtype,
-            "max_model_len": self.max_model_len,
-            "engine_kwargs": self.engine_kwargs,
-        }
+        decisive = ("model", "dtype", "max_model_len", "engine_kwargs")
+        return {"generator": self.name} | {name: getattr(self, name) for name in decisive}
 
     def generate(
         self, parts: Iterable[Part], sampling: Sampling, policy: Policy
