@@ -7,11 +7,11 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
+from trl_ext.sequences.padding import right_padded
 from trl_ext.trainer_kit.loading import quiet_loading
 from trl_ext.trainer_kit.passes import eval_mode
 
@@ -131,9 +131,7 @@ def score_sequences(
 
 
 def _forward(module: nn.Module, ids: list[list[int]], pad_token_id: int) -> list[float]:
-    """One batch, padded on the right as in training."""
-    device = next(module.parameters()).device
-    rows = [torch.tensor(row or [pad_token_id], device=device) for row in ids]
-    inputs = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    """One batch; a sequence without tokens is one pad token."""
+    rows = [row or [pad_token_id] for row in ids]
+    inputs, mask = right_padded(rows, pad_token_id, device=next(module.parameters()).device)
     return module(input_ids=inputs, attention_mask=mask, use_cache=False).logits[:, 0].float().tolist()

@@ -6,10 +6,10 @@ from itertools import groupby
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.padding import right_padded
 from trl_ext.trainer_kit.passes import behind, caches_attention_only, under_adapter
 
 LEAST_SAVED = 256  # tokens that a prompt's samples must save together, or a batch of whole sequences is faster
@@ -62,12 +62,11 @@ def score_behind_prefix(
     model, scores = under_adapter(module), []
     device = next(model.parameters()).device
     for start in range(0, len(ids), batch_size):
-        rows = [torch.tensor(row[common:], device=device) for row in ids[start : start + batch_size]]
+        rows = [row[common:] for row in ids[start : start + batch_size]]
         cache = DynamicCache(config=model.config)
         model.base_model(torch.tensor([ids[0][:common]], device=device), **behind(cache, model.base_model))
         cache.batch_repeat_interleave(len(rows))
-        inputs = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        inputs, mask = right_padded(rows, pad_token_id, device=device)
         whole = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
         output = model(inputs, attention_mask=whole, **behind(cache, model))
         scores += output.logits[:, 0].float().tolist()

@@ -4,7 +4,8 @@ from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+
+from trl_ext.sequences.padding import right_padded
 
 IGNORED = -100
 
@@ -28,15 +29,11 @@ def training_row(prompt_ids: list[int], completion_ids: list[int]) -> TrainingRo
 
 def collate(rows: list[TrainingRow], *, pad_token_id: int) -> dict[str, Tensor]:
     """A batch `(B, L)`, padded on the right: `input_ids`, `attention_mask`, `labels` and, if there, `old_log_probs`."""
-    ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
-    batch = {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-    }
+    ids, mask = right_padded([row["input_ids"] for row in rows], pad_token_id)
+    labels, _ = right_padded([row["labels"] for row in rows], IGNORED)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     if "old_log_probs" in rows[0]:
-        old = torch.zeros(batch["labels"].shape)
-        own = batch["labels"] != IGNORED
-        old[own] = torch.tensor([value for row in rows for value in row["old_log_probs"]])
+        old = torch.zeros(labels.shape)
+        old[labels != IGNORED] = torch.tensor([value for row in rows for value in row["old_log_probs"]])
         batch["old_log_probs"] = old
     return batch
