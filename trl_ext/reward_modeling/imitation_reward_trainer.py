@@ -2,13 +2,24 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from peft import PeftModel
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
@@ -49,7 +60,10 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
         log                                report it apart: `ranking_loss`, `imitation_loss`, `chosen_perplexity`
 
     Args:
-        model, args, others, kwargs: As in `RewardTrainer`, in its order. `args` defaults to `ImitationRewardConfig`.
+        model: The reward model to be: a name, a sequence-classification model with one label, or a `PeftModel` of one.
+        args: An `ImitationRewardConfig`, the default, or a `RewardConfig`.
+        train_dataset, eval_dataset: Pairs, with `chosen`, `rejected` and, where it is known, `prompt`; or tokenised.
+        data_collator, …, peft_config: As in `RewardTrainer`, in its order.
         imitation_head: The vocabulary head as a module or checkpoint, instead of the model's own; it takes
             precedence over the option of that name.
     """
@@ -66,15 +80,39 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
         self,
         model: str | PreTrainedModel,
         args: RewardConfig | None = None,
-        *others,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
         imitation_head: nn.Module | str | None = None,
-        **kwargs,
     ):
         if args is None:
             model_id = model if isinstance(model, str) else model.config._name_or_path
             args = ImitationRewardConfig(f"{model_id.split('/')[-1]}-Reward")
         adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
-        super().__init__(model, args, *others, **kwargs)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics,
+            callbacks,
+            optimizers,
+            optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics,
+            quantization_config,
+            peft_config,
+        )
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
         if _imitates(args):
