@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import byte_tokenizer, tiny_llama
 
+collect_ignore = ["user_program.py"]  # read by a type checker, not run
 torch.set_num_threads(1)  # the models here are smaller than the cost of sharing them between threads
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from fractions import Fraction
+from typing import Unpack
 
 import torch
 from datasets import Dataset
@@ -52,6 +53,7 @@ from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.trainer_arguments import GRPOArguments
 from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
 
@@ -110,7 +112,7 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         value_model: str | PreTrainedModel | PeftModel | None = None,
         ptx_dataset: Dataset | None = None,
         reward_processing_classes=None,
-        **others,
+        **others: Unpack[GRPOArguments],
     ):
         has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
         args = checked_args(args, model, others, has_adapter=has_adapter)

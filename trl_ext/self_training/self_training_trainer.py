@@ -1,6 +1,7 @@
 """Sample, score, select, fine-tune: RAFT's and ReST's one loop, on top of TRL's SFT."""
 
 from functools import partial
+from typing import Unpack
 
 import torch
 from datasets import Dataset
@@ -40,6 +41,7 @@ from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, train
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.run_record import model_fingerprint
+from trl_ext.trainer_kit.trainer_arguments import SFTArguments
 
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 PLACEHOLDER: TrainingRow = {"input_ids": [0, 0], "labels": [IGNORED, 0]}
@@ -96,7 +98,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         *,
         generator: Generator | None = None,
         reward_processing_classes=None,
-        **others,
+        **others: Unpack[SFTArguments],
     ):
         name = type(self).__name__
         args = checked_args(args, model, others, trainer=name, config=self.config_class)
