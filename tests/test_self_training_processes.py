@@ -24,7 +24,7 @@ STEP = {
     "optim": "sgd",
     "max_grad_norm": 0.0,
     "learning_rate": 0.1,
-    "kl_coef": 0.1,
+    "beta": 0.1,
     "prompts_per_part": 3,
 }
 SCRIPT = f"""

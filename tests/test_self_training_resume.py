@@ -23,7 +23,7 @@ from trl_ext import RAFTTrainer, ReSTTrainer, TransformersGenerator
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
 HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
 RUNS = {
-    "raft": (RAFTTrainer, {"kl_coef": 0.05, "peft_config": LORA}),
+    "raft": (RAFTTrainer, {"beta": 0.05, "peft_config": LORA}),
     "raft_plus_plus": (RAFTTrainer, {"importance_clip": 0.2, "fresh_optimizer": False}),
     "rest": (
         ReSTTrainer,
@@ -38,7 +38,7 @@ RUNS = {
         },
     ),
     "rest_em": (ReSTTrainer, {"thresholds": [0.3], "score_map": "grow", "restart_from_base": True}),
-    "8 bit": (RAFTTrainer, {"kl_coef": 0.05, "peft_config": LORA}),
+    "8 bit": (RAFTTrainer, {"beta": 0.05, "peft_config": LORA}),
 }
 
 

@@ -312,7 +312,7 @@ def test_rest_em_begins_every_improve_from_the_base(tmp_path):
 
 
 def test_kl_in_the_ranking_key_is_measured_from_the_runs_beginning(tmp_path):
-    one = trainer(tmp_path, kl_coef=0.1, learning_rate=5e-2)
+    one = trainer(tmp_path, beta=0.1, learning_rate=5e-2)
     one.train()
     first, second = grow(one, 0), grow(one, 1)
     assert all(row["kl"] == pytest.approx(0, abs=1e-4) for row in first)
@@ -325,7 +325,7 @@ def test_kl_in_the_ranking_key_is_measured_from_the_runs_beginning(tmp_path):
 
 
 def test_log_probabilities_are_those_of_the_model_that_sampled(tmp_path):
-    one = trainer(tmp_path, num_stages=1, kl_coef=0.1, learning_rate=0.0)
+    one = trainer(tmp_path, num_stages=1, beta=0.1, learning_rate=0.0)
     one.train()
     row = grow(one, 0)[5]
     ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
@@ -356,8 +356,8 @@ def test_cost_is_counted_in_token_passes(tmp_path):
 
 def test_kl_costs_two_more_passes(tmp_path):
     costs = []
-    for kl_coef in (0.0, 1e-9):
-        one = trainer(tmp_path / str(kl_coef), num_stages=1, kl_coef=kl_coef)
+    for beta in (0.0, 1e-9):
+        one = trainer(tmp_path / str(beta), num_stages=1, beta=beta)
         one.train()
         costs.append(one.table.cost)
     rows = grow(one, 0)
@@ -391,7 +391,7 @@ def test_lora_trains_the_adapter_only(tmp_path):
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     model = tiny_llama(byte_tokenizer())
     before = {name: p.clone() for name, p in model.named_parameters()}
-    one = trainer(tmp_path, model=model, peft_config=config, kl_coef=0.1)
+    one = trainer(tmp_path, model=model, peft_config=config, beta=0.1)
     one.train()
     base = one.model.get_base_model().state_dict()
     assert all(

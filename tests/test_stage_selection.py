@@ -75,9 +75,9 @@ def test_raft_plus_plus_keeps_all_positives_and_drops_prompts_without_a_differen
 def test_kl_enters_the_ranking_key():
     # keys 3 − .5·4 = 1 and 2 − .5·0 = 2
     samples = scored([3.0, 2.0], kl=[4.0, 0.0])
-    assert kept(samples, config(kl_coef=0.5)) == [0, 1]
-    assert select(samples, config(kl_coef=0.5), bounds=None, seed=0).keys.tolist() == [1.0, 2.0]
-    assert kept(samples, config(kl_coef=0.1)) == [1, 0]  # keys 2.6 and 2
+    assert kept(samples, config(beta=0.5)) == [0, 1]
+    assert select(samples, config(beta=0.5), bounds=None, seed=0).keys.tolist() == [1.0, 2.0]
+    assert kept(samples, config(beta=0.1)) == [1, 0]  # keys 2.6 and 2
 
 
 def test_thresholds_nest_and_are_strict():

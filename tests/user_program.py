@@ -52,7 +52,7 @@ ppo = PPOTrainer(
 ppo.train(resume_from_checkpoint=True)
 ppo.save_model("policy")
 
-raft = RAFTConfig("raft", num_stages=2, kl_coef=0.01, max_completion_length=64, learning_rate=2e-5, seed=1)
+raft = RAFTConfig("raft", num_stages=2, beta=0.01, max_completion_length=64, learning_rate=2e-5, seed=1)
 RAFTTrainer("model", R3Reward(), raft, prompts, prompts, peft_config=lora).train()
 rest = ReSTConfig("rest", thresholds=[0.5, 0.9], score_map="running", bf16=False, report_to="none")
 endpoint = EndpointGenerator("model", "http://localhost:8000/v1")

@@ -60,7 +60,7 @@ def run(folder: Path, method: str, bits: int | None) -> None:
     """The run from wherever it stands to its end."""
     trainer_class, config_class = (RAFTTrainer, RAFTConfig) if method == "raft" else (ReSTTrainer, ReSTConfig)
     options = {} if method == "raft" else {"thresholds": [0.2, 0.6], "score_map": "running", "eval_strategy": "steps"}
-    options |= {"kl_coef": 0.01} if method == "raft" else {"eval_steps": 2, "keep_best": True, "improve_patience": 2}
+    options |= {"beta": 0.01} if method == "raft" else {"eval_steps": 2, "keep_best": True, "improve_patience": 2}
     path = str(ASSETS / "policy")
     quantization = BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
     rows = Dataset.from_list(sft_rows(load_world(), count=64, seed=0))

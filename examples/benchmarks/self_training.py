@@ -225,7 +225,7 @@ def ppo_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: a
 
 def self_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: argparse.Namespace):
     is_rest = arm.startswith(("ReST", "G ="))
-    given = {"temperature": args.temperature, "kl_coef": args.kl_coef}
+    given = {"temperature": args.temperature, "beta": args.beta}
     given |= {} if is_rest else {"importance_clip": args.raft_plus_plus}
     settings = {
         **common(folder, setting.seed),
@@ -262,7 +262,7 @@ def results(arms: dict, args: argparse.Namespace) -> dict[str, list[dict]]:
 
 def flags(args: argparse.Namespace) -> dict:
     """What decides a run besides its arm and seed."""
-    names = ("k", "temperature", "kl_coef", "grow_steps", "raft_plus_plus") + (() if args.table else ("budget",))
+    names = ("k", "temperature", "beta", "grow_steps", "raft_plus_plus") + (() if args.table else ("budget",))
     return {name: getattr(args, name) for name in names}
 
 
@@ -340,7 +340,7 @@ def main() -> None:
     parser.add_argument(
         "--temperature", type=float, help="of RAFT's and ReST's sampling; each method's own unless given"
     )
-    parser.add_argument("--kl-coef", type=float, help="λ of the ranking key")
+    parser.add_argument("--beta", type=float, help="price of KL in the ranking key")
     parser.add_argument("--grow-steps", type=int, default=100, help="stages at most")
     parser.add_argument("--raft-plus-plus", type=float, metavar="EPSILON", help="RAFT++'s clip; RAFT arms only")
     args = parser.parse_args()

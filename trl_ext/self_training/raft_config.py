@@ -11,7 +11,7 @@ class RAFTConfig(SelfTrainingConfig):
 
         RAFTConfig(stage_batch_size=2048, num_generations=8)    # the final paper: best of K per prompt
         RAFTConfig(selection="global", acceptance_ratio=1 / 8)  # the first version: top 1/K of the stage
-        RAFTConfig(kl_coef=0.01)                                # λ: the ranking key charges for leaving the start
+        RAFTConfig(beta=0.01)                                   # λ: the ranking key charges for leaving the start
         RAFTConfig(importance_clip=0.2)                         # RAFT++ (arXiv:2504.11343)
 
     The optimizer is fresh in each stage and the learning rate falls linearly within it, as in the paper.

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from trl_ext.self_training.self_training_config import RENAMED
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer, newest_complete_checkpoint
-from trl_ext.trainer_kit.run_record import check_unchanged, read_record, run_record, write_record
+from trl_ext.trainer_kit.run_record import by_new_names, check_unchanged, read_record, run_record, write_record
 
 
 class SelfTrainingCheckpoints(ResumableTrainer):
@@ -48,7 +49,7 @@ class SelfTrainingCheckpoints(ResumableTrainer):
             )
         self.goes_on = before is not None
         if self.goes_on:
-            check_unchanged(before, now, call=call)
+            check_unchanged(by_new_names(before, RENAMED), now, call=call)
         elif self.accelerator.is_main_process:
             write_record(folder, now)
         self.accelerator.wait_for_everyone()

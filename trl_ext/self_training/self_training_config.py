@@ -6,11 +6,12 @@ from typing import Any
 from trl import SFTConfig
 
 from trl_ext.generation.protocol import Sampling
-from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless
+from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, take_renamed
 from trl_ext.trainer_kit.seeds import stable_seed
 
 SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
 SCORE_MAPS = ("none", "fixed", "running", "grow")
+RENAMED = {"kl_coef": "beta"}
 
 # Fields of SFTConfig that mean nothing here, and why. Their defaults are accepted, anything else is refused.
 MEANINGLESS = {
@@ -44,7 +45,7 @@ RANGES = {
     "temperature": (0.0, None, True),
     "generation_batch_size": (1, None, True),
     "prompts_per_part": (1, None, True),
-    "kl_coef": (0.0, None, True),
+    "beta": (0.0, None, True),
     "acceptance_ratio": (0.0, 1.0, False),
     "max_kept_per_prompt": (1, None, True),
     "importance_clip": (0.0, None, False),
@@ -136,9 +137,11 @@ class SelfTrainingConfig(SFTConfig):
         default="raise",
         metadata={"help": "A reward that is NaN or infinite: 'raise' names the row, 'drop' drops and counts it."},
     )
-    kl_coef: float = field(
+    beta: float = field(
         default=0.0,
-        metadata={"help": "λ of the ranking key: score − λ · (log π − log π at the run's beginning), per completion."},
+        metadata={
+            "help": "Price of KL in the ranking key: score − β · (log π − log π at the run's beginning), per completion."
+        },
     )
     score_map: str = field(
         default="none",
@@ -189,7 +192,11 @@ class SelfTrainingConfig(SFTConfig):
         metadata={"help": "RAFT++: ε of the clipped importance ratio to the policy that sampled. None: plain loss."},
     )
 
+    # Former names
+    kl_coef: float | None = field(default=None, metadata={"help": "Deprecated: the former name of `beta`."})
+
     def __post_init__(self):
+        take_renamed(self, RENAMED)
         self._resolve()
         optional = ("stage_batch_size", "improve_steps", "generation_batch_size", "acceptance_ratio")
         check_ranges(self, RANGES, optional=(*optional, "max_kept_per_prompt", "importance_clip"))

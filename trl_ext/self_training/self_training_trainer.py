@@ -120,7 +120,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             self.data_collator = partial(collate, pad_token_id=self.processing_class.pad_token_id)
         self.held_out_prompts = eval_dataset
         self.table = StageTable()
-        self.initial = trainable_weights(self.model) if args.kl_coef or args.restart_from_base else None
+        self.initial = trainable_weights(self.model) if args.beta or args.restart_from_base else None
         self._sampler = TransformersGenerator(batch_size=args.generation_batch_size)
         rewards = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
@@ -156,7 +156,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
     def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list) -> Grower:
         if not rewards:
             raise ValueError(f"{type(self).__name__}(reward_funcs=None): expected a reward, or a list of them.")
-        needs_log_probs = self.args.kl_coef or self.args.importance_clip is not None
+        needs_log_probs = self.args.beta or self.args.importance_clip is not None
         return Grower(
             args=self.args,
             schedule=self.schedule,
@@ -187,7 +187,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
     def _log_prob_columns(self, samples: list[Sample]) -> dict[str, list]:
         rows = [training_row(sample["prompt_ids"], sample["completion_ids"]) for sample in samples]
         log_probs = self._log_probs(rows)
-        if not self.args.kl_coef:
+        if not self.args.beta:
             return {"log_probs": log_probs}
         with exchanged(self.model, self.initial):
             initial = self._log_probs(rows)

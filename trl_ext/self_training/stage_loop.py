@@ -70,7 +70,7 @@ class StageLoop(SelfTrainingCheckpoints):
             set_weights(self.model, self.initial)
         if self.args.fresh_optimizer or self.args.restart_from_base:
             self.optimizer.state.clear()
-        passes = 2 if self.args.kl_coef else int(self.args.importance_clip is not None)
+        passes = 2 if self.args.beta else int(self.args.importance_clip is not None)
         self.table.cost += grow_cost(files, self.grower.generator.name, passes=passes)
         metrics = grow_metrics(files) | {"stage": stage}
         metrics |= {name: sum(values) / len(values) for name, values in self.grower.scorer.metrics.items()}

@@ -62,13 +62,13 @@ def select(samples: Scored, args: SelfTrainingConfig, *, bounds: tuple[float, fl
 
     Args:
         samples: All of the Grow's.
-        args: Its fields under "Selection", `kl_coef` and `num_generations`.
+        args: Its fields under "Selection", `beta` and `num_generations`.
         bounds: The scores that the map takes to 0 and 1; None for no map.
         seed: Of the random control.
     """
     keys = mapped_scores(samples.scores, bounds)
     if samples.kl is not None:
-        keys = keys - args.kl_coef * samples.kl
+        keys = keys - args.beta * samples.kl
     eligible, dropped = _eligible(samples, args)
     kept = np.zeros(len(keys), dtype=np.int32)
     chosen = np.flatnonzero(eligible)

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import warnings
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -64,3 +65,30 @@ def refuse_meaningless(config: Any, reasons: dict[str, str]) -> None:
             raise ValueError(
                 f"{type(config).__name__}({name}={getattr(config, name)!r}): {reason}. Leave it at {defaults[name]!r}."
             )
+
+
+def take_renamed(config: Any, names: dict[str, str]) -> None:
+    """Give fields what was given under their former names, which are then None again, with a FutureWarning each.
+
+    Called by `__post_init__`, so that the warning points at the line that makes the config.
+
+    Args:
+        config: A dataclass.
+        names: The fields' names by their former ones.
+
+    Raises:
+        ValueError: If both names were given.
+    """
+    defaults = defaults_of(config)
+    for former, name in names.items():
+        value = getattr(config, former)
+        if value is None:
+            continue
+        call = f"{type(config).__name__}({former}={value!r}"
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"{call}, {name}={getattr(config, name)!r}): `{former}` is the former name of `{name}`. Give `{name}` alone."
+            )
+        warnings.warn(f"{call}): `{former}` is now `{name}`. Write {name}={value!r}.", FutureWarning, stacklevel=4)
+        setattr(config, name, value)
+        setattr(config, former, None)

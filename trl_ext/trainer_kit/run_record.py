@@ -91,6 +91,13 @@ def read_record(output_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def by_new_names(record: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
+    """A record, which may be older than the names of its config's options; `renamed`: those names by the former ones."""
+    config = record.get("config", {})
+    older = {name: config[former] for former, name in renamed.items() if former in config and name not in config}
+    return record | {"config": {name: value for name, value in config.items() if name not in renamed} | older}
+
+
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, call: str) -> None:
     """Raise a ValueError that names the first differences between a folder's run and this one."""
     different = [
