@@ -75,7 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--stages", type=int, default=10, help="RAFT")
     add("--stage-prompts", type=int, default=2048, help="RAFT: prompts per stage")
     add("--samples", type=int, default=8, help="RAFT: completions per prompt")
-    add("--learning-rate", type=float, help="default: PPO 1e-5, RAFT 2e-5")
+    add("--learning-rate", type=float, help="default: PPO 1e-5, RAFT 2e-4")
     add("--save-steps", type=int, default=50)
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)

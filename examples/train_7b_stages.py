@@ -113,10 +113,9 @@ def ppo(base: SharedBase, options, folder: Path, plan: MemoryPlan | None):
 def raft(base: SharedBase, options, folder: Path, plan: MemoryPlan | None):
     """Go on from SFT's adapter."""
     prompts = prompts_of(base, options)
-    rate = {} if options.learning_rate is None else {"learning_rate": options.learning_rate}
     args = RAFTConfig(
         **common(options, folder, plan),
-        **rate,
+        learning_rate=options.learning_rate,
         num_stages=options.stages,
         stage_batch_size=min(options.stage_prompts, len(prompts)),
         num_generations=options.samples,

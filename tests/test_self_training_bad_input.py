@@ -77,7 +77,7 @@ def test_rest_config(changes, message):
 
 def test_papers_defaults():
     raft = config()
-    assert (raft.stage_batch_size, raft.num_generations, raft.temperature, raft.learning_rate) == (2048, 8, 1.0, 2e-5)
+    assert (raft.stage_batch_size, raft.num_generations, raft.temperature, raft.learning_rate) == (2048, 8, 1.0, None)
     assert raft.fresh_optimizer and not raft.drop_alike and config(importance_clip=0.2).drop_alike
     rest = config(ReSTConfig)
     assert rest.score_map == "fixed"

@@ -54,7 +54,7 @@ def _add_sampling(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--num-generations", type=int, default=8, metavar="K", help="completions per prompt (default: %(default)s)")
     text = "longest one, in tokens (default: %(default)s)"
-    add("--max-completion-length", type=int, default=128, metavar="TOKENS", help=text)
+    add("--max-completion-length", type=int, default=512, metavar="TOKENS", help=text)
     add("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="likeliest tokens of this joint share (default: %(default)s)")
     add("--top-k", type=int, default=0, help="so many of the likeliest tokens; 0: all (default: %(default)s)")

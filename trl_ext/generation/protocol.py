@@ -33,7 +33,7 @@ class Sampling:
     """
 
     num_generations: int = 8
-    max_completion_length: int = 128
+    max_completion_length: int = 512
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

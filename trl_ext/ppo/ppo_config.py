@@ -6,6 +6,7 @@ from trl import GRPOConfig
 
 from trl_ext.ppo.migration import OlderOptions
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, refuse_unused
+from trl_ext.trainer_kit.learning_rates import LearningRates
 
 
 class _OneGeneration(int):
@@ -45,6 +46,8 @@ MEANINGLESS = {
     "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
 }
 
+LEARNING_RATES = LearningRates(full=1e-6, adapter=1e-5)
+
 RANGES = {
     "gamma": (0.0, 1.0, False),
     "lam": (0.0, 1.0, True),
@@ -82,7 +85,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
 
     # Changed defaults
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the policy. None: 1e-5 with LoRA, 1e-6 in full."}
+        default=None, metadata={"help": "Peak learning rate of the policy. None: 1e-5 with an adapter, 1e-6 in full."}
     )
     num_generations: int | None = field(default=1, metadata={"help": "Completions sampled per prompt, 1 or more."})
     num_iterations: int = field(

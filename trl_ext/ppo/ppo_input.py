@@ -16,7 +16,7 @@ from transformers import (
 from trl import apply_chat_template, is_conversational
 from trl.trainer.utils import get_config_model_id
 
-from trl_ext.ppo.ppo_config import PPOConfig
+from trl_ext.ppo.ppo_config import LEARNING_RATES, PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.sequences.windows import check_windows, surely_fits
 from trl_ext.trainer_kit.adapters import loaded_bits
@@ -50,7 +50,7 @@ def checked_args(
         )
     if args.learning_rate is None:
         args = copy.copy(args)
-        args.learning_rate = 1e-5 if has_adapter else 1e-6
+        args.learning_rate = LEARNING_RATES.default(has_adapter=has_adapter)
     return args
 
 

@@ -50,7 +50,7 @@ from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.sequences.continuations import as_continuations
-from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.trainer_arguments import GRPOArguments
@@ -114,7 +114,7 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         reward_processing_classes=None,
         **others: Unpack[GRPOArguments],
     ):
-        has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
+        has_adapter = trains_adapter(model, others.get("peft_config"))
         args = checked_args(args, model, others, has_adapter=has_adapter)
         check_prompts(train_dataset, args)
         check_value_model(value_model, reward_funcs)

@@ -8,7 +8,9 @@ from trl import RewardConfig
 
 @dataclass
 class ImitationRewardConfig(RewardConfig):
-    """What imitation adds to TRL's `RewardConfig`, whose options keep their names and meaning.
+    """What imitation adds to TRL's `RewardConfig`, whose options keep their names, meaning and defaults.
+
+    So does `learning_rate`, which is TRL's 1e-4 whatever is trained: with `imitation_coef=0` the run is TRL's bit for bit.
 
     >>> ImitationRewardConfig("rm", imitation_coef=-1.0)
     Traceback (most recent call last):

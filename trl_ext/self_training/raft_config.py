@@ -17,7 +17,6 @@ class RAFTConfig(SelfTrainingConfig):
     The optimizer is fresh in each stage and the learning rate falls linearly within it, as in the paper.
     """
 
-    learning_rate: float = field(default=2e-5, metadata={"help": "At the beginning of each stage."})
     stage_batch_size: int | None = field(
         default=2048, metadata={"help": "Prompts b per stage. None: all prompts of the data set."}
     )

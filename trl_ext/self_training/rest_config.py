@@ -26,7 +26,6 @@ class ReSTConfig(SelfTrainingConfig):
     gives no value, so one half is our choice.
     """
 
-    learning_rate: float = field(default=2e-5, metadata={"help": "Of the first Improve of each stage."})
     num_stages: int = field(default=2, metadata={"help": "Grow steps G."})
     improve_lr_factor: float = field(
         default=0.5, metadata={"help": "Learning rate of an Improve as a multiple of the one before in its stage."}

@@ -1,5 +1,6 @@
 """Hyperparameters of sampling, selecting and fine-tuning on one's own samples."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,11 +8,13 @@ from trl import SFTConfig
 
 from trl_ext.generation.protocol import Sampling
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, take_renamed
+from trl_ext.trainer_kit.learning_rates import LearningRates
 from trl_ext.trainer_kit.seeds import stable_seed
 
 SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
 SCORE_MAPS = ("none", "fixed", "running", "grow")
 RENAMED = {"kl_coef": "beta"}
+LEARNING_RATES = LearningRates(full=2e-5, adapter=2e-4)
 
 # Fields of SFTConfig that mean nothing here, and why. Their defaults are accepted, anything else is refused.
 MEANINGLESS = {
@@ -64,6 +67,10 @@ class SelfTrainingConfig(SFTConfig):
     """
 
     # Changed defaults
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate of a stage's first Improve. None: 2e-4 with an adapter, 2e-5 in full."},
+    )
     max_length: int | None = field(default=None, metadata={"help": "Fixed: a sequence is as long as it was sampled."})
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Fixed: the loss runs over completions only."}
@@ -108,7 +115,9 @@ class SelfTrainingConfig(SFTConfig):
 
     # Sampling
     num_generations: int = field(default=8, metadata={"help": "Completions K per prompt."})
-    max_completion_length: int = field(default=128, metadata={"help": "Longest completion in tokens."})
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Longest completion in tokens. None: 512, as in GRPO and PPO."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Of sampling; 0 takes the likeliest token."})
     top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this joint share."})
     top_k: int = field(default=0, metadata={"help": "Sample from so many of the likeliest tokens. 0: from all."})
@@ -197,6 +206,8 @@ class SelfTrainingConfig(SFTConfig):
 
     def __post_init__(self):
         take_renamed(self, RENAMED)
+        if self.max_completion_length is None:
+            self._take_default_length()
         self._resolve()
         optional = ("stage_batch_size", "improve_steps", "generation_batch_size", "acceptance_ratio")
         check_ranges(self, RANGES, optional=(*optional, "max_kept_per_prompt", "importance_clip"))
@@ -207,6 +218,15 @@ class SelfTrainingConfig(SFTConfig):
         refuse_meaningless(self, MEANINGLESS)
         self._check_loss()
         self._check_evaluation()
+
+    def _take_default_length(self) -> None:
+        self.max_completion_length = Sampling.max_completion_length
+        warnings.warn(
+            f"{type(self).__name__}(max_completion_length=None): it is now {self.max_completion_length}, as in GRPO and PPO, "
+            "and was 128. Give it, to choose.",
+            FutureWarning,
+            stacklevel=4,
+        )
 
     def _resolve(self) -> None:
         """Give values to what follows from other fields."""

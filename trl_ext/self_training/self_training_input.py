@@ -1,6 +1,7 @@
 """Checks of what a self-training trainer is given to start from, made before any token is sampled."""
 
 import copy
+import warnings
 
 from datasets import Dataset
 from peft import PeftModel
@@ -9,9 +10,10 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Policy
 from trl_ext.self_training.schedule import Schedule
-from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.self_training.self_training_config import LEARNING_RATES, SelfTrainingConfig
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.windows import check_windows, surely_fits
+from trl_ext.trainer_kit.adapters import trains_adapter
 
 
 def checked_args(
@@ -53,12 +55,26 @@ def checked_args(
         )
     args = copy.copy(args)
     args.num_train_epochs = float(args.improves)  # an epoch of Trainer is an Improve
+    if args.learning_rate is None:
+        args.learning_rate = _default_rate(trains_adapter(model, others.get("peft_config")), trainer)
     if args.deepspeed or args.fsdp:
         raise ValueError(
             f"{trainer} runs on one device or with data parallelism; DeepSpeed and FSDP shard the model that is "
             "sampled from. Launch it without them."
         )
     return args
+
+
+def _default_rate(has_adapter: bool, trainer: str) -> float:
+    rate = LEARNING_RATES.default(has_adapter=has_adapter)
+    if has_adapter:
+        warnings.warn(
+            f"{trainer}, learning_rate=None: with an adapter it is now {rate}, and was {LEARNING_RATES.full}. Give it, to "
+            "choose.",
+            FutureWarning,
+            stacklevel=4,
+        )
+    return rate
 
 
 def check_dataset(dataset: Dataset | None, *, trainer: str, name: str = "train_dataset") -> None:

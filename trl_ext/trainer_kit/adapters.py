@@ -1,9 +1,14 @@
 """Adapters beside TRL: taken as they are, and kept in full precision."""
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+
+def trains_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> bool:
+    """Whether a trainer that is given these trains an adapter, rather than all weights."""
+    return peft_config is not None or isinstance(model, PeftModel)
 
 
 def adapter_tensors(model: str | PreTrainedModel | PeftModel, *, trainer: str) -> dict[str, Tensor]:
