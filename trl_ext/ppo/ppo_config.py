@@ -6,6 +6,7 @@ from trl import GRPOConfig
 
 from trl_ext.ppo.migration import OlderOptions
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, refuse_unused
+from trl_ext.trainer_kit.config_docs import documented
 from trl_ext.trainer_kit.learning_rates import LearningRates
 
 
@@ -71,6 +72,7 @@ RANGES = {
 }
 
 
+@documented
 @dataclass
 class PPOConfig(OlderOptions, GRPOConfig):
     """What PPO adds to GRPO: a critic, advantages per token instead of per group, and KL in the reward.
@@ -83,9 +85,12 @@ class PPOConfig(OlderOptions, GRPOConfig):
         ValueError: For a value out of its range, or an option of GRPO that PPO gives no meaning.
     """
 
-    # Changed defaults
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the policy. None: 1e-5 with an adapter, 1e-6 in full."}
+        default=None,
+        metadata={
+            "group": "the training, with other defaults than GRPO's",
+            "help": "Peak learning rate of the policy. None: 1e-5 with an adapter, 1e-6 in full.",
+        },
     )
     num_generations: int | None = field(default=1, metadata={"help": "Completions sampled per prompt, 1 or more."})
     num_iterations: int = field(
@@ -100,10 +105,12 @@ class PPOConfig(OlderOptions, GRPOConfig):
     )
     scale_rewards: str = field(default="none", metadata={"help": "Fixed: PPO has no groups. See `score_scaling`."})
 
-    # Reward
     beta: float = field(
         default=0.05,
-        metadata={"help": "Price of one nat of KL to the reference, in units of (scaled) score. 0: free."},
+        metadata={
+            "group": "the reward",
+            "help": "Price of one nat of KL to the reference, in units of (scaled) score. 0: free.",
+        },
     )
     kl_estimator: str = field(
         default="k1", metadata={"help": "'k1': log-ratio, unbiased. 'k3': never negative, lower variance."}
@@ -141,22 +148,24 @@ class PPOConfig(OlderOptions, GRPOConfig):
         metadata={"help": "Largest scaled score, in deviations; needs `score_scaling`. Larger: outliers weigh more."},
     )
 
-    # Advantages
     gamma: float = field(
         default=1.0,
-        metadata={"help": "Discount per token, in (0, 1]. Smaller: the score counts less, the further from the end."},
+        metadata={
+            "group": "the advantages",
+            "help": "Discount per token, in (0, 1]. Smaller: the score counts less, the further from the end.",
+        },
     )
     lam: float = field(default=0.95, metadata={"help": "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return."})
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each batch of rollouts."}
     )
 
-    # Epochs over a rollout
     max_policy_kl: float | None = field(
         default=None,
         metadata={
+            "group": "when a rollout's epochs end, and the run",
             "help": "End a rollout's epochs when the mean KL to the policy that sampled passes this, in nats per token. "
-            "Smaller: sooner; 0: after the second step, whose pass is the first to see any; None: never."
+            "Smaller: sooner; 0: after the second step, whose pass is the first to see any; None: never.",
         },
     )
     stop_on_collapse: bool = field(
@@ -166,22 +175,22 @@ class PPOConfig(OlderOptions, GRPOConfig):
         },
     )
 
-    # Text
     ptx_coef: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the mean NLL per token of `ptx_dataset` in the loss. Larger: forgets less; 0: none."
+            "group": "the text that is learned beside",
+            "help": "Weight of the mean NLL per token of `ptx_dataset` in the loss. Larger: forgets less; 0: none.",
         },
     )
     ptx_max_length: int = field(
         default=512, metadata={"help": "Longest row of `ptx_dataset`, in tokens; cut at its end."}
     )
 
-    # Critic
     value_clip: float = field(
         default=0.2,
         metadata={
-            "help": "Largest trusted move of a value, in units of return, above 0. Larger: the critic follows faster."
+            "group": "the critic",
+            "help": "Largest trusted move of a value, in units of return, above 0. Larger: the critic follows faster.",
         },
     )
     value_coef: float = field(

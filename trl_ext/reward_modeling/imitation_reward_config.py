@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+from trl_ext.trainer_kit.config_docs import documented
 
+
+@documented
 @dataclass
 class ImitationRewardConfig(RewardConfig):
     """What imitation adds to TRL's `RewardConfig`, whose options keep their names, meaning and defaults.
@@ -21,8 +24,9 @@ class ImitationRewardConfig(RewardConfig):
     imitation_coef: float = field(
         default=0.1,
         metadata={
+            "group": "the imitation",
             "help": "Weight of the imitation term, at least 0: larger keeps the trunk closer to predicting the chosen "
-            "completions; 0 is TRL's RewardTrainer exactly."
+            "completions; 0 is TRL's RewardTrainer exactly.",
         },
     )
     imitation_head: str | None = field(

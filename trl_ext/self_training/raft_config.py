@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.trainer_kit.config_docs import documented
 
 
+@documented
 @dataclass
 class RAFTConfig(SelfTrainingConfig):
     """RAFT (arXiv:2304.06767): per stage, K samples of each of b prompts, the best kept, the policy fine-tuned on them.
@@ -14,11 +16,13 @@ class RAFTConfig(SelfTrainingConfig):
         RAFTConfig(beta=0.01)                                   # λ: the ranking key charges for leaving the start
         RAFTConfig(importance_clip=0.2)                         # RAFT++ (arXiv:2504.11343)
 
-    The optimizer is fresh in each stage and the learning rate falls linearly within it, as in the paper.
+    The optimizer is fresh in each stage and the learning rate falls linearly within it, as in the paper. All
+    other options are `SelfTrainingConfig`'s.
     """
 
     stage_batch_size: int | None = field(
-        default=2048, metadata={"help": "Prompts b per stage. None: all prompts of the data set."}
+        default=2048,
+        metadata={"group": "the stages", "help": "Prompts b per stage. None: all prompts of the data set."},
     )
     level_stages: int = field(
         default=3, metadata={"help": "End the run when the mean score has not risen for so many stages. 0: never."}

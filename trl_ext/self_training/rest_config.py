@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.trainer_kit.config_docs import documented
 
 # What is None in ReSTConfig becomes: in ReST (arXiv:2308.08998), in ReST^EM (arXiv:2312.06585).
 DEFAULTS = {
@@ -15,6 +16,7 @@ DEFAULTS = {
 }
 
 
+@documented
 @dataclass
 class ReSTConfig(SelfTrainingConfig):
     """ReST (arXiv:2308.08998): one Grow, then Improves on what scores above rising thresholds, then the next Grow.
@@ -23,15 +25,19 @@ class ReSTConfig(SelfTrainingConfig):
         ReSTConfig(restart_from_base=True)   # ReST^EM: scores 0 or 1, every Improve from the base, no human data
 
     The learning rate falls by `improve_lr_factor` from one Improve of a stage to the next: the paper says "lower" and
-    gives no value, so one half is our choice.
+    gives no value, so one half is our choice. All other options are `SelfTrainingConfig`'s.
     """
 
-    num_stages: int = field(default=2, metadata={"help": "Grow steps G."})
+    num_stages: int = field(default=2, metadata={"group": "the stages", "help": "Grow steps G."})
     improve_lr_factor: float = field(
         default=0.5, metadata={"help": "Learning rate of an Improve as a multiple of the one before in its stage."}
     )
     selection: str = field(
-        default="threshold", metadata={"help": "'threshold', or 'percentile' or 'interpolation' of a prompt's scores."}
+        default="threshold",
+        metadata={
+            "group": "the selection",
+            "help": "'threshold', or 'percentile' or 'interpolation' of a prompt's scores.",
+        },
     )
     score_map: str | None = field(
         default=None,
@@ -43,16 +49,18 @@ class ReSTConfig(SelfTrainingConfig):
     thresholds: list[float] | None = field(
         default=None, metadata={"help": "τ of each Improve. None: 0, .7, .8, .9, .95, .99; ReST^EM: 0."}
     )
-    temperature: float | None = field(default=None, metadata={"help": "Of sampling. None: 0.8; ReST^EM: 0.7."})
-    top_k: int | None = field(default=None, metadata={"help": "None: all tokens; ReST^EM: 40."})
-    num_generations: int | None = field(
-        default=None, metadata={"help": "Completions per prompt. None: 8; ReST^EM: 32."}
-    )
     max_kept_per_prompt: int | None = field(
         default=None, metadata={"help": "Most completions kept per prompt. None: all; ReST^EM: 10."}
     )
     mix_dataset: bool | None = field(
         default=None, metadata={"help": "Mix in the data set's completions. None: if it has any; ReST^EM: no."}
+    )
+    temperature: float | None = field(
+        default=None, metadata={"group": "the sampling", "help": "Of sampling. None: 0.8; ReST^EM: 0.7."}
+    )
+    top_k: int | None = field(default=None, metadata={"help": "None: all tokens; ReST^EM: 40."})
+    num_generations: int | None = field(
+        default=None, metadata={"help": "Completions per prompt. None: 8; ReST^EM: 32."}
     )
 
     def _resolve(self) -> None:

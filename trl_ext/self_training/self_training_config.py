@@ -8,6 +8,7 @@ from trl import SFTConfig
 
 from trl_ext.generation.protocol import Sampling
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, take_renamed
+from trl_ext.trainer_kit.config_docs import documented
 from trl_ext.trainer_kit.learning_rates import LearningRates
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -55,6 +56,7 @@ RANGES = {
 }
 
 
+@documented
 @dataclass
 class SelfTrainingConfig(SFTConfig):
     """A run of stages: each samples completions (Grow), selects among them, and fine-tunes on those (Improve).
@@ -66,10 +68,12 @@ class SelfTrainingConfig(SFTConfig):
         ValueError: For a value out of its range, or an option of SFT that has no meaning here.
     """
 
-    # Changed defaults
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Peak learning rate of a stage's first Improve. None: 2e-4 with an adapter, 2e-5 in full."},
+        metadata={
+            "group": "the fine-tuning",
+            "help": "Peak learning rate of a stage's first Improve. None: 2e-4 with an adapter, 2e-5 in full.",
+        },
     )
     max_length: int | None = field(default=None, metadata={"help": "Fixed: a sequence is as long as it was sampled."})
     completion_only_loss: bool | None = field(
@@ -80,8 +84,7 @@ class SelfTrainingConfig(SFTConfig):
         default="linear", metadata={"help": "How the learning rate falls within each Improve."}
     )
 
-    # Stages
-    num_stages: int = field(default=10, metadata={"help": "Stages, i.e. Grow steps, at most."})
+    num_stages: int = field(default=10, metadata={"group": "the stages", "help": "Stages, i.e. Grow steps, at most."})
     stage_batch_size: int | None = field(
         default=None, metadata={"help": "Prompts b per Grow. None: all prompts of the data set."}
     )
@@ -113,8 +116,7 @@ class SelfTrainingConfig(SFTConfig):
         metadata={"help": "End the run when the mean score has not risen for so many stages. 0: never."},
     )
 
-    # Sampling
-    num_generations: int = field(default=8, metadata={"help": "Completions K per prompt."})
+    num_generations: int = field(default=8, metadata={"group": "the sampling", "help": "Completions K per prompt."})
     max_completion_length: int | None = field(
         default=None, metadata={"help": "Longest completion in tokens. None: 512, as in GRPO and PPO."}
     )
@@ -138,9 +140,9 @@ class SelfTrainingConfig(SFTConfig):
         default=None, metadata={"help": "Passed on to the chat template of conversational prompts."}
     )
 
-    # Scores
     reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One per reward function. None: 1 each. 0: watched, not counted."}
+        default=None,
+        metadata={"group": "the scores", "help": "One per reward function. None: 1 each. 0: watched, not counted."},
     )
     invalid_scores: str = field(
         default="raise",
@@ -152,6 +154,7 @@ class SelfTrainingConfig(SFTConfig):
             "help": "Price of KL in the ranking key: score − β · (log π − log π at the run's beginning), per completion."
         },
     )
+    kl_coef: float | None = field(default=None, metadata={"help": "Deprecated: the former name of `beta`."})
     score_map: str = field(
         default="none",
         metadata={
@@ -162,12 +165,12 @@ class SelfTrainingConfig(SFTConfig):
         default_factory=lambda: [0.0, 1.0], metadata={"help": "The scores that the map 'fixed' takes to 0 and to 1."}
     )
 
-    # Selection
     selection: str = field(
         default="local",
         metadata={
+            "group": "the selection",
             "help": "'local': best per prompt. 'global': best of the stage. 'threshold': above fixed values. "
-            "'percentile', 'interpolation': of each prompt's scores."
+            "'percentile', 'interpolation': of each prompt's scores.",
         },
     )
     acceptance_ratio: float | None = field(
@@ -195,14 +198,13 @@ class SelfTrainingConfig(SFTConfig):
         default=False, metadata={"help": "Score and select the data set's own `completion` column too."}
     )
 
-    # Loss
     importance_clip: float | None = field(
         default=None,
-        metadata={"help": "RAFT++: ε of the clipped importance ratio to the policy that sampled. None: plain loss."},
+        metadata={
+            "group": "the loss",
+            "help": "RAFT++: ε of the clipped importance ratio to the policy that sampled. None: plain loss.",
+        },
     )
-
-    # Former names
-    kl_coef: float | None = field(default=None, metadata={"help": "Deprecated: the former name of `beta`."})
 
     def __post_init__(self):
         take_renamed(self, RENAMED)
