@@ -13,9 +13,8 @@ from trl_ext.cli.generate_policy import make_generator, make_policy
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.cli.prompt_files import read_prompts
-from trl_ext.generation.parts import make_parts, sample_missing
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
-from trl_ext.generation.sample_files import SampleFiles
+from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow_parts import with_scores

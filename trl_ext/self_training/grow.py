@@ -11,9 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from trl_ext.generation.parts import make_parts, sample_missing
 from trl_ext.generation.protocol import Generator, Part, Policy
-from trl_ext.generation.sample_files import sample_schema
+from trl_ext.generation.sample_files import make_parts, sample_missing, sample_schema
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_parts import DATASET, finish, selection_columns, with_scores
