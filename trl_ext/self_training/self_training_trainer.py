@@ -17,10 +17,11 @@ from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import Scorer
-from trl_ext.self_training.grow import Grower
+from trl_ext.self_training.grow import Grower, schedule_of
+from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
 from trl_ext.self_training.importance import clipped_positive_loss
 from trl_ext.self_training.improve_rows import ImproveRows
-from trl_ext.self_training.schedule import Schedule, per_improve, steps_per_improve
+from trl_ext.self_training.schedule import per_improve
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.self_training.self_training_input import (
     check_dataset,
@@ -33,16 +34,14 @@ from trl_ext.self_training.self_training_input import (
 from trl_ext.self_training.stage_callback import StageCallback
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import StageTable
-from trl_ext.self_training.weights import exchanged, trainable_weights
-from trl_ext.sequences.log_probs import completion_log_probs, label_log_probs
-from trl_ext.sequences.samples import Sample
-from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
+from trl_ext.self_training.weights import trainable_weights
+from trl_ext.sequences.log_probs import label_log_probs
+from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.run_record import model_fingerprint
 
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
-PLACEHOLDER: TrainingRow = {"input_ids": [0, 0], "labels": [IGNORED, 0]}
 
 
 class SelfTrainingTrainer(StageLoop, SFTTrainer):
@@ -107,12 +106,12 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             model=model,
             args=args,
             train_dataset=Dataset.from_list([PLACEHOLDER]),
-            eval_dataset=_references(eval_dataset, args),
+            eval_dataset=references(eval_dataset, args),
             **others,
         )
         check_model(self.model, self.processing_class, trainer=name)
         keep_adapters_in_fp32(self.model, adapters)
-        self.schedule = self._make_schedule(len(train_dataset))
+        self.schedule = schedule_of(args, len(train_dataset))
         self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
         if args.importance_clip is not None:
             self.data_collator = partial(collate, pad_token_id=self.processing_class.pad_token_id)
@@ -134,27 +133,9 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         self.add_callback(self.memory)
         self.add_callback(StageCallback(self))
 
-    def _make_schedule(self, prompts: int) -> Schedule:
-        args = self.args
-        stage_batch_size = min(args.stage_batch_size or prompts, prompts)
-        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = args.improve_steps or steps_per_improve(
-            stage_batch_size, epochs=args.improve_epochs, rows_per_step=rows_per_step
-        )
-        return Schedule(
-            prompts=prompts,
-            stage_batch_size=stage_batch_size,
-            num_stages=args.num_stages,
-            improves_per_stage=args.improves_per_stage,
-            steps_per_improve=steps,
-            rows_per_step=rows_per_step,
-            seed=args.seed,
-        )
-
     def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list) -> Grower:
         if not rewards:
             raise ValueError(f"{type(self).__name__}(reward_funcs=None): expected a reward, or a list of them.")
-        needs_log_probs = self.args.kl_coef or self.args.importance_clip is not None
         return Grower(
             args=self.args,
             schedule=self.schedule,
@@ -163,7 +144,8 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             generator=generator,
             scorer=Scorer(rewards, self.args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
             accelerator=self.accelerator,
-            log_probs=self._log_prob_columns if needs_log_probs else None,
+            initial=self.initial,
+            precision=self.compute_loss_context_manager,
             say=self._say,
             enter=self.memory.enter,
         )
@@ -178,27 +160,6 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             batch=self.args.generation_batch_size or SAMPLED_AT_ONCE,
             rewards=self.grower.scorer.rewards,
             num_generations=self.args.num_generations,
-        )
-
-    # Samples
-
-    def _log_prob_columns(self, samples: list[Sample]) -> dict[str, list]:
-        rows = [training_row(sample["prompt_ids"], sample["completion_ids"]) for sample in samples]
-        log_probs = self._log_probs(rows)
-        if not self.args.kl_coef:
-            return {"log_probs": log_probs}
-        with exchanged(self.model, self.initial):
-            initial = self._log_probs(rows)
-        kl = [sum(now) - sum(then) for now, then in zip(log_probs, initial, strict=True)]
-        return {"log_probs": log_probs, "initial_log_probs": initial, "kl": kl}
-
-    def _log_probs(self, rows: list[TrainingRow]) -> list[list[float]]:
-        return completion_log_probs(
-            self.model,
-            rows,
-            pad_token_id=self.processing_class.pad_token_id,
-            batch_size=self.args.per_device_eval_batch_size,
-            device=self.accelerator.device,
         )
 
     # SFTTrainer's seams
@@ -244,7 +205,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             return super().evaluate(None, *args, **kwargs)
         check_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)
         with replaced(self, held_out_prompts=eval_dataset):
-            return super().evaluate(_references(eval_dataset, self.args), *args, **kwargs)
+            return super().evaluate(references(eval_dataset, self.args), *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -254,8 +215,7 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             self._metrics["eval"].clear()
         elif loss is not None:
             output.metrics[f"{metric_key_prefix}_perplexity"] = float(torch.tensor(loss).exp())
-        with self.compute_loss_context_manager():
-            held_out = self.grower.held_out(self.held_out_prompts, self._sampler)
+        held_out = held_out_scores(self.held_out_prompts, self.grower, self._sampler)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in held_out.items()})
         return output
 
@@ -270,15 +230,3 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.set_description(text)
-
-
-def _references(dataset: Dataset | None, args: SelfTrainingConfig) -> Dataset | None:
-    """What SFTTrainer evaluates: reference answers where there are any, else a row that stands for them."""
-    if dataset is None:
-        return None
-    if "completion" not in dataset.column_names:
-        return Dataset.from_list([PLACEHOLDER])
-    references = dataset.select_columns(["prompt", "completion"])
-    if args.chat_template_kwargs:
-        references = references.add_column("chat_template_kwargs", [args.chat_template_kwargs] * len(references))
-    return references

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from trl_ext.self_training.grow_files import GrowFiles
-from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
+from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_texts, mean_score, nothing_kept
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.run_state import SelfTrainingCheckpoints
 from trl_ext.self_training.stage_table import ImproveEntry
@@ -36,7 +36,7 @@ class StageLoop(SelfTrainingCheckpoints):
         if self.initial is None:
             return
         if self.goes_on and path.is_file():
-            self.initial = load_weights(path)
+            self.initial = self.grower.initial = load_weights(path)
         elif self.accelerator.is_main_process:
             save_weights(path, self.initial)
         self.accelerator.wait_for_everyone()
@@ -52,13 +52,10 @@ class StageLoop(SelfTrainingCheckpoints):
         if self.ended:  # the run that is gone on with has ended here
             self.control.should_training_stop = True
             return
-        with self.compute_loss_context_manager():
-            files = self.grower.grow(stage)
-        self.memory.enter("train")
-        self.accelerator.wait_for_everyone()
+        files = self.grower.grow(stage)
         if is_new and i == 0:
             self._begin_stage(stage, files)
-        samples = kept_samples(files, i)
+        samples = files.kept_samples(i)
         if is_new:
             passes = self.schedule.rows_per_improve / len(samples) if samples else 0.0
             self.table.improves.append(ImproveEntry(improve, stage, step, len(samples), passes))
@@ -84,7 +81,8 @@ class StageLoop(SelfTrainingCheckpoints):
     def _set_rows(self, files: GrowFiles, samples: list[Sample], improve: int, i: int) -> None:
         stage = f"stage {improve // self.schedule.improves_per_stage + 1}/{self.args.num_stages}"
         if not samples and i == 0:
-            raise ValueError(self._nothing_kept(files))
+            call = f"{type(self).__name__}, selection={self.args.selection!r}, thresholds={self.args.thresholds}"
+            raise ValueError(f"{call}: {nothing_kept(files)}")
         if not samples:
             self.skipping = True
             self._say(f"{stage}: nothing is above threshold {self.args.thresholds[i]}")
@@ -98,18 +96,6 @@ class StageLoop(SelfTrainingCheckpoints):
         if self.args.importance_clip is not None:
             row["old_log_probs"] = sample["log_probs"]
         return row
-
-    def _nothing_kept(self, files: GrowFiles) -> str:
-        metrics = grow_metrics(files)
-        counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored", "alike")}
-        highest = metrics.get("grow/score_max")
-        return (
-            f"{type(self).__name__}, selection={self.args.selection!r}, thresholds={self.args.thresholds}: nothing of "
-            f"{files.finished.name} is kept. The highest score seen is {highest if highest is None else f'{highest:g}'}"
-            f"; left out beforehand: {counts}. The Grow stays: lower the thresholds (or change score_map), or raise "
-            "max_completion_length where most is truncated (drop_alike leaves out what is 'alike'), and start in another output_dir with "
-            f"generator=FileGenerator({str(files.finished)!r})."
-        )
 
     def end_step(self) -> None:
         """Count what a step has cost; leave an Improve that has nothing to learn from."""
