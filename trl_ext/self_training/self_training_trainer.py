@@ -19,7 +19,7 @@ from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow import Grower, schedule_of
 from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
-from trl_ext.self_training.importance import clipped_positive_loss
+from trl_ext.self_training.importance import importance_loss
 from trl_ext.self_training.improve_rows import ImproveRows
 from trl_ext.self_training.schedule import per_improve
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
@@ -35,7 +35,6 @@ from trl_ext.self_training.stage_callback import StageCallback
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import StageTable
 from trl_ext.self_training.weights import trainable_weights
-from trl_ext.sequences.log_probs import label_log_probs
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.overrides import replaced
@@ -186,19 +185,13 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "old_log_probs" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        log_probs, old = label_log_probs(model, inputs), inputs["old_log_probs"]
-        own = inputs["labels"] != IGNORED
-        with torch.no_grad():
-            ratio = (log_probs - old).exp()[own]
-            self._metrics["train"]["ratio"].append(ratio.mean().item())
-            clipped = (ratio > 1 + self.args.importance_clip).float().mean().item()
-            self._metrics["train"]["clip_ratio"].append(clipped)
-        loss = clipped_positive_loss(log_probs, old, clip=self.args.importance_clip)
-        tokens = own.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss.masked_fill(~own, 0.0).sum() / tokens
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
-        return loss
+        loss, metrics = importance_loss(model, inputs, clip=self.args.importance_clip)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        if num_items_in_batch is None:
+            return loss / (inputs["labels"] != IGNORED).sum()
+        mean_over_processes = self.args.average_tokens_across_devices  # which DDP takes of the gradients
+        return loss / num_items_in_batch * (self.accelerator.num_processes if mean_over_processes else 1)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         if eval_dataset is None:
