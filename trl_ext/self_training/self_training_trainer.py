@@ -1,5 +1,6 @@
 """Sample, score, select, fine-tune: RAFT's and ReST's one loop, on top of TRL's SFT."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from trl_ext.self_training.grow import Grower, schedule_of
 from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
 from trl_ext.self_training.importance import importance_loss
 from trl_ext.self_training.improve_rows import ImproveRows
+from trl_ext.self_training.run_folder import RunFolder
 from trl_ext.self_training.schedule import per_improve
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.self_training.self_training_input import (
@@ -31,27 +33,29 @@ from trl_ext.self_training.self_training_input import (
     check_prompt_lengths,
     checked_args,
 )
-from trl_ext.self_training.stage_callback import StageCallback
 from trl_ext.self_training.stage_loop import StageLoop
-from trl_ext.self_training.stage_table import StageTable
+from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.run_record import model_fingerprint
 
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
-class SelfTrainingTrainer(StageLoop, SFTTrainer):
+class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
     """Fine-tunes a policy on the best of its own samples, stage by stage.
 
         for each stage:   Grow      K completions of each of b prompts, scored; on disk as grow-000.parquet, …
                           Improve   fine-tune on what a selection keeps; once or several times, with rising thresholds
 
+    Where everything is kept (K = 1, or a threshold below every score) it is TRL's SFT on the policy's own samples.
+
     One epoch of TRL's SFTTrainer is one Improve, of a length that is fixed before the run; the loss runs over the
     completion's tokens, as they were sampled. A few methods are overridden, each of which calls its parent:
 
+        train, _save_…, _load_optimizer_and_scheduler    a folder belongs to one run; checkpoints hold the stage table
         create_scheduler                    let the learning rate fall within each Improve
         _get_train_sampler                  read the rows in the order that the Improve has drawn
         _set_signature_columns_if_needed    let RAFT++'s old log-probabilities reach the loss
@@ -59,8 +63,8 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         evaluate, evaluation_loop           score samples of held-out prompts
         log                                 add the stage and what the run has cost
 
-    `StageLoop` has what happens between the steps; `SelfTrainingCheckpoints` adds the stage table to what Trainer saves
-    and loads.
+    Its parts: `grower` samples, scores and selects; `loop` is a callback, for what happens between the steps; `table`
+    says what each Improve did; `run_folder` knows whose the folder is.
 
     Args:
         model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter.
@@ -110,40 +114,41 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         )
         check_model(self.model, self.processing_class, trainer=name)
         keep_adapters_in_fp32(self.model, adapters)
-        self.schedule = schedule_of(args, len(train_dataset))
-        self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
-        if args.importance_clip is not None:
-            self.data_collator = partial(collate, pad_token_id=self.processing_class.pad_token_id)
-        self.held_out_prompts = eval_dataset
-        self.table = StageTable()
-        self.initial = trainable_weights(self.model) if args.kl_coef or args.restart_from_base else None
-        self._sampler = TransformersGenerator(batch_size=args.generation_batch_size)
         rewards = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
-        self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
-        self.grower = self._make_grower(train_dataset, generator or self._sampler, rewards)
-        check_options(self.args, self.schedule, self.grower.generator, trainer=name)
+        self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
+        self.held_out_prompts = eval_dataset
+        self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
+        self.grower = self._make_grower(train_dataset, generator or self.sampler, rewards)
+        check_options(self.args, self.grower.schedule, self.grower.generator, trainer=name)
         for which, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_prompt_lengths(
                 dataset, self.grower.policy, room=args.max_completion_length, trainer=name, name=which
             )
-        self.fingerprint = model_fingerprint(self.model)
+        self.schedule, self.table = self.grower.schedule, StageTable()
+        self.run_folder = RunFolder(self.grower, name)
+        self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
+        if args.importance_clip is not None:
+            self.data_collator = partial(collate, pad_token_id=self.processing_class.pad_token_id)
+        self.loop = StageLoop(self.grower, self.train_dataset, self.table, self.log, self._pass_over, name)
         self.add_callback(self.memory)
-        self.add_callback(StageCallback(self))
+        self.add_callback(self.loop)
 
-    def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list) -> Grower:
+    def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list[Callable]) -> Grower:
         if not rewards:
             raise ValueError(f"{type(self).__name__}(reward_funcs=None): expected a reward, or a list of them.")
+        args = self.args
+        returns = args.kl_coef or args.restart_from_base
         return Grower(
-            args=self.args,
-            schedule=self.schedule,
+            args=args,
+            schedule=schedule_of(args, len(dataset)),
             dataset=dataset,
-            policy=Policy(self.model, self.processing_class, self.args.chat_template_kwargs or {}),
+            policy=Policy(self.model, self.processing_class, args.chat_template_kwargs or {}),
             generator=generator,
-            scorer=Scorer(rewards, self.args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
+            scorer=Scorer(rewards, args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
             accelerator=self.accelerator,
-            initial=self.initial,
+            initial=trainable_weights(self.model) if returns else None,
             precision=self.compute_loss_context_manager,
             say=self._say,
             enter=self.memory.enter,
@@ -161,7 +166,37 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             num_generations=self.args.num_generations,
         )
 
-    # SFTTrainer's seams
+    # A run, its folder and its checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """A whole run: all stages.
+
+        Args:
+            resume_from_checkpoint: True goes on with whatever of this run is in `output_dir`: from its newest complete
+                checkpoint if there is one, and with all that was sampled and scored; where there is nothing yet, it
+                begins. So a script that may be killed can always pass True. Or the path of one of its checkpoints.
+
+        Raises:
+            ValueError: If the folder holds another run.
+        """
+        self.table.clear()
+        resume = self.run_folder.open(resume_from_checkpoint, has_trained=self.loop.has_trained)
+        return super().train(resume_from_checkpoint=resume, **kwargs)
+
+    def _checkpoint_files(self):
+        return (TABLE,)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.accelerator.is_main_process:
+            self.table.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is not None:
+            self.table.load(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    # An Improve, as an epoch of SFTTrainer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(self.schedule.steps_per_improve, optimizer)
@@ -193,6 +228,8 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         mean_over_processes = self.args.average_tokens_across_devices  # which DDP takes of the gradients
         return loss / num_items_in_batch * (self.accelerator.num_processes if mean_over_processes else 1)
 
+    # Held-out prompts
+
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
@@ -208,9 +245,11 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             self._metrics["eval"].clear()
         elif loss is not None:
             output.metrics[f"{metric_key_prefix}_perplexity"] = float(torch.tensor(loss).exp())
-        held_out = held_out_scores(self.held_out_prompts, self.grower, self._sampler)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in held_out.items()})
+        scores = held_out_scores(self.held_out_prompts, self.grower, self.sampler)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         return output
+
+    # What is said
 
     def log(self, logs, start_time=None):
         if self.is_in_train and self.table.improves:
@@ -223,3 +262,6 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.set_description(text)
+
+    def _pass_over(self, steps: int) -> None:
+        self._globalstep_last_logged += steps  # the mean loss is over steps that were made
