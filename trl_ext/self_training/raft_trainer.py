@@ -4,7 +4,7 @@ from trl_ext.self_training.raft_config import RAFTConfig
 from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
 
 
-class RAFTTrainer(SelfTrainingTrainer):
+class RAFTTrainer(SelfTrainingTrainer[RAFTConfig]):
     """RAFT, reward ranked fine-tuning (Dong et al., 2023, arXiv:2304.06767).
 
         stage t:  for each of b prompts x: y* = argmax over K samples y ~ π_t of  r(x, y) − λ · log π_t(y|x) / π_0(y|x)

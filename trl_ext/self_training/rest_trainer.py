@@ -4,7 +4,7 @@ from trl_ext.self_training.rest_config import ReSTConfig
 from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
 
 
-class ReSTTrainer(SelfTrainingTrainer):
+class ReSTTrainer(SelfTrainingTrainer[ReSTConfig]):
     """ReST, reinforced self-training (Gulcehre et al., 2023, arXiv:2308.08998), and ReST^EM (arXiv:2312.06585).
 
         Grow:       D_g = {(x, y): y ~ π} ∪ D, every pair scored on [0, 1]

@@ -2,13 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, ProgressCallback
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerCallback,
+)
 from trl import SFTTrainer
 
 from trl_ext.generation.protocol import Generator, Policy
@@ -28,9 +37,9 @@ from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.self_training.self_training_input import (
     check_dataset,
     check_eval_dataset,
+    check_given,
     check_model,
-    check_options,
-    check_prompt_lengths,
+    check_run,
     checked_args,
 )
 from trl_ext.self_training.stage_loop import StageLoop
@@ -41,10 +50,12 @@ from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.overrides import replaced
 
+Config = TypeVar("Config", bound=SelfTrainingConfig)
+Reward = Callable[..., Any] | nn.Module | str
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
-class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
+class SelfTrainingTrainer(ResumableTrainer, SFTTrainer, Generic[Config]):
     """Fine-tunes a policy on the best of its own samples, stage by stage.
 
         for each stage:   Grow      K completions of each of b prompts, scored; on disk as grow-000.parquet, …
@@ -75,10 +86,11 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
             in a column `completion`.
         eval_dataset: Held-out prompts likewise. Their samples' mean score is `eval_score`; where they have a column
             `completion`, its loss is `eval_loss`.
+        processing_class, callbacks, optimizers, optimizer_cls_and_kwargs, quantization_config, peft_config: As in
+            `SFTTrainer`; `optimizers` without a scheduler. What else that takes is refused by name.
         generator: Who samples: None for the policy itself by transformers, or a `VLLMGenerator`, an
             `EndpointGenerator`, a `FileGenerator`, or anything with their method.
         reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
-        others: All else that `SFTTrainer` takes, by name: processing_class, peft_config, callbacks, optimizers, …
 
     Raises:
         ValueError: For bad input, with the call, what was expected, what came and what to do.
@@ -91,17 +103,24 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs=None,
-        args: SelfTrainingConfig | None = None,
+        reward_funcs: Reward | list[Reward] | None = None,
+        args: Config | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
         *,
         generator: Generator | None = None,
-        reward_processing_classes=None,
-        **others,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        **refused: None,
     ):
         name = type(self).__name__
-        args = checked_args(args, model, others, trainer=name, config=self.config_class)
+        check_given(reward_funcs, optimizers, refused, trainer=name)
+        args = checked_args(args, model, trainer=name, config=self.config_class)
         check_dataset(train_dataset, trainer=name)
         check_eval_dataset(eval_dataset, args, trainer=name)
         adapters = adapter_tensors(model, trainer=name)
@@ -110,7 +129,12 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
             args=args,
             train_dataset=Dataset.from_list([PLACEHOLDER]),
             eval_dataset=references(eval_dataset, args),
-            **others,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
         check_model(self.model, self.processing_class, trainer=name)
         keep_adapters_in_fp32(self.model, adapters)
@@ -121,11 +145,7 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
         self.held_out_prompts = eval_dataset
         self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
         self.grower = self._make_grower(train_dataset, generator or self.sampler, rewards)
-        check_options(self.args, self.grower.schedule, self.grower.generator, trainer=name)
-        for which, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_prompt_lengths(
-                dataset, self.grower.policy, room=args.max_completion_length, trainer=name, name=which
-            )
+        check_run(self.grower, eval_dataset, trainer=name)
         self.schedule, self.table = self.grower.schedule, StageTable()
         self.run_folder = RunFolder(self.grower, name)
         self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
@@ -136,8 +156,6 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
         self.add_callback(self.loop)
 
     def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list[Callable]) -> Grower:
-        if not rewards:
-            raise ValueError(f"{type(self).__name__}(reward_funcs=None): expected a reward, or a list of them.")
         args = self.args
         returns = args.kl_coef or args.restart_from_base
         return Grower(
@@ -174,10 +192,8 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer):
         Args:
             resume_from_checkpoint: True goes on with whatever of this run is in `output_dir`: from its newest complete
                 checkpoint if there is one, and with all that was sampled and scored; where there is nothing yet, it
-                begins. So a script that may be killed can always pass True. Or the path of one of its checkpoints.
-
-        Raises:
-            ValueError: If the folder holds another run.
+                begins. So a script that may be killed can always pass True. Or the path of one of its checkpoints. A
+                ValueError if the folder holds another run.
         """
         self.table.clear()
         resume = self.run_folder.open(resume_from_checkpoint, has_trained=self.loop.has_trained)
