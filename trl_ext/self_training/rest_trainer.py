@@ -11,8 +11,13 @@ class ReSTTrainer(SelfTrainingTrainer[ReSTConfig]):
         Improve i:  π fine-tuned by cross-entropy on the pairs of D_g with score > τ_i;  τ_1 < τ_2 < …, learning rate falling
 
     D is the data set's column `completion`. `ReSTConfig(restart_from_base=True)` is ReST^EM: after each Grow the Improve
-    begins with the weights that the run began with. Everything else is `SelfTrainingTrainer`'s, and its arguments are the same;
-    `args` is a `ReSTConfig`.
+    begins with the weights that the run began with.
+
+    Relations: one threshold below every score (τ = −∞; `selection="percentile"`, `thresholds=[0.0]`) is SFT on D and the
+    policy's own samples, and percentile 1 keeps each prompt's best, as RAFT does. Scores of 0 and 1 with τ = 0 keep what
+    is right: expert iteration. Under the maps 'running' and 'grow' another zero or unit of the scores changes nothing.
+
+    Everything else is `SelfTrainingTrainer`'s, and its arguments are the same; `args` is a `ReSTConfig`.
     """
 
     _tag_names = ["trl", "trl-ext", "rest"]  # noqa: RUF012 - as TRL declares it
