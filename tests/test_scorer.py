@@ -5,10 +5,11 @@ import random
 import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 
 from trl_ext.generation.sample_files import sample_schema
 from trl_ext.rewards.weighted_rewards import Scorer
-from trl_ext.self_training.grow_parts import with_scores
+from trl_ext.self_training.grow import with_scores
 from trl_ext.sequences.samples import Sample
 
 
@@ -108,7 +109,7 @@ def test_random_numbers_of_a_reward_follow_from_the_part_and_disturb_nobody():
 def test_what_a_prompt_has_already_is_marked():
     rows = samples("a", "b", "a") + samples("a", row=1)
     table = pa.Table.from_pylist(rows, schema=sample_schema(["?"], "fingerprint"))
-    scored = with_scores(table, Scorer([length], [1.0]), lambda rows: {"answer": [str(row) for row in rows]}, part=0)
+    scored = with_scores(table, Scorer([length], [1.0]), Dataset.from_dict({"answer": ["0", "1"]}), 0)
     assert scored["duplicate"].to_pylist() == [False, False, True, False]  # another prompt may say the same
 
 

@@ -1,6 +1,7 @@
 """Every bad input is a ValueError that names the call, what was expected, what came and what to do."""
 
 import dataclasses
+import inspect
 import math
 
 import pyarrow.parquet as pq
@@ -10,9 +11,10 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from self_training_case import PROMPTS, even_letters, logged, trainer
 from tiny import byte_tokenizer, tiny_llama
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
+from trl_ext.self_training.self_training_input import REFUSED
 
 
 def config(cls=RAFTConfig, **changes):
@@ -102,6 +104,14 @@ def test_papers_defaults():
             r"reward_weights=\[1.0, 2.0\]: expected one per reward function \(1\), got 2",
         ),
         ({"formatting_func": str}, r"RAFTTrainer\(formatting_func=…\): rows are made from samples"),
+        ({"data_collator": list}, r"RAFTTrainer\(data_collator=…\): rows are made from samples"),
+        (
+            {"compute_loss_func": len},
+            r"RAFTTrainer\(compute_loss_func=…\): rows .* the loss is the method's. Leave it",
+        ),
+        ({"compute_metrics": len}, r"RAFTTrainer\(compute_metrics=…\): rows are made from samples"),
+        ({"preprocess_logits_for_metrics": max}, r"RAFTTrainer\(preprocess_logits_for_metrics=…\): rows are made"),
+        ({"reward_funcs": []}, r"RAFTTrainer\(reward_funcs=\[\]\): expected a reward, or a list of them"),
         (
             {"eval_strategy": "epoch"},
             r"RAFTTrainer\(eval_dataset=None\) with eval_strategy='epoch': expected held-out",
@@ -112,6 +122,17 @@ def test_papers_defaults():
 def test_trainer_arguments(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **options)
+
+
+def test_an_argument_that_nobody_knows(tmp_path):
+    with pytest.raises(TypeError, match=r"RAFTTrainer.__init__\(\) got an unexpected keyword argument 'ref_model'"):
+        trainer(tmp_path, ref_model=None)
+
+
+def test_what_sft_trainer_takes_is_taken_or_refused_by_name():
+    """An argument that a new TRL adds shows here."""
+    ours = set(inspect.signature(RAFTTrainer).parameters)
+    assert set(inspect.signature(SFTTrainer.__init__).parameters) - {"self"} - ours == set(REFUSED)
 
 
 def test_rows_without_prompts(tmp_path):

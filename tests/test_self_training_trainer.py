@@ -15,7 +15,6 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_ext import ReSTTrainer
 from trl_ext.self_training import stage_loop
-from trl_ext.self_training.grow_summary import kept_samples
 from trl_ext.sequences.training_rows import IGNORED
 
 
@@ -619,7 +618,7 @@ def test_what_is_logged_of_a_grow(tmp_path):
         and entry["grow/truncated"] == sum(not row["ended"] for row in rows)
     )
     assert entry["grow/length"] == pytest.approx(sum(len(row["completion_ids"]) for row in rows) / 32)
-    assert kept_samples(one.grower.files(0), 0) == kept
+    assert one.grower.files(0).kept_samples(0) == kept
 
 
 def test_every_logged_name_is_in_the_glossary(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from trl_ext import RAFTConfig, ReSTConfig
-from trl_ext.self_training.stage_selection import Scored, mapped_scores, select
+from trl_ext.self_training.stage_selection import Scored, mapped_scores, score_bounds, select
 
 
 def scored(scores, prompts=None, *, truncated=(), duplicate=(), kl=None) -> Scored:
@@ -97,6 +97,28 @@ def test_percentile_and_interpolation():
     # median 1; τ = .5 · 4 + .5 · 5/3 = 2.83
     assert kept(samples, config(ReSTConfig, selection="percentile", thresholds=[0.5]), bounds=None) == [0, 1, 1]
     assert kept(samples, config(ReSTConfig, selection="interpolation", thresholds=[0.5])) == [0, 0, 1]
+
+
+def test_the_lowest_percentile_keeps_everything_and_the_highest_what_raft_keeps():
+    lowest, highest = (config(ReSTConfig, selection="percentile", thresholds=[value]) for value in (0.0, 1.0))
+    assert kept(SIX, lowest) == [1] * 6 and kept(SIX, highest) == kept(SIX, config())
+
+
+def test_a_large_kl_coefficient_leaves_the_scores_out():
+    samples = scored([9.0, 1.0], kl=[0.1, 0.0])
+    assert kept(samples, config(kl_coef=1e6)) == [0, 1]
+
+
+def bounds(score_map: str, scores, earlier=()) -> tuple[float, float] | None:
+    args = config(ReSTConfig, score_map=score_map, score_range=[-1.0, 2.0])
+    return score_bounds(np.array(scores), (np.array(part) for part in earlier), args, stage=1)
+
+
+def test_the_scores_that_the_map_takes_to_0_and_1():
+    own, earlier = [0.5, np.nan, 1.0], [[3.0, np.nan], [0.0]]
+    assert bounds("none", own, earlier) is None and bounds("fixed", own, earlier) == (-1.0, 2.0)
+    assert bounds("grow", own, earlier) == (0.5, 1.0) and bounds("running", own, earlier) == (0.0, 3.0)
+    assert bounds("grow", [np.nan], earlier) is None  # nothing to map
 
 
 def test_random_control_keeps_as_many_of_each_prompt():

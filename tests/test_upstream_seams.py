@@ -51,8 +51,14 @@ SIGNATURES = {  # and where each is used
         "SelfTrainingTrainer, rates by Improve",
     ),
     (Trainer, "_get_train_sampler"): (["self", "train_dataset"], "SelfTrainingTrainer, rows in their order"),
-    (Trainer, "_save_optimizer_and_scheduler"): (["self", "output_dir"], "checkpoints, rollout_state, run_state"),
-    (Trainer, "_load_optimizer_and_scheduler"): (["self", "checkpoint"], "checkpoints, rollout_state, run_state"),
+    (Trainer, "_save_optimizer_and_scheduler"): (
+        ["self", "output_dir"],
+        "checkpoints, rollout_state, SelfTrainingTrainer",
+    ),
+    (Trainer, "_load_optimizer_and_scheduler"): (
+        ["self", "checkpoint"],
+        "checkpoints, rollout_state, SelfTrainingTrainer",
+    ),
     (Trainer, "_save"): (["self", "output_dir", "state_dict"], "PPOTrainer and SelfTrainingTrainer, what is saved"),
     (Trainer, "get_batch_samples"): (
         ["self", "epoch_iterator", "num_batches", "device"],
@@ -406,7 +412,7 @@ def test_preparing_marks_completions_and_adds_the_end(tmp_path, tokenizer, polic
 
 
 def test_an_epochs_rows_are_read_after_it_has_begun(tmp_path, tokenizer, policy):
-    """stage_callback: `on_epoch_begin` sets the rows of an Improve; a loader that read ahead would train on the former ones."""
+    """stage_loop: `on_epoch_begin` sets the rows of an Improve; a loader that read ahead would train on the former ones."""
     rows, seen = ImproveRows(4, {"input_ids": [5, 6], "labels": [-100, 6]}), []
 
     class Turn(TrainerCallback):

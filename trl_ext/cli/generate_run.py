@@ -13,12 +13,11 @@ from trl_ext.cli.generate_policy import make_generator, make_policy
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.cli.prompt_files import read_prompts
-from trl_ext.generation.parts import make_parts, sample_missing
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
-from trl_ext.generation.sample_files import SampleFiles
+from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import Scorer
-from trl_ext.self_training.grow_parts import with_scores
+from trl_ext.self_training.grow import with_scores
 from trl_ext.trainer_kit.run_record import data_fingerprint, write_record
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -87,19 +86,11 @@ def make_scorer(args: Namespace) -> Scorer:
 
 def score_missing(files: SampleFiles, parts: list[Part], scorer: Scorer, prompts: Dataset) -> None:
     """Score the parts that are not scored yet. Without rewards they stay as they are."""
-    names = [name for name in prompts.column_names if name not in ("prompt", "completion", "completion_ids")]
-    others = prompts.select_columns(names)
-
-    def columns_of(rows: list[int]) -> dict[str, list]:
-        return {name: list(values) for name, values in others[rows].items()} if names else {}
-
     with PartProgress("scoring", len(parts), shown=bool(scorer.rewards)) as progress:
         for part in parts:
             files.score(
                 part.index,
-                lambda table, part=part: (
-                    with_scores(table, scorer, columns_of, part=part.index) if scorer.rewards else table
-                ),
+                lambda table, part=part: with_scores(table, scorer, prompts, part.index) if scorer.rewards else table,
             )
             progress.advance()
 

@@ -1,4 +1,4 @@
-"""A file of samples: parts while they come, one parquet file when all are there. Each is complete or absent.
+"""A file of samples: parts of prompts while they are sampled, one parquet file when all are there. Each is complete or absent.
 
 samples/sampled-00003.parquet    a part's samples, before they are scored
 samples/scored-00003.parquet     the same with scores and log-probabilities
@@ -6,13 +6,14 @@ samples.parquet                  all of them
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import Text
 from trl_ext.trainer_kit.whole_files import written_whole
@@ -51,11 +52,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a parquet file.
-
-    Raises:
-        ValueError: If it is damaged; it says what to do so that all else stays in use.
-    """
+    """Read a parquet file; a ValueError if it is damaged, which says what to do so that all else stays in use."""
     try:
         return pq.ParquetFile(path).read(columns)
     except (pa.ArrowException, OSError) as error:
@@ -105,13 +102,7 @@ class SampleFiles:
         return pa.concat_tables([read_table(self.scored(part), names) for part in range(parts)])
 
     def finish(self, parts: int, columns: dict[str, pa.Array], metadata: dict[bytes, bytes] | None = None) -> None:
-        """Join the scored parts to the finished file, part by part, with further columns; then remove them.
-
-        Args:
-            parts: Their number.
-            columns: One value per sample each.
-            metadata: Further metadata of the file.
-        """
+        """Join the scored parts to the finished file, part by part, with further columns, one value per sample each."""
         with written_whole(self.finished) as partial:
             writer, start = None, 0
             for part in range(parts):
@@ -129,3 +120,31 @@ class SampleFiles:
         """Remove the parts of a Grow that is finished, also of one whose run died while it removed them."""
         if self.finished.exists() and self.parts.exists():
             shutil.rmtree(self.parts)
+
+
+def make_parts(rows: list[int], prompts: list[Text], *, size: int) -> list[Part]:
+    """Cut the prompts of a Grow into parts.
+
+    >>> [part.rows for part in make_parts([3, 5, 9], ["a", "b", "c"], size=2)]
+    [(3, 5), (9,)]
+    """
+    cuts = range(0, len(rows), size)
+    return [Part(i, tuple(rows[at : at + size]), tuple(prompts[at : at + size])) for i, at in enumerate(cuts)]
+
+
+def sample_missing(
+    files: SampleFiles,
+    parts: Iterable[Part],
+    generator: Generator,
+    sampling: Sampling,
+    policy: Policy,
+    *,
+    schema: pa.Schema,
+    complete: Callable[[Part, list[Sample]], list[Sample]] = lambda part, samples: samples,
+) -> Iterator[Part]:
+    """Sample the parts that are not on disk, and write each as it comes, as `complete` makes it; yields them."""
+    missing = [part for part in parts if not files.is_sampled(part.index)]
+    if missing:
+        for part, samples in generator.generate(missing, sampling, policy):
+            files.write_sampled(part.index, complete(part, samples), schema)
+            yield part

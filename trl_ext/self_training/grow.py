@@ -1,31 +1,34 @@
-"""Runs the Grow of each stage for a trainer: on all its processes, on disk, once."""
+"""The Grow of a stage, from prompts to a finished file: on all processes, once. It may die anywhere and goes on from there.
 
-import warnings
+sampled, tokenised    the generator's samples and the data set's own    grow-000/sampled-00003.parquet
+scored                duplicate, reward/…, score; log_probs, kl         grow-000/scored-00003.parquet
+selected, kept        key, kept                                         grow-000.parquet
+"""
+
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 
-import numpy as np
+import pyarrow as pa
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from datasets import Dataset
 
-from trl_ext.generation.parts import make_parts, sample_missing
 from trl_ext.generation.protocol import Generator, Part, Policy
-from trl_ext.generation.sample_files import sample_schema
+from trl_ext.generation.sample_files import make_parts, sample_missing, sample_schema
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow_files import GrowFiles
-from trl_ext.self_training.grow_parts import DATASET, finish, selection_columns, with_scores
-from trl_ext.self_training.grow_summary import score_bounds
-from trl_ext.self_training.monitors import distinct
-from trl_ext.self_training.schedule import Schedule
+from trl_ext.self_training.schedule import Schedule, steps_per_improve
+from trl_ext.self_training.selection import first_of_each
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
-from trl_ext.self_training.stage_selection import select
+from trl_ext.self_training.stage_selection import score_bounds, select
 from trl_ext.self_training.tokenising import tokenised
+from trl_ext.self_training.weights import Weights, exchanged
+from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.sequences.training_rows import training_row
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -43,9 +46,10 @@ class Grower:
         generator: Who samples.
         scorer: Who scores.
         accelerator: The processes, each of which samples and scores its own parts.
-        log_probs: From samples to columns of log-probabilities; None if nothing needs them.
+        initial: The policy's trainable weights at the run's beginning, where it returns to them or measures from them.
+        precision: Of the passes: the trainer's autocast.
         say: Told what is going on, for the progress bar.
-        enter: Told which phase begins, generate or score, for the memory that each takes.
+        enter: Told which phase begins, generate, score or train, for the memory that each takes.
     """
 
     args: SelfTrainingConfig
@@ -55,7 +59,8 @@ class Grower:
     generator: Generator
     scorer: Scorer
     accelerator: Accelerator
-    log_probs: LogProbs | None
+    initial: Weights | None
+    precision: Callable[[], AbstractContextManager]
     say: Callable[[str], None]
     enter: Callable[[str], None]
 
@@ -65,10 +70,16 @@ class Grower:
     def grow(self, stage: int) -> GrowFiles:
         """Do whatever of a stage's Grow is not on disk yet."""
         files = self.files(stage)
-        if files.finished.exists():
-            if self.accelerator.is_main_process:
-                files.tidy()
-            return files
+        if not files.finished.exists():
+            with self.precision():
+                self._make(files, stage)
+        elif self.accelerator.is_main_process:
+            files.tidy()
+        self.enter("train")
+        self.accelerator.wait_for_everyone()
+        return files
+
+    def _make(self, files: GrowFiles, stage: int) -> None:
         rows = self.schedule.stage_rows(stage)
         parts = make_parts(rows, self.dataset[rows]["prompt"], size=self.args.prompts_per_part)
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -82,8 +93,7 @@ class Grower:
                 self._score(files, part, stage)
         with together(self.accelerator):
             if self.accelerator.is_main_process:
-                self._finish(files, len(parts), stage)
-        return files
+                self._select(files, len(parts), stage)
 
     def _sample(self, files: GrowFiles, parts: list[Part], stage: int) -> None:
         schema = sample_schema(list(self.dataset["prompt"]), tokenizer_fingerprint(self.policy.tokenizer))
@@ -103,90 +113,74 @@ class Grower:
         return sorted(tokenised(samples, self.policy), key=lambda sample: (sample["row"], sample["sample"]))
 
     def _own_completions(self, part: Part) -> list[Sample]:
-        completions = self.dataset[list(part.rows)]["completion"]
+        untold = {"sample": -1, "prompt_ids": None, "completion_ids": None, "seed": -1}
+        rows = zip(part.rows, part.prompts, self.dataset[list(part.rows)]["completion"], strict=True)
         return [
-            Sample(
-                row=row,
-                sample=-1,
-                prompt=prompt,
-                completion=completion,
-                prompt_ids=None,
-                completion_ids=None,
-                ended=True,
-                generator=DATASET,
-                seed=-1,
-            )
-            for row, prompt, completion in zip(part.rows, part.prompts, completions, strict=True)
+            Sample(row=row, prompt=prompt, completion=completion, ended=True, generator="dataset", **untold)
+            for row, prompt, completion in rows
             if completion is not None
         ]
 
     def _score(self, files: GrowFiles, part: Part, stage: int) -> None:
         scorer = replace(self.scorer, seed=stable_seed(self.args.seed, "score", stage))
-        files.score(
-            part.index,
-            lambda table: with_scores(table, scorer, self._columns, part=part.index, log_probs=self.log_probs),
-        )
+        needed = self.args.beta or self.args.importance_clip is not None
+        log_probs = self._log_probs if needed else None
+        files.score(part.index, lambda table: with_scores(table, scorer, self.dataset, part.index, log_probs))
 
-    def _columns(self, rows: list[int]) -> dict[str, list]:
-        names = [name for name in self.dataset.column_names if name not in ("prompt", "completion", "completion_ids")]
-        table = self.dataset.select_columns(names)[rows] if names and rows else {}
-        return {name: list(table[name]) for name in names} if table else {}
+    def _log_probs(self, samples: list[Sample]) -> dict[str, list]:
+        """log π of each token of a completion; for λ also log π_0, at the run's beginning, and kl = Σ_t log π − log π_0."""
+        rows = [training_row(sample["prompt_ids"], sample["completion_ids"]) for sample in samples]
+        model, passes = self.policy.model, {"pad_token_id": self.policy.tokenizer.pad_token_id}
+        passes |= {"batch_size": self.args.per_device_eval_batch_size, "device": self.accelerator.device}
+        now = completion_log_probs(model, rows, **passes)
+        if not self.args.beta:
+            return {"log_probs": now}
+        with exchanged(model, self.initial):
+            then = completion_log_probs(model, rows, **passes)
+        kl = [sum(a) - sum(b) for a, b in zip(now, then, strict=True)]
+        return {"log_probs": now, "initial_log_probs": then, "kl": kl}
 
-    def _finish(self, files: GrowFiles, parts: int, stage: int) -> None:
-        samples = selection_columns(files, parts)
+    def _select(self, files: GrowFiles, parts: int, stage: int) -> None:
+        samples = files.selection_columns(parts)
         if not len(samples.scores):
             raise ValueError(
                 f"the generator {self.generator.name!r} gave no completion to any prompt of stage {stage + 1}. Check "
                 "that its prompts are those of train_dataset."
             )
+        earlier = (self.files(g).table(["score"])["score"].to_numpy() for g in range(stage))
+        bounds = score_bounds(samples.scores, earlier, self.args, stage=stage)
         seed = stable_seed(self.args.seed, "random", stage)
-        finish(files, parts, select(samples, self.args, bounds=self._bounds(stage, samples.scores), seed=seed))
+        files.finish_selected(parts, select(samples, self.args, bounds=bounds, seed=seed))
 
-    def _bounds(self, stage: int, scores: np.ndarray) -> tuple[float, float] | None:
-        """The scores that the map takes to 0 and to 1."""
-        if self.args.score_map == "none":
-            return None
-        if self.args.score_map == "fixed":
-            low, high = self.args.score_range
-            outside = np.mean((scores < low) | (scores > high))  # NaN is in neither
-            if outside:
-                warnings.warn(
-                    f"{outside:.0%} of the scores of stage {stage + 1} lie outside score_range=[{low:g}, {high:g}] (they go "
-                    f"from {np.nanmin(scores):g} to {np.nanmax(scores):g}) and are taken for its ends. Give a wider "
-                    "range, or score_map='running'.",
-                    stacklevel=2,
-                )
-            return low, high
-        earlier = range(stage) if self.args.score_map == "running" else range(0)
-        bounds = [score_bounds([self.files(g)]) for g in earlier]
-        own = scores[~np.isnan(scores)]
-        bounds += [(own.min(), own.max())] if len(own) else []
-        lows, highs = zip(*(pair for pair in bounds if pair is not None), strict=True)
-        return float(min(lows)), float(max(highs))
 
-    def held_out(self, dataset: Dataset, generator: Generator) -> dict[str, float]:
-        """Scores of one completion per held-out prompt, sampled with the same seeds at every evaluation."""
-        sampling = replace(
-            self.args.sampling(stage=0), num_generations=1, seed=stable_seed(self.args.seed, "held-out")
-        )
-        parts = make_parts(list(range(len(dataset))), dataset["prompt"], size=self.args.prompts_per_part)
-        mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
-        scorer, rows = replace(self.scorer, metrics={}), []
-        with together(self.accelerator):
-            for part, samples in generator.generate(mine, sampling, self.policy):
-                columns = replace(self, dataset=dataset)._columns([sample["row"] for sample in samples])
-                scores = scorer.columns(samples, columns, part=part.index)["score"]
-                texts = [text_of(sample["completion"]) for sample in samples]
-                lengths = [len(sample["completion_ids"]) for sample in samples]
-                ended = [float(sample["ended"]) for sample in samples]
-                rows += zip(scores, texts, lengths, ended, strict=True)
-        scores, texts, lengths, ended = zip(*gather_object(rows), strict=True)
-        scored = [score for score in scores if score is not None]
-        if not scored:
-            raise ValueError("no reward function scored any completion of a held-out prompt (all returned None).")
-        return {
-            "score": mean(scored),
-            "length": mean(lengths),
-            "ended_share": mean(ended),
-            "distinct_2": distinct(texts, n=2),
-        }
+def schedule_of(args: SelfTrainingConfig, prompts: int) -> Schedule:
+    """The plan of a run over so many prompts."""
+    b = min(args.stage_batch_size or prompts, prompts)
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.improve_steps or steps_per_improve(b, epochs=args.improve_epochs, rows_per_step=rows)
+    return Schedule(prompts, b, args.num_stages, args.improves_per_stage, steps, rows_per_step=rows, seed=args.seed)
+
+
+def with_scores(
+    table: pa.Table, scorer: Scorer, dataset: Dataset, part: int, log_probs: LogProbs | None = None
+) -> pa.Table:
+    """A part's samples, all of a prompt together, with `duplicate`, each reward, `score`, and what `log_probs` makes of them."""
+    samples = table.to_pylist()
+    new = ~first_of_each([(sample["row"], text_of(sample["completion"])) for sample in samples])
+    table = table.append_column("duplicate", pa.array(new, pa.bool_()))
+    columns = reward_columns(dataset, [sample["row"] for sample in samples])
+    scores = scorer.columns(samples, columns, part=part) if samples else {}
+    for name in [*(f"reward/{name}" for name in scorer.names), "score"]:
+        table = table.append_column(name, pa.array(scores.get(name, []), pa.float64()))
+    if log_probs is not None:
+        for name, values in log_probs(samples).items():
+            kind = pa.float64() if name == "kl" else pa.list_(pa.float32())
+            table = table.append_column(name, pa.array(values, kind))
+    return table
+
+
+def reward_columns(dataset: Dataset, rows: list[int]) -> dict[str, list]:
+    """What rewards get of some rows: the columns that are not prompts and completions, which they get as sampled."""
+    names = [name for name in dataset.column_names if name not in ("prompt", "completion", "completion_ids")]
+    table = dataset.select_columns(names)[rows] if names and rows else {}
+    return {name: list(values) for name, values in table.items()}

@@ -5,10 +5,21 @@ grow-000/scored-00003.parquet     the same with scores and log-probabilities
 grow-000.parquet                  all of them, with the ranking key and what was kept
 """
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from trl_ext.generation.sample_files import SampleFiles
+from trl_ext.self_training.stage_selection import Scored, Selected
+from trl_ext.sequences.samples import Sample
+
+DROPPED = b"dropped"  # of a finished file's metadata: how many samples were left out before ranking, by reason
 
 
 @dataclass(frozen=True, init=False)
@@ -22,3 +33,43 @@ class GrowFiles(SampleFiles):
 
     def __init__(self, output_dir: Path, stage: int):
         super().__init__(output_dir / f"grow-{stage:03d}.parquet")
+
+    # While it runs
+
+    def selection_columns(self, parts: int) -> Scored:
+        """What selection reads, of all scored parts; a few bytes per sample."""
+        names, there = ["row", "score", "ended", "duplicate"], pq.ParquetFile(self.scored(0)).schema_arrow.names
+        table = self.column(parts, [*names, "kl"] if "kl" in there else names)
+        prompts, scores, ended, duplicate, *kl = (column.to_numpy() for column in table.columns)
+        return Scored(prompts, scores.astype(float), ended, duplicate, *kl)
+
+    def finish_selected(self, parts: int, selected: Selected) -> None:
+        """Join the parts, with the ranking key and in how many Improves a sample is kept."""
+        keys = pa.array(selected.keys, pa.float64(), mask=np.isnan(selected.keys))
+        columns = {"key": keys, "kept": pa.array(selected.kept, pa.int32())}
+        self.finish(parts, columns, metadata={DROPPED: json.dumps(selected.dropped).encode()})
+
+    # Once it is finished
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The finished file's rows, piece by piece; a ValueError if it is damaged."""
+        try:
+            yield from pq.ParquetFile(self.finished).iter_batches(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{self.finished} cannot be read ({str(error).splitlines()[0]}): it was changed or taken away after it "
+                "was written. Restore it; or begin anew in another output_dir, where FileGenerator takes the Grows that "
+                "are whole."
+            ) from error
+
+    def table(self, columns: list[str]) -> pa.Table:
+        return pa.Table.from_batches(self.batches(columns))
+
+    def kept_samples(self, improve: int) -> list[Sample]:
+        """What a stage's Improve learns from, with the samples' log-probabilities if there are any."""
+        kept = (batch.filter(pc.greater(batch["kept"], improve)) for batch in self.batches())
+        return [sample for batch in kept for sample in batch.to_pylist()]
+
+    def dropped(self) -> dict[str, int]:
+        """How many samples were left out before ranking, each by the first reason that it met."""
+        return json.loads((pq.read_schema(self.finished).metadata or {}).get(DROPPED, b"{}"))

@@ -1,72 +1,30 @@
-"""Reading a finished Grow: what is learned from it, what it looks like, what it has cost."""
-
-import json
-from collections.abc import Iterable, Iterator
+"""What a finished Grow says: how its samples score, what is logged of it, what it has cost."""
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trl_ext.generation.protocol import OWN_GENERATORS
-from trl_ext.generation.sample_files import SampleFiles
-from trl_ext.self_training.grow_parts import DROPPED
+from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.monitors import distinct, msttr
-from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import text_of
 
 
-def batches(files: SampleFiles, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a finished file, piece by piece.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
-    try:
-        yield from pq.ParquetFile(files.finished).iter_batches(columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{files.finished} cannot be read ({str(error).splitlines()[0]}): it was changed or taken away after it was "
-            "written. Restore it; or begin anew in another output_dir, where FileGenerator takes the Grows that are whole."
-        ) from error
-
-
-def table_of(files: SampleFiles, columns: list[str]) -> pa.Table:
-    return pa.Table.from_batches(batches(files, columns))
-
-
-def kept_samples(files: SampleFiles, improve: int) -> list[Sample]:
-    """The samples that a stage's Improve learns from, with their log-probabilities if there are any."""
-    return [row for batch in batches(files) for row in batch.filter(pc.greater(batch["kept"], improve)).to_pylist()]
-
-
-def kept_texts(files: SampleFiles) -> list[str]:
+def kept_texts(files: GrowFiles) -> list[str]:
     """The completions that a stage's first Improve learns from."""
-    table = table_of(files, ["completion", "kept"])
+    table = files.table(["completion", "kept"])
     return [text_of(completion) for completion in table.filter(pc.greater(table["kept"], 0))["completion"].to_pylist()]
 
 
-def sampled_scores(files: SampleFiles) -> np.ndarray:
-    """The scores of what was sampled, without the data set's own completions and what has none."""
-    table = table_of(files, ["sample", "score"])
-    return table.filter(pc.greater_equal(table["sample"], 0))["score"].drop_null().to_numpy()
+def mean_score(files: GrowFiles) -> float:
+    """Mean score of what was sampled, without the data set's own completions and what has none."""
+    table = files.table(["sample", "score"])
+    return float(table.filter(pc.greater_equal(table["sample"], 0))["score"].drop_null().to_numpy().mean())
 
 
-def mean_score(files: SampleFiles) -> float:
-    """Mean score of what was sampled."""
-    return float(sampled_scores(files).mean())
-
-
-def score_bounds(files: Iterable[SampleFiles]) -> tuple[float, float] | None:
-    """Least and highest score of some Grows, the data set's completions among them; None without any score."""
-    scores = [table_of(file, ["score"])["score"].drop_null().to_numpy() for file in files]
-    scores = np.concatenate([*scores, np.array([])])
-    return (float(scores.min()), float(scores.max())) if len(scores) else None
-
-
-def grow_metrics(files: SampleFiles) -> dict[str, float]:
+def grow_metrics(files: GrowFiles) -> dict[str, float]:
     """What a finished Grow looks like: of what was sampled, and of what the stage's first Improve keeps."""
-    table = table_of(files, ["row", "sample", "score", "kept", "ended", "duplicate", "completion_ids"])
+    table = files.table(["row", "sample", "score", "kept", "ended", "duplicate", "completion_ids"])
     table = table.set_column(6, "length", pc.list_value_length(table["completion_ids"]))
     kept = table.filter(pc.greater(table["kept"], 0))
     sampled = table.filter(pc.greater_equal(table["sample"], 0))
@@ -82,7 +40,7 @@ def grow_metrics(files: SampleFiles) -> dict[str, float]:
         "invalid": _invalid(files),
         "truncated": pc.sum(pc.invert(sampled["ended"])).as_py(),
         "duplicates": pc.sum(sampled["duplicate"]).as_py(),
-        "alike": dropped(files).get("alike", 0),
+        "alike": files.dropped().get("alike", 0),
         "length": pc.mean(sampled["length"]).as_py(),
         "length_kept": pc.mean(kept["length"]).as_py(),
         "distinct_1": distinct(texts, n=1),
@@ -92,29 +50,33 @@ def grow_metrics(files: SampleFiles) -> dict[str, float]:
     return {f"grow/{name}": value for name, value in metrics.items() if value is not None}
 
 
-def dropped(files: SampleFiles) -> dict[str, int]:
-    """How many samples were left out before ranking, each by the first reason that it met."""
-    metadata = pq.read_schema(files.finished).metadata or {}
-    return json.loads(metadata.get(DROPPED, b"{}"))
-
-
-def _invalid(files: SampleFiles) -> int:
+def _invalid(files: GrowFiles) -> int:
     """Samples with a reward that is no finite number."""
     names = [name for name in pq.read_schema(files.finished).names if name.startswith("reward/")]
-    rewards = table_of(files, names)
+    rewards = files.table(names)
     return int(np.any([pc.is_nan(rewards[name]).fill_null(False).to_numpy() for name in names], axis=0).sum())
 
 
-def grow_cost(files: SampleFiles, generator: str, *, passes: int) -> int:
-    """Tokens that a Grow passed forward: each prompt once, each sampled token, and the passes for log-probabilities.
+def nothing_kept(files: GrowFiles) -> str:
+    """For an error: what a Grow of which nothing is kept has seen, and what to do about it."""
+    metrics = grow_metrics(files)
+    counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored", "alike")}
+    highest = metrics.get("grow/score_max")
+    return (
+        f"nothing of {files.finished.name} is kept. The highest score seen is "
+        f"{highest if highest is None else f'{highest:g}'}; left out beforehand: {counts}. The Grow stays: lower the "
+        "thresholds (or change score_map), or raise max_completion_length where most is truncated (drop_alike leaves out "
+        f"what is 'alike'), and start in another output_dir with generator=FileGenerator({str(files.finished)!r})."
+    )
 
-    Args:
-        files: A finished Grow.
-        generator: Name of who sampled it: an endpoint or a file cost no passes of the policy.
-        passes: Of prompt and completion, for log-probabilities.
+
+def grow_cost(files: GrowFiles, generator: str, *, passes: int) -> int:
+    """Tokens that a Grow passed forward: each prompt once, each sampled token, and `passes` of both for log-probabilities.
+
+    What an endpoint or a file gave has cost no passes of the policy.
     """
     cost = 0
-    for batch in batches(files, ["row", "prompt_ids", "completion_ids", "generator"]):
+    for batch in files.batches(["row", "prompt_ids", "completion_ids", "generator"]):
         prompts, completions = (
             pc.fill_null(pc.list_value_length(batch[name]), 0).to_numpy(zero_copy_only=False)
             for name in ("prompt_ids", "completion_ids")

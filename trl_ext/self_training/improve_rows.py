@@ -2,7 +2,14 @@
 
 from torch.utils.data import Dataset
 
-from trl_ext.sequences.training_rows import TrainingRow
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.training_rows import TrainingRow, training_row
+
+
+def kept_row(sample: Sample, *, importance: bool) -> TrainingRow:
+    """What an Improve learns from a sample: its tokens as they were sampled, and for RAFT++ their log-probabilities."""
+    row = training_row(sample["prompt_ids"], sample["completion_ids"])
+    return row | {"old_log_probs": sample["log_probs"]} if importance else row
 
 
 class ImproveRows(Dataset):

@@ -2,45 +2,33 @@
 
 import copy
 import warnings
+from typing import TypeVar
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Policy
-from trl_ext.self_training.schedule import Schedule
+from trl_ext.generation.protocol import OWN_GENERATORS, Policy
+from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import LEARNING_RATES, SelfTrainingConfig
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.windows import check_windows, surely_fits
 from trl_ext.trainer_kit.adapters import trains_adapter
 
+REFUSED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func")
+Config = TypeVar("Config", bound=SelfTrainingConfig)
+
 
 def checked_args(
-    args: SelfTrainingConfig | None,
+    args: Config | None,
     model: str | PreTrainedModel | PeftModel,
-    others: dict,
+    peft_config: PeftConfig | None,
     *,
     trainer: str,
-    config: type[SelfTrainingConfig] = SelfTrainingConfig,
-) -> SelfTrainingConfig:
-    """The config, or a default one, or a ValueError for what the trainer cannot take.
-
-    Args:
-        args, model, others: As given to the trainer.
-        trainer: Its name, for messages.
-        config: The kind of config that it takes.
-    """
-    for name in ("formatting_func", "data_collator", "compute_loss_func", "compute_metrics"):
-        if others.get(name) is not None:
-            raise ValueError(
-                f"{trainer}({name}=…): rows are made from samples, and the loss is the method's. Leave it out."
-            )
-    if (others.get("optimizers") or (None, None))[1] is not None:
-        raise ValueError(
-            f"{trainer}(optimizers=(…, scheduler)): the learning rate falls within each Improve, which a scheduler of "
-            "your own does not know. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
-        )
+    config: type[Config],
+) -> Config:
+    """The config as the trainer needs it, or a default one; a ValueError if it is not of the kind `config`, or unusable."""
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         args = config(f"{name.split('/')[-1]}-{trainer.removesuffix('Trainer')}")
@@ -56,7 +44,7 @@ def checked_args(
     args = copy.copy(args)
     args.num_train_epochs = float(args.improves)  # an epoch of Trainer is an Improve
     if args.learning_rate is None:
-        args.learning_rate = _default_rate(trains_adapter(model, others.get("peft_config")), trainer)
+        args.learning_rate = _default_rate(trains_adapter(model, peft_config), trainer)
     if args.deepspeed or args.fsdp:
         raise ValueError(
             f"{trainer} runs on one device or with data parallelism; DeepSpeed and FSDP shard the model that is "
@@ -75,6 +63,24 @@ def _default_rate(has_adapter: bool, trainer: str) -> float:
             stacklevel=4,
         )
     return rate
+
+
+def check_given(reward_funcs: object, optimizers: tuple, refused: dict[str, object], *, trainer: str) -> None:
+    """Raise an error without rewards, and for what SFTTrainer takes but a self-training trainer cannot."""
+    for name, given in refused.items():
+        if name not in REFUSED:
+            raise TypeError(f"{trainer}.__init__() got an unexpected keyword argument {name!r}")
+        if given is not None:
+            raise ValueError(
+                f"{trainer}({name}=…): rows are made from samples, and the loss is the method's. Leave it out."
+            )
+    if optimizers[1] is not None:
+        raise ValueError(
+            f"{trainer}(optimizers=(…, scheduler)): the learning rate falls within each Improve, which a scheduler of "
+            "your own does not know. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
+        )
+    if reward_funcs in (None, [], ()):
+        raise ValueError(f"{trainer}(reward_funcs={reward_funcs}): expected a reward, or a list of them.")
 
 
 def check_dataset(dataset: Dataset | None, *, trainer: str, name: str = "train_dataset") -> None:
@@ -112,34 +118,34 @@ def check_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, tra
         )
 
 
-def check_prompt_lengths(dataset: Dataset | None, policy: Policy, *, room: int, trainer: str, name: str) -> None:
-    """Raise a ValueError for the first prompt that, with `room` tokens of completion, would not fit the model's window.
+def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> None:
+    """Raise a ValueError for options that would do nothing, or the wrong thing, together, and for prompts that are too long.
 
     Before the run, since a run that has begun may not go on with other prompts.
     """
+    args, steps = grower.args, grower.schedule.steps_per_improve
+    if args.importance_clip is not None and grower.generator.name not in OWN_GENERATORS:
+        raise ValueError(
+            f"{trainer}(generator={grower.generator.name!r}) with importance_clip={args.importance_clip}: its samples are "
+            "not the policy's, so they have no importance ratio. Leave one of them out."
+        )
+    for name in ("keep_best", "improve_patience"):
+        if getattr(args, name) and args.eval_steps >= steps:
+            raise ValueError(
+                f"{trainer}, {name}={getattr(args, name)}, eval_steps={args.eval_steps}: an Improve has {steps} steps, "
+                "so it would not be evaluated before its end. Lower eval_steps."
+            )
+    for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
+        if dataset is not None:
+            _check_prompt_lengths(dataset, grower.policy, room=args.max_completion_length, call=f"{trainer}({name}=…)")
 
+
+def _check_prompt_lengths(dataset: Dataset, policy: Policy, *, room: int, call: str) -> None:
     def length_of(prompt: Text, left: int) -> int:
         is_short = isinstance(prompt, str) and surely_fits(prompt, policy.tokenizer, left)
         return 0 if is_short else len(policy.prompt_ids(prompt))
 
-    if dataset is not None:
-        call = f"{trainer}({name}=…)"
-        check_windows(dataset["prompt"], length_of, policy.model.config, max_completion_length=room, call=call)
-
-
-def check_options(args: SelfTrainingConfig, schedule: Schedule, generator: Generator, *, trainer: str) -> None:
-    """Raise a ValueError for options that would do nothing, or the wrong thing, together."""
-    if args.importance_clip is not None and generator.name not in OWN_GENERATORS:
-        raise ValueError(
-            f"{trainer}(generator={generator.name!r}) with importance_clip={args.importance_clip}: its samples are not "
-            "the policy's, so they have no importance ratio. Leave one of them out."
-        )
-    for name in ("keep_best", "improve_patience"):
-        if getattr(args, name) and args.eval_steps >= schedule.steps_per_improve:
-            raise ValueError(
-                f"{trainer}, {name}={getattr(args, name)}, eval_steps={args.eval_steps}: an Improve has "
-                f"{schedule.steps_per_improve} steps, so it would not be evaluated before its end. Lower eval_steps."
-            )
+    check_windows(dataset["prompt"], length_of, policy.model.config, max_completion_length=room, call=call)
 
 
 def check_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str) -> None:

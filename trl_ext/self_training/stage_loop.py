@@ -1,193 +1,180 @@
-"""What happens between the steps of SFTTrainer: Grow, selection, restarts, best weights, and when a run ends."""
+"""What happens between the steps of SFTTrainer: Grow, the rows of each Improve, restarts, best weights, and when a run ends."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GrowFiles
-from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_samples, kept_texts, mean_score
+from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_texts, mean_score, nothing_kept
+from trl_ext.self_training.improve_rows import ImproveRows, kept_row
 from trl_ext.self_training.monitors import diversity_warning, is_level
-from trl_ext.self_training.run_state import SelfTrainingCheckpoints
-from trl_ext.self_training.stage_table import ImproveEntry
-from trl_ext.self_training.weights import load_weights, save_weights, set_weights, trainable_weights
+from trl_ext.self_training.stage_table import ImproveEntry, StageTable
+from trl_ext.self_training.weights import best_path, put_back_best, save_weights, set_weights, trainable_weights
 from trl_ext.sequences.samples import Sample
-from trl_ext.sequences.training_rows import TrainingRow, training_row
-from trl_ext.trainer_kit.whole_files import PARTIAL
-
-INITIAL = "initial_weights.safetensors"
 
 
-class StageLoop(SelfTrainingCheckpoints):
-    """Mixin before SFTTrainer: what `StageCallback` calls when an Improve, which is an epoch of Trainer, begins and ends.
+@dataclass(eq=False)
+class StageLoop(TrainerCallback):
+    """Makes an Improve of each of Trainer's epochs, with what Trainer hands over at its events.
 
-    Reads the trainer's `schedule`, `grower`, `table`, `train_dataset` (an `ImproveRows`), and the weights that the run
-    began with, `initial`, where it returns to them. An Improve is `skipping` where no row is left to learn from, or the
-    run has `ended`: Trainer makes one step before it looks, which then moves nothing.
+    An Improve is `skipping` where no row is left to learn from, or the run has `ended`: Trainer makes one step before it
+    looks, which then moves nothing.
+
+    Args:
+        grower: Makes the Grows, by the run's schedule.
+        rows: What SFTTrainer reads; set for each Improve.
+        table: What each Improve did; filled here.
+        log: Logs metrics.
+        pass_over: Told how many steps are left out, which the mean loss must not count.
+        trainer: Its name, for messages.
     """
 
-    skipping = ended = False
+    grower: Grower
+    rows: ImproveRows
+    table: StageTable
+    log: Callable[[dict[str, float]], None]
+    pass_over: Callable[[int], None]
+    trainer: str
 
-    def begin_run(self) -> None:
-        """Keep the weights that the run begins with, if it returns to them."""
-        if self.accelerator.is_main_process:
-            for leftover in Path(self.args.output_dir).rglob(f"*{PARTIAL}"):  # of a killed run
-                leftover.unlink()
-        self.accelerator.wait_for_everyone()
-        path = Path(self.args.output_dir) / INITIAL
-        if self.initial is None:
-            return
-        if self.goes_on and path.is_file():
-            self.initial = load_weights(path)
-        elif self.accelerator.is_main_process:
-            save_weights(path, self.initial)
-        self.accelerator.wait_for_everyone()
+    training = has_trained = skipping = ended = False
 
-    def begin_improve(self) -> None:
-        """Grow if this is a stage's first Improve, and set the rows that it learns from."""
-        step = self.state.global_step
+    def __post_init__(self):
+        self.args, self.schedule, self.say = self.grower.args, self.grower.schedule, self.grower.say
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+    # An Improve begins
+
+    def on_epoch_begin(self, args, state, control, *, model, optimizer, **kwargs):
+        step = state.global_step
         improve, i = self.schedule.place(step)
-        stage, is_new = improve // self.schedule.improves_per_stage, step % self.schedule.steps_per_improve == 0
+        stage = improve // self.schedule.improves_per_stage
+        is_new = step % self.schedule.steps_per_improve == 0  # else a run goes on in the middle of it
         if is_new and improve:
-            self._take_best(improve - 1)
+            self._go_back_to_best(model)
         self.ended = self.skipping = is_new and i == 0 and self._was_level(stage)
         if self.ended:  # the run that is gone on with has ended here
-            self.control.should_training_stop = True
+            control.should_training_stop = True
             return
-        with self.compute_loss_context_manager():
-            files = self.grower.grow(stage)
-        self.memory.enter("train")
-        self.accelerator.wait_for_everyone()
+        files = self.grower.grow(stage)
         if is_new and i == 0:
-            self._begin_stage(stage, files)
-        samples = kept_samples(files, i)
+            self._begin_stage(stage, files, model, optimizer)
+        samples = files.kept_samples(i)
         if is_new:
             passes = self.schedule.rows_per_improve / len(samples) if samples else 0.0
             self.table.improves.append(ImproveEntry(improve, stage, step, len(samples), passes))
             self.log({"improve/kept": len(samples), "improve/passes": passes})
-        self._set_rows(files, samples, improve, i)
+        if not samples and i == 0:
+            call = f"{self.trainer}, selection={args.selection!r}, thresholds={args.thresholds}"
+            raise ValueError(f"{call}: {nothing_kept(files)}")
+        self._set_rows(samples, improve)
 
-    def _begin_stage(self, stage: int, files: GrowFiles) -> None:
+    def _begin_stage(self, stage: int, files: GrowFiles, model: nn.Module, optimizer: Optimizer) -> None:
         if self.args.restart_from_base:
-            set_weights(self.model, self.initial)
+            set_weights(model, self.grower.initial)
         if self.args.fresh_optimizer or self.args.restart_from_base:
-            self.optimizer.state.clear()
+            optimizer.state.clear()
         passes = 2 if self.args.beta else int(self.args.importance_clip is not None)
         self.table.cost += grow_cost(files, self.grower.generator.name, passes=passes)
-        metrics = grow_metrics(files) | {"stage": stage}
-        metrics |= {name: sum(values) / len(values) for name, values in self.grower.scorer.metrics.items()}
-        self.grower.scorer.metrics.clear()
-        self.log(metrics)
+        logged = self.grower.scorer.metrics
+        metrics = {name: sum(values) / len(values) for name, values in logged.items()}
+        self.log(grow_metrics(files) | {"stage": stage} | metrics)
+        logged.clear()
         if stage:
             warning = diversity_warning(kept_texts(self.grower.files(stage - 1)), kept_texts(files))
-            if warning and self.accelerator.is_main_process:
-                warnings.warn(f"{type(self).__name__}, stage {stage + 1}: {warning}", stacklevel=2)
+            if warning and self.grower.accelerator.is_main_process:
+                warnings.warn(f"{self.trainer}, stage {stage + 1}: {warning}", stacklevel=2)
 
-    def _set_rows(self, files: GrowFiles, samples: list[Sample], improve: int, i: int) -> None:
-        stage = f"stage {improve // self.schedule.improves_per_stage + 1}/{self.args.num_stages}"
-        if not samples and i == 0:
-            raise ValueError(self._nothing_kept(files))
+    def _set_rows(self, samples: list[Sample], improve: int) -> None:
+        stage, i = divmod(improve, self.schedule.improves_per_stage)
+        where = f"stage {stage + 1}/{self.args.num_stages}"
         if not samples:
             self.skipping = True
-            self._say(f"{stage}: nothing is above threshold {self.args.thresholds[i]}")
+            self.say(f"{where}: nothing is above threshold {self.args.thresholds[i]}")
             return
-        rows = [self._row(sample) for sample in samples]
-        self.train_dataset.set_rows(rows, self.schedule.row_order(improve, len(rows)))
-        self._say(f"{stage}, Improve {i + 1}/{self.schedule.improves_per_stage}")
+        rows = [kept_row(sample, importance=self.args.importance_clip is not None) for sample in samples]
+        self.rows.set_rows(rows, self.schedule.row_order(improve, len(rows)))
+        self.say(f"{where}, Improve {i + 1}/{self.schedule.improves_per_stage}")
 
-    def _row(self, sample: Sample) -> TrainingRow:
-        row = training_row(sample["prompt_ids"], sample["completion_ids"])
-        if self.args.importance_clip is not None:
-            row["old_log_probs"] = sample["log_probs"]
-        return row
+    # Its steps
 
-    def _nothing_kept(self, files: GrowFiles) -> str:
-        metrics = grow_metrics(files)
-        counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored", "alike")}
-        highest = metrics.get("grow/score_max")
-        return (
-            f"{type(self).__name__}, selection={self.args.selection!r}, thresholds={self.args.thresholds}: nothing of "
-            f"{files.finished.name} is kept. The highest score seen is {highest if highest is None else f'{highest:g}'}"
-            f"; left out beforehand: {counts}. The Grow stays: lower the thresholds (or change score_map), or raise "
-            "max_completion_length where most is truncated (drop_alike leaves out what is 'alike'), and start in another output_dir with "
-            f"generator=FileGenerator({str(files.finished)!r})."
-        )
+    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
+        if self.skipping:  # without gradients no optimizer moves anything
+            model.zero_grad(set_to_none=True)
 
-    def end_step(self) -> None:
-        """Count what a step has cost; leave an Improve that has nothing to learn from."""
+    def on_step_end(self, args, state, control, *, lr_scheduler, **kwargs):
         self.has_trained = True
         if self.skipping:
             self.skipping = False
             if self.ended:
-                self.state.global_step -= 1  # it was none
+                state.global_step -= 1  # it was none
             else:
-                self._jump_to_end()
+                self._jump_to_end(state, control, lr_scheduler)
             return
         size = self.schedule.rows_per_step
-        last = (self.state.global_step - 1) % self.schedule.steps_per_improve
-        self.table.cost += 3 * self.train_dataset.tokens(range(last * size, (last + 1) * size))
+        last = (state.global_step - 1) % self.schedule.steps_per_improve
+        self.table.cost += 3 * self.rows.tokens(range(last * size, (last + 1) * size))
 
-    def take_note(self, metrics: dict[str, float]) -> None:
-        """Keep the weights of an Improve's best held-out score, and end it when the score has stopped rising."""
-        watched = (self.args.keep_best or self.args.improve_patience) and "eval_score" in metrics
-        if not self.table.improves or not watched:
+    def on_evaluate(self, args, state, control, *, metrics, model, lr_scheduler, **kwargs):
+        watched = (args.keep_best or args.improve_patience) and "eval_score" in metrics
+        if not (self.training and self.table.improves and watched):
             return
-        entry, step = self.table.improves[-1], self.state.global_step
+        entry, step = self.table.improves[-1], state.global_step
         if entry.evaluated(metrics["eval_score"], step):
-            if self.args.keep_best and self.accelerator.is_main_process:
-                save_weights(self._best_path(entry), trainable_weights(self.model))
-        elif 0 < self.args.improve_patience <= entry.evaluations_since:
+            if args.keep_best and state.is_world_process_zero:
+                save_weights(best_path(args.output_dir, entry), trainable_weights(model))
+        elif 0 < args.improve_patience <= entry.evaluations_since:
             entry.stopped_at = step
-            self._jump_to_end()
+            self._jump_to_end(state, control, lr_scheduler)
 
-    def _jump_to_end(self) -> None:
+    def _jump_to_end(self, state: TrainerState, control: TrainerControl, lr_scheduler: LRScheduler) -> None:
         """Leave the current Improve: the run's step becomes the one at which the next begins.
 
         So steps divide into Improves as they were planned, and a checkpoint that is written now resumes at the next.
         """
-        state, length = self.state, self.schedule.steps_per_improve
+        length = self.schedule.steps_per_improve
         end = -(-state.global_step // length) * length
         for _ in range(end - state.global_step):
-            self.lr_scheduler.step()
-        self._globalstep_last_logged += end - state.global_step  # the mean loss is over steps that were made
+            lr_scheduler.step()
+        self.pass_over(end - state.global_step)
         state.global_step, state.epoch = end, end / length
-        self.control.should_epoch_stop = True
+        control.should_epoch_stop = True
 
-    def _best_path(self, entry: ImproveEntry) -> Path:
-        return Path(self.args.output_dir) / f"best-improve-{entry.improve:03d}-step-{entry.best_step}.safetensors"
+    # It ends
 
-    def _take_best(self, improve: int) -> None:
-        entry = self.table.entry(improve)
-        last = (entry.stopped_at or (improve + 1) * self.schedule.steps_per_improve) if entry else None
-        if not self.args.keep_best or entry is None or entry.best_step in (None, last):
-            return
-        path = self._best_path(entry)
-        if not path.is_file():
-            raise ValueError(
-                f"{type(self).__name__}: {str(path)!r}, the best weights of Improve {improve + 1}, are gone; an older "
-                "checkpoint needs files that a newer one has replaced. Resume with resume_from_checkpoint=True."
-            )
-        set_weights(self.model, load_weights(path))
-
-    def tidy_best(self) -> None:
-        """Remove best weights that neither this checkpoint nor a later one needs."""
-        if self.accelerator.is_main_process and self.args.keep_best:
-            needed = {self._best_path(entry) for entry in self.table.improves[-2:]}
-            for path in set(Path(self.args.output_dir).glob("best-improve-*.safetensors")) - needed:
+    def on_save(self, args, state, control, **kwargs):
+        if args.keep_best and state.is_world_process_zero:  # this checkpoint and later ones need no others
+            needed = {best_path(args.output_dir, entry) for entry in self.table.improves[-2:]}
+            for path in set(Path(args.output_dir).glob("best-improve-*.safetensors")) - needed:
                 path.unlink()
 
-    def is_level(self) -> bool:
-        """Whether the run ends with the stage that ends now, because its mean scores have not risen for some."""
-        stages, rest = divmod(
-            self.state.global_step, self.schedule.steps_per_improve * self.schedule.improves_per_stage
-        )
-        return rest == 0 and self._was_level(stages)
+    def on_epoch_end(self, args, state, control, **kwargs):
+        stages, rest = divmod(state.global_step, self.schedule.steps_per_improve * self.schedule.improves_per_stage)
+        control.should_training_stop |= rest == 0 and self._was_level(stages)
+
+    def on_train_end(self, args, state, control, *, model, **kwargs):
+        self.training = False
+        if self.table.improves and not args.load_best_model_at_end:
+            self._go_back_to_best(model)
+
+    def _go_back_to_best(self, model: nn.Module) -> None:
+        """Give the model the last Improve's best weights, unless it has them or none are kept."""
+        entry = self.table.improves[-1]
+        last = entry.stopped_at or (entry.improve + 1) * self.schedule.steps_per_improve
+        if self.args.keep_best and entry.best_step not in (None, last):
+            put_back_best(model, self.args.output_dir, entry, trainer=self.trainer)
 
     def _was_level(self, stages: int) -> bool:
-        files = [self.grower.files(stage) for stage in range(stages)]
-        return 0 < self.args.level_stages < stages and is_level(
-            [mean_score(file) for file in files], stages=self.args.level_stages
+        """Whether the mean scores had not risen for some of the first stages when those were over."""
+        level = self.args.level_stages
+        return 0 < level < stages and is_level(
+            [mean_score(self.grower.files(stage)) for stage in range(stages)], stages=level
         )
-
-    def end_run(self) -> None:
-        """Give the model the best weights of the last Improve."""
-        if self.table.improves and not self.args.load_best_model_at_end:
-            self._take_best(len(self.table.improves) - 1)

@@ -1,5 +1,7 @@
 """What a stage keeps: the config's choice among the functions of `selection.py`, applied to a Grow's samples."""
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +57,27 @@ def mapped_scores(scores: Floats, bounds: tuple[float, float] | None) -> Floats:
         return scores
     low, high = bounds
     return ((scores - low) / (high - low if high > low else 1.0)).clip(0.0, 1.0)
+
+
+def score_bounds(
+    scores: Floats, earlier: Iterable[Floats], args: SelfTrainingConfig, *, stage: int
+) -> tuple[float, float] | None:
+    """What the map takes to 0 and 1: given, or the least and highest of this Grow's scores, or of `earlier` ones too."""
+    if args.score_map == "none":
+        return None
+    if args.score_map == "fixed":
+        low, high = args.score_range
+        outside = np.mean((scores < low) | (scores > high))  # NaN is in neither
+        if outside:
+            warnings.warn(
+                f"{outside:.0%} of the scores of stage {stage + 1} lie outside score_range=[{low:g}, {high:g}] (they go "
+                f"from {np.nanmin(scores):g} to {np.nanmax(scores):g}) and are taken for its ends. Give a wider range, or "
+                "score_map='running'.",
+                stacklevel=2,
+            )
+        return low, high
+    seen = np.concatenate([scores, *(earlier if args.score_map == "running" else [])])
+    return None if np.isnan(seen).all() else (float(np.nanmin(seen)), float(np.nanmax(seen)))
 
 
 def select(samples: Scored, args: SelfTrainingConfig, *, bounds: tuple[float, float] | None, seed: int) -> Selected:

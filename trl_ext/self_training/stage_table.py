@@ -56,19 +56,14 @@ class StageTable:
     improves: list[ImproveEntry] = field(default_factory=list)
     cost: int = 0
 
-    def entry(self, improve: int) -> ImproveEntry | None:
-        return self.improves[improve] if improve < len(self.improves) else None
-
     def save(self, folder: str | Path) -> None:
         (Path(folder) / TABLE).write_text(json.dumps(asdict(self), indent=1))
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "StageTable":
-        """Read the table of a checkpoint.
+    def clear(self) -> None:
+        self.improves, self.cost = [], 0
 
-        Raises:
-            ValueError: If there is none, e.g. in a checkpoint of another trainer.
-        """
+    def load(self, folder: str | Path) -> None:
+        """Become the table of a checkpoint; a ValueError if there is none, as in another trainer's."""
         path = Path(folder) / TABLE
         if not path.is_file():
             raise ValueError(
@@ -76,4 +71,4 @@ class StageTable:
                 "of RAFT or ReST. To start from its weights, load them as the model."
             )
         table = json.loads(path.read_text())
-        return cls(improves=[ImproveEntry(**entry) for entry in table["improves"]], cost=table["cost"])
+        self.improves, self.cost = [ImproveEntry(**entry) for entry in table["improves"]], table["cost"]

@@ -1,4 +1,4 @@
-"""The trainable weights of a model at some moment: kept, put back, exchanged for a while.
+"""The trainable weights of a model at some moment: kept, put back, exchanged for a while; an Improve's best ones on disk.
 
 Under an adapter these are the adapter's; the frozen base is never copied. So the policy of the run's beginning, which
 ranking by KL and restarts need, costs an adapter and not a second model.
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trl_ext.self_training.stage_table import ImproveEntry
 from trl_ext.trainer_kit.whole_files import written_whole
 
 Weights = dict[str, Tensor]
@@ -47,8 +48,20 @@ def save_weights(path: Path, weights: Weights) -> None:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
 
 
-def load_weights(path: Path) -> Weights:
-    return load_file(path)
+def best_path(output_dir: str, entry: ImproveEntry) -> Path:
+    """Where a run keeps the weights of an Improve's best held-out score."""
+    return Path(output_dir) / f"best-improve-{entry.improve:03d}-step-{entry.best_step}.safetensors"
+
+
+def put_back_best(model: nn.Module, output_dir: str, entry: ImproveEntry, *, trainer: str) -> None:
+    """Give a model the best weights of an Improve; a ValueError if they are gone."""
+    path = best_path(output_dir, entry)
+    if not path.is_file():
+        raise ValueError(
+            f"{trainer}: {str(path)!r}, the best weights of Improve {entry.improve + 1}, are gone; an older checkpoint "
+            "needs files that a newer one has replaced. Resume with resume_from_checkpoint=True."
+        )
+    set_weights(model, load_file(path))
 
 
 def _trainable(model: nn.Module, weights: Weights) -> list[tuple[str, nn.Parameter]]:

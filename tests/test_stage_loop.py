@@ -1,0 +1,78 @@
+"""The loop between SFTTrainer's steps, driven by events alone: no trainer is there."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from trl_ext.self_training.improve_rows import ImproveRows, kept_row
+from trl_ext.self_training.schedule import Schedule
+from trl_ext.self_training.stage_loop import StageLoop
+from trl_ext.self_training.stage_table import ImproveEntry, StageTable
+
+ARGS = SimpleNamespace(
+    keep_best=False, improve_patience=1, level_stages=0, load_best_model_at_end=False, output_dir=""
+)
+
+
+class Steps:
+    """A scheduler that counts."""
+
+    count = 0
+
+    def step(self):
+        self.count += 1
+
+
+def loop(*entries: ImproveEntry) -> tuple[StageLoop, list[int]]:
+    """Two Improves of five steps, two rows a step; the steps that are passed over are written down."""
+    schedule = Schedule(4, 4, 2, 1, steps_per_improve=5, rows_per_step=2, seed=0)
+    grower, passed = SimpleNamespace(args=ARGS, schedule=schedule, say=print), []
+    rows = ImproveRows(10, {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]})
+    return StageLoop(grower, rows, StageTable(list(entries)), print, passed.append, "RAFTTrainer"), passed
+
+
+def at(step: int) -> tuple[TrainerState, TrainerControl]:
+    return TrainerState(global_step=step), TrainerControl()
+
+
+def test_a_step_costs_three_passes_of_its_tokens():
+    one, _ = loop()
+    one.on_step_end(ARGS, *at(7), lr_scheduler=Steps())
+    assert one.table.cost == 3 * (2 * 3) and one.has_trained  # two rows of three tokens
+
+
+def test_an_improve_that_no_longer_rises_is_left_at_its_planned_end():
+    one, passed = loop(ImproveEntry(0, 0, 0, kept=4, passes=1.0, best_score=1.0, best_step=1))
+    (state, control), rates = at(2), Steps()
+    one.on_train_begin(ARGS, state, control)
+    one.on_evaluate(ARGS, state, control, metrics={"eval_score": 0.5}, model=None, lr_scheduler=rates)
+    assert state.global_step == 5 and state.epoch == 1.0 and control.should_epoch_stop
+    assert (rates.count, passed, one.table.improves[0].stopped_at) == (3, [3], 2)
+
+
+def test_an_evaluation_outside_a_run_ends_nothing():
+    one, passed = loop(ImproveEntry(0, 0, 0, kept=4, passes=1.0, best_score=1.0, best_step=1))
+    state, control = at(2)
+    one.on_evaluate(ARGS, state, control, metrics={"eval_score": 0.5}, model=None, lr_scheduler=Steps())
+    assert state.global_step == 2 and not control.should_epoch_stop and not passed
+
+
+@pytest.mark.parametrize(("ended", "step"), [(False, 10), (True, 5)])
+def test_a_step_without_rows_moves_nothing_and_leaves_the_improve(ended, step):
+    one, _ = loop()
+    one.skipping, one.ended = True, ended
+    model = torch.nn.Linear(1, 1)
+    model(torch.ones(1, 1)).backward()
+    (state, control), cost = at(6), one.table.cost
+    one.on_pre_optimizer_step(ARGS, state, control, model=model)
+    one.on_step_end(ARGS, state, control, lr_scheduler=Steps())
+    assert model.weight.grad is None and one.table.cost == cost
+    assert state.global_step == step and not one.skipping
+
+
+def test_what_is_learned_of_a_sample():
+    sample = {"prompt_ids": [5, 6], "completion_ids": [7], "log_probs": [-0.5]}
+    assert kept_row(sample, importance=False) == {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}
+    assert kept_row(sample, importance=True)["old_log_probs"] == [-0.5]
