@@ -24,16 +24,17 @@ import trl_ext
 from trl_ext import SharedBase
 from trl_ext.self_training.improve_rows import ImproveRows
 from trl_ext.shared_base.shared_tree import quantised_linears
-from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import behind
 
 LOSS = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
 SIGNATURES = {  # and where each is used
     (GRPOTrainer, "_calculate_rewards"): (
         ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-        "PPOTrainer, to keep the scores",
+        "PPOTrainer, to tell rewards which completions ended",
     ),
     (GRPOTrainer, "_generate_and_score_completions"): (["self", "inputs"], "PPOTrainer, to replace the advantages"),
+    (GRPOTrainer, "_generate"): (["self", "prompts"], "PPOTrainer, between the phases of its memory"),
     (GRPOTrainer, "_compute_loss"): (["self", "model", "inputs"], "PPOTrainer, to add the value loss"),
     (GRPOTrainer, "_get_train_sampler"): (["self", "dataset"], "PPOTrainer, for an order that resuming finds again"),
     (RewardTrainer, "compute_loss"): (LOSS, "ImitationRewardTrainer, to add the imitation term"),
@@ -139,7 +140,7 @@ def test_old_log_probs_are_used_when_given(grpo_trainer, rollout):
 
 
 def test_first_output_is_the_log_probs(grpo_trainer, rollout):
-    """PPOTrainer._get_per_token_logps_and_entropies keeps it; the names of its inputs are used in _evaluate_policy."""
+    """PPOTrainer._compute_loss reads it there; the names of its inputs are used in _evaluate_policy."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
     mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
     length = rollout["completion_ids"].size(1)
@@ -359,16 +360,16 @@ def test_adapters_to_save_are_selected(tmp_path):
 
 
 def test_prompts_are_sampled_in_single_turns(grpo_trainer):
-    """PPOTrainer._generate_single_turn keeps the mode, which continuous batching would change."""
+    """PPOTrainer._generate, once around it, keeps the mode, which continuous batching would change."""
     called = []
 
     def turn(prompt_ids, *args, **kwargs):
         called.append(prompt_ids)
         return [[5, 6, 1]] * len(prompt_ids), None
 
-    with replaced(grpo_trainer, _generate_single_turn=turn):
+    with replaced(grpo_trainer, _generate_single_turn=turn), outputs_of(grpo_trainer, "_generate") as around:
         rollout = grpo_trainer._generate_and_score_completions([{"prompt": "a"}] * 4)
-    assert len(called) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
+    assert len(called) == len(around) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
 
 
 def test_a_model_reads_on_behind_a_cache(policy):

@@ -58,10 +58,10 @@ class PPOMetrics:
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _follow_kl(self, metrics: dict[str, float]) -> None:
+    def _follow_kl(self, metrics: dict[str, float], *, completions: int) -> None:
         """Set β for the next rollouts, and look for signs of collapse."""
         self._record({"beta": self.kl_control.beta})
-        self.kl_control.update(metrics["kl_per_completion"], completions=len(self._scores) * self.args.world_size)
+        self.kl_control.update(metrics["kl_per_completion"], completions=completions)
         self.collapse.update(
             length=metrics["own_length"], perplexity=metrics["perplexity"], kl=metrics["kl_per_completion"]
         )

@@ -51,7 +51,7 @@ from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.masked import masked_whiten
-from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
 
@@ -67,10 +67,9 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
     from, so a few methods are overridden, each of which calls its parent:
 
         create_optimizer                      also train the critic
-        _generate_single_turn                 stay in evaluation where continuous batching would leave it
-        _calculate_rewards                    keep the scores, which the parent does not return
+        _generate                             stay in evaluation where continuous batching would leave it
+        _calculate_rewards                    tell the rewards which completions ended
         _generate_and_score_completions       replace the group advantages by GAE
-        _get_per_token_logps_and_entropies    keep the log-probabilities, for the ratio that is logged
         _compute_loss                         leave KL to the reward, add the value loss
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
         _save                                 leave TRL's copy of the adapter out
@@ -205,19 +204,72 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
 
     # Rollouts
 
-    def _generate_single_turn(self, *args, **kwargs):
+    def _generate(self, prompts):
         training = self.model.training
-        outputs = super()._generate_single_turn(*args, **kwargs)
+        self.memory.enter("generate")
+        outputs = super()._generate(prompts)
+        self.memory.enter("score")
         self.model.train(training)
         return outputs
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        if self.memory.phase == "generate":  # without a reference, nothing came between
-            self.memory.enter("score")
-        ended = [bool(ids) and ids[-1] in end_tokens(self) for ids in completion_ids_list]
+        ended = self._ended(completion_ids_list)
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
         completions = as_continuations(completions, completion_ids_list, self._tokenizer)
-        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # of all processes
+        return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+
+    @torch.no_grad()
+    def _generate_and_score_completions(self, inputs):
+        self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
+        aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        with (
+            outputs_of(self, "_calculate_rewards") as rewards,
+            outputs_of(self, "_ended") as ended,
+            replaced(self, num_iterations=aligned),  # the parent need not pass for old log-probs, the next pass does
+        ):
+            rollout = super()._generate_and_score_completions(inputs)
+        rollout = self._with_advantages(rollout, rewards[0], ended[0])
+        self.memory.enter("train")
+        return rollout
+
+    def _with_advantages(self, rollout: dict, rewards: Tensor, ended: list[bool]) -> dict[str, Tensor]:
+        """What the loss learns from: log π, V, advantages and returns of each token, `(B, T)`, as the policy is now.
+
+        Args:
+            rollout: The parent's, with `B` completions of `T` tokens.
+            rewards: Of the completions of all processes, `(N, reward functions)`.
+            ended: Whether each completion ended itself, of this process's.
+        """
+        if self.model.training:
+            self._rollouts += 1
+            self.drift.begin_rollout()
+        scores = self._scores(rewards, ended)
+        rollout |= self._own_tokens(rollout, scores)
+        mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
+        log_probs, values = self._evaluate_policy(rollout)
+        kl = self._kl(log_probs, ref_log_probs)
+        rewards = token_rewards(self._scaled(scores), 0.0 if kl is None else kl, mask, beta=self.kl_control.beta)
+        advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
+        self._replace_group_metrics(advantages, mask)
+        metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
+        self._record(metrics)
+        if kl is not None and self.model.training:
+            self._follow_kl(metrics, completions=len(scores) * self.args.world_size)
+        if self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, self.accelerator)
+        return rollout | {
+            "old_per_token_logps": log_probs,
+            "advantages": advantages,
+            "values": values,
+            "returns": returns,
+        }
+
+    def _ended(self, completions: list[list[int]]) -> list[bool]:
+        """Whether each completion ended itself, rather than for lack of room."""
+        return [bool(ids) and ids[-1] in end_tokens(self) for ids in completions]
+
+    def _scores(self, rewards: Tensor, ended: list[bool]) -> Tensor:
+        """The scores of this process's completions, `(B,)`, NaN where there is none; all processes' move the statistics."""
         cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
         scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
         if self.model.training:
@@ -230,46 +282,14 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
                 "completions/eos_ratio": 1.0 - cut.float().mean().item(),
             }
         )
-        self._scores = scores[self.accelerator.process_index * len(prompts) :][: len(prompts)]
-        return rewards
+        return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
 
-    @torch.no_grad()
-    def _generate_and_score_completions(self, inputs):
-        self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
-        self.memory.enter("generate")
-        aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
-        with replaced(self, num_iterations=aligned):  # the parent need not pass for old log-probs, the next one does
-            rollout = super()._generate_and_score_completions(inputs)
-        if self.model.training:
-            self._rollouts += 1
-            self.drift.begin_rollout()
-        rollout |= self._own_tokens(rollout)
-        mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
-        log_probs, values = self._evaluate_policy(rollout)
-        kl = self._kl(log_probs, ref_log_probs)
-        rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.kl_control.beta)
-        advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self._replace_group_metrics(advantages, mask)
-        metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
-        self._record(metrics)
-        if kl is not None and self.model.training:
-            self._follow_kl(metrics)
-        if self.args.whiten_advantages:
-            advantages = masked_whiten(advantages, mask, self.accelerator)
-        self.memory.enter("train")
-        return rollout | {
-            "old_per_token_logps": log_probs,
-            "advantages": advantages,
-            "values": values,
-            "returns": returns,
-        }
-
-    def _own_tokens(self, rollout: dict) -> dict[str, Tensor]:
+    def _own_tokens(self, rollout: dict, scores: Tensor) -> dict[str, Tensor]:
         """The mask of tokens to learn from, under the parent's name for it, and how many there are in all processes.
 
         They are the policy's own tokens in rows that were scored.
         """
-        mask = rollout["completion_mask"] * (~self._scores.isnan()).unsqueeze(1)
+        mask = rollout["completion_mask"] * (~scores.isnan()).unsqueeze(1)
         if "tool_mask" in rollout:
             mask = mask * rollout["tool_mask"]
         return {"tool_mask": mask, "num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
@@ -287,8 +307,8 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         for input_ids, attention_mask in micro_batches:
             tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
             with self._policy_states() as states:
-                self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)
-            passes.append((self._log_probs, self._values(tokens, states, length)))
+                log_probs = self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)[0]
+            passes.append((log_probs, self._values(tokens, states, length)))
         log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
         return log_probs, values
 
@@ -298,28 +318,24 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             return None
         return kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
 
-    def _scaled_scores(self) -> Tensor:
-        """The scores of this process's rows, `(B,)`; 0 for rows without, which are masked."""
-        scores = self._scores
+    def _scaled(self, scores: Tensor) -> Tensor:
+        """Scores, `(B,)`, brought to the scale of the run; 0 for rows without, which are masked."""
         if self.args.score_scaling:
             scores = self.score_moments.scale(scores, clip=self.args.score_clip)
         return scores.nan_to_num(0.0)
 
     # Loss
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        if self.memory.phase == "generate":  # it is over
-            self.memory.enter("score")
-        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._log_probs = outputs[0].detach()
-        return outputs
-
     def _compute_loss(self, model, inputs):
         if self.drift.over and self.model.training:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
-        with self._policy_states() as states, replaced(self, beta=0.0):  # the reward has charged for KL already
+        with (
+            self._policy_states() as states,
+            outputs_of(self, "_get_per_token_logps_and_entropies") as passes,
+            replaced(self, beta=0.0),  # the reward has charged for KL already
+        ):
             policy_loss = super()._compute_loss(model, inputs)
-        log_probs = self._log_probs
+        log_probs = passes[-1][0].detach()
         values = self._values(whole_sequences(inputs), states, inputs["completion_ids"].size(1))
         clip = self.args.value_clip
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
