@@ -40,8 +40,8 @@ def test_evaluating_between_steps_changes_no_step(tmp_path, float64):
     plain.train()
     evaluated.train()
     close(weights(evaluated), weights(plain))
-    assert evaluated.drift.skipped == plain.drift.skipped > 0
-    assert evaluated.score_moments == plain.score_moments
+    assert evaluated.rollouts.drift.skipped == plain.rollouts.drift.skipped > 0
+    assert evaluated.rollouts.score_moments == plain.rollouts.score_moments
     for name in ("eval_score", "eval_kl", "eval_perplexity", "eval_value_loss", "eval_loss"):
         assert len(logged(evaluated, name)) == 7
 
@@ -74,7 +74,7 @@ def test_cut_completions_left_out_are_like_those_without_a_score(tmp_path, float
     masked.train()
     unscored.train()
     close(weights(masked), weights(unscored))
-    assert masked.score_moments == unscored.score_moments
+    assert masked.rollouts.score_moments == unscored.rollouts.score_moments
     for name in ("value_loss", "perplexity", "explained_variance", "kl"):
         assert logged(masked, name) == pytest.approx(logged(unscored, name), abs=1e-6)
 
@@ -173,9 +173,9 @@ def test_continuous_batching(tmp_path):
         transformers_continuous_batching_config=cache, eval_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
     )  # fmt: skip
     trainer.train()
-    moments = vars(trainer.score_moments).copy()
+    moments = vars(trainer.rollouts.score_moments).copy()
     assert trainer.evaluate()["eval_loss"] is not None and "eval_score" in trainer.state.log_history[-1]
-    assert vars(trainer.score_moments) == moments and trainer._rollouts == 1
+    assert vars(trainer.rollouts.score_moments) == moments and trainer.rollouts.sampled == 1
     trainer.model.eval()
     trainer._generate_and_score_completions([{"prompt": "a"}] * 2)
     assert not trainer.model.training

@@ -118,7 +118,7 @@ def test_a_row_without_a_score_is_left_out(tmp_path):
     rollout = rollout_of(trainer)
     left_out = 1  # PROMPTS[1] is "why?"
     assert trainer._metrics["train"]["rows_unscored"] == [1]
-    assert trainer.score_moments.count == 3
+    assert trainer.rollouts.score_moments.count == 3
     assert rollout["tool_mask"].any(1).tolist() == [True, False, True, True]
     assert rollout["num_items_in_batch"] == rollout["completion_mask"][[0, 2, 3]].sum()
     own = rollout["tool_mask"].bool()
@@ -137,9 +137,9 @@ def test_scores_are_scaled_by_the_run_so_far(tmp_path):
     trainer = ppo_trainer(tmp_path, reward_funcs=thousands, beta=0.0, lam=1.0, score_clip=1.5)
     for _ in range(3):
         rollout, scores = scored_rollout_of(trainer)
-    assert trainer.score_moments.count == 12
+    assert trainer.rollouts.score_moments.count == 12
     scaled = rollout["returns"][:, 0]  # V = 0, γ = λ = 1: the score itself
-    moments = trainer.score_moments
+    moments = trainer.rollouts.score_moments
     expected = ((scores - moments.mean) / moments.deviation).clamp(-1.5, 1.5)
     torch.testing.assert_close(scaled, expected)
 
@@ -147,9 +147,9 @@ def test_scores_are_scaled_by_the_run_so_far(tmp_path):
 def test_evaluation_does_not_move_the_statistics(tmp_path):
     trainer = ppo_trainer(tmp_path, eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:4]}))
     rollout_of(trainer)
-    before = (trainer.score_moments.count, trainer.score_moments.mean)
+    before = (trainer.rollouts.score_moments.count, trainer.rollouts.score_moments.mean)
     metrics = trainer.evaluate()
-    assert (trainer.score_moments.count, trainer.score_moments.mean) == before
+    assert (trainer.rollouts.score_moments.count, trainer.rollouts.score_moments.mean) == before
     assert {"eval_score", "eval_kl", "eval_value_loss"} <= metrics.keys() | trainer.state.log_history[-1].keys()
 
 

@@ -224,7 +224,7 @@ def test_the_sampler_is_told_the_epoch(tmp_path):
 
 
 def test_the_rollout_buffer_is_a_list_of_dicts_of_tensors(tmp_path):
-    """rollout_state.save_rollout_state writes `_buffered_inputs`, and `_step` counts micro-batches."""
+    """rollout_state.RolloutState writes `_buffered_inputs`, and `_step` counts micro-batches."""
     trainer = ppo_trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1)
     trainer.train()
     assert trainer._step == 2 and len(trainer._buffered_inputs) == 2
@@ -285,7 +285,7 @@ def test_a_loss_without_gradients_makes_no_step(tmp_path):
 
 
 def test_callbacks_stand_around_the_optimizers_step(tmp_path):
-    """critic.CriticCallback clips before it and clears after it; callback.RolloutCallback counts it, and stops the run behind it."""
+    """critic.CriticCallback clips before it and clears after it; drift.DriftCallback counts it, and collapse.CollapseCallback stops the run behind it."""
     seen = []
 
     class Order(TrainerCallback):

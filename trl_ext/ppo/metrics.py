@@ -1,13 +1,10 @@
 """What PPO logs, beside what GRPO does. Each is a mean over real tokens, or completions, of all processes."""
 
-import warnings
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from trl_ext.ppo.advantages import explained_variance
-from trl_ext.ppo.collapse import WHAT_TO_TURN
 from trl_ext.ppo.token_rewards import kl_per_token
 from trl_ext.ppo.value_loss import value_is_clipped
 from trl_ext.trainer_kit.masked import masked_mean, masked_sums, masked_variance
@@ -57,17 +54,6 @@ class PPOMetrics:
     def _record(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _follow_kl(self, metrics: dict[str, float], *, completions: int) -> None:
-        """Set β for the next rollouts, and look for signs of collapse."""
-        self._record({"beta": self.kl_control.beta})
-        self.kl_control.update(metrics["kl_per_completion"], completions=completions)
-        self.collapse.update(
-            length=metrics["own_length"], perplexity=metrics["perplexity"], kl=metrics["kl_per_completion"]
-        )
-        if self.collapse.collapsed and not self.collapse.warned:
-            self.collapse.warned = True
-            warnings.warn(f"PPOTrainer: {self.collapse.signs()}. {WHAT_TO_TURN}", stacklevel=2)
 
     def _replace_group_metrics(self, advantages: Tensor, mask: Tensor) -> None:
         """Take back what the parent has logged of group advantages; its table of completions gets the rows' means."""

@@ -14,11 +14,9 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.advantages import generalized_advantages
-from trl_ext.ppo.callback import RolloutCallback
-from trl_ext.ppo.collapse import CollapseWatch
-from trl_ext.ppo.critic import Critic, CriticCallback
-from trl_ext.ppo.drift import PolicyDrift
-from trl_ext.ppo.kl_control import KLController
+from trl_ext.ppo.collapse import CollapseCallback
+from trl_ext.ppo.critic import CRITIC_FILE, Critic, CriticCallback
+from trl_ext.ppo.drift import DriftCallback
 from trl_ext.ppo.metrics import PPOMetrics, loss_metrics, rollout_metrics
 from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
@@ -39,8 +37,7 @@ from trl_ext.ppo.ppo_input import (
     checked_args,
     non_empty,
 )
-from trl_ext.ppo.rollout_state import PPOCheckpoints
-from trl_ext.ppo.score_scaling import RunningMoments
+from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.stop_tokens import stop_token_ids
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
@@ -50,12 +47,13 @@ from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
 
-class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
+class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -137,16 +135,14 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
                 self._check_lengths(dataset["prompt"], name)
         self.critic = self._make_critic(value_model)
-        self.add_callback(CriticCallback(self.critic, self._policy_rests))
+        self.rollouts = RolloutState(args)
+        self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
-        self.add_callback(RolloutCallback(self))
+        self.add_callback(DriftCallback(self.rollouts.drift, self._metrics["train"]))
+        self.add_callback(CollapseCallback(self.rollouts.collapse))
         self.text = text_mix(ptx_dataset, self._tokenizer, args)
         self._set_stop_tokens()
-        self.score_moments, self.collapse = RunningMoments(), CollapseWatch()
-        self.kl_control = KLController(self.beta, args.kl_target, args.kl_horizon)
-        self.drift = PolicyDrift(args.max_policy_kl)
-        self._rollouts = 0  # batches of rollouts sampled in training
 
     def _set_stop_tokens(self) -> None:
         if self.args.stop_tokens:
@@ -241,20 +237,26 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             ended: Whether each completion ended itself, of this process's.
         """
         if self.model.training:
-            self._rollouts += 1
-            self.drift.begin_rollout()
+            self.rollouts.begin()
         scores = self._scores(rewards, ended)
         rollout |= self._own_tokens(rollout, scores)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         log_probs, values = self._evaluate_policy(rollout)
         kl = self._kl(log_probs, ref_log_probs)
-        rewards = token_rewards(self._scaled(scores), 0.0 if kl is None else kl, mask, beta=self.kl_control.beta)
+        scores, beta = self.rollouts.scaled(scores), self.rollouts.kl_control.beta
+        rewards = token_rewards(scores, 0.0 if kl is None else kl, mask, beta=beta)
         advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
         self._replace_group_metrics(advantages, mask)
         metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
         self._record(metrics)
         if kl is not None and self.model.training:
-            self._follow_kl(metrics, completions=len(scores) * self.args.world_size)
+            self._record({"beta": beta})
+            self.rollouts.follow(
+                kl=metrics["kl_per_completion"],
+                length=metrics["own_length"],
+                perplexity=metrics["perplexity"],
+                completions=len(scores) * self.args.world_size,
+            )
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
         return rollout | {
@@ -274,7 +276,7 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
         if self.model.training:
             unlearned = scores.isnan() | (cut & self.mask_truncated_completions)
-            self.score_moments.update(scores[~unlearned])
+            self.rollouts.score_moments.update(scores[~unlearned])
         self._record(
             {
                 "score": scores.nanmean().item(),
@@ -318,16 +320,10 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             return None
         return kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
 
-    def _scaled(self, scores: Tensor) -> Tensor:
-        """Scores, `(B,)`, brought to the scale of the run; 0 for rows without, which are masked."""
-        if self.args.score_scaling:
-            scores = self.score_moments.scale(scores, clip=self.args.score_clip)
-        return scores.nan_to_num(0.0)
-
     # Loss
 
     def _compute_loss(self, model, inputs):
-        if self.drift.over and self.model.training:
+        if self.rollouts.drift.over and self.model.training:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
         with (
             self._policy_states() as states,
@@ -342,10 +338,10 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         metrics = loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator)
         self._record(metrics)
         if self.model.training:
-            self.drift.add(metrics["policy_kl"])
+            self.rollouts.drift.add(metrics["policy_kl"])
         value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
         loss = policy_loss + self.args.value_coef * value_loss
-        if self.text is not None and self.model.training and not self._policy_rests():
+        if self.text is not None and self.model.training and not self.rollouts.policy_rests():
             loss = loss + self.args.ptx_coef * self._text_loss(model)
         return loss
 
@@ -355,10 +351,6 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         )
         self._record({"ptx_loss": mean})
         return loss
-
-    def _policy_rests(self) -> bool:
-        """Whether only the critic learns, in its warm-up."""
-        return self._rollouts <= self.args.critic_warmup_rollouts
 
     def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
         hidden = {}
@@ -377,6 +369,25 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
 
     # Saving
+
+    def _checkpoint_files(self):
+        entropy = ("entropy_ctrl_state.json",) if self.use_adaptive_entropy else ()  # TRL writes it last of all
+        states = (name for process in range(self.accelerator.num_processes) for name in state_files(process))
+        return (*super()._checkpoint_files(), CRITIC_FILE, *entropy, *states)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.accelerator.is_main_process:
+            self.critic.save(output_dir)
+        process = self.accelerator.process_index
+        self.rollouts.save(output_dir, process, step=self._step, batches=self._buffered_inputs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is not None:
+            process, device = self.accelerator.process_index, self.accelerator.device
+            self._step, self._buffered_inputs = self.rollouts.load(checkpoint, process, device)
+            self.critic.load(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
         with without_reference(self.model):
