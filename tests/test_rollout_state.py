@@ -20,7 +20,7 @@ def test_a_checkpoint_by_hand(tmp_path):
     one.begin()
     one.score_moments.update(torch.tensor([0.0, 2.0]))
     one.drift.over, one.drift.skipped = True, 2
-    one.follow(kl=0.25, length=4.0, perplexity=9.0, completions=4)
+    one.follow({"kl_per_completion": 0.25, "own_length": 4.0, "perplexity": 9.0}, completions=4)
     batches = [{"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])}]
     one.save(tmp_path, 1, step=7, batches=batches)
     assert json.loads((tmp_path / "ppo_state_1.json").read_text()) == {

@@ -121,7 +121,7 @@ def test_loss_ignores_what_tool_mask_masks(grpo_trainer, rollout):
 
 
 def test_loss_divides_by_num_items_in_batch(grpo_trainer, rollout):
-    """PPOTrainer._tokens_per_window divides the value loss by the same number."""
+    """PPOTrainer._mean_over_window divides the value loss by the same number."""
     rollout["advantages"] = torch.ones(rollout["completion_mask"].shape)
     loss = grpo_trainer._compute_loss(grpo_trainer.model, rollout)
     torch.testing.assert_close(loss, torch.tensor(-1.0))  # ratio 1, advantage 1: minus the mean of ones
@@ -247,7 +247,7 @@ def test_end_tokens_are_two_attributes(grpo_trainer):
 
 
 def test_trainer_adds_up_the_losses_of_micro_batches(grpo_trainer):
-    """PPOTrainer._tokens_per_window and TextMix.loss divide by the window themselves: nobody else must."""
+    """PPOTrainer._mean_over_window and TextMix.loss divide by the window themselves: nobody else must."""
     weight = grpo_trainer.model.lm_head.weight
     grpo_trainer.current_gradient_accumulation_steps = 4
     with replaced(grpo_trainer, _prepare_inputs=lambda x: x, _compute_loss=lambda model, inputs: weight.sum()):

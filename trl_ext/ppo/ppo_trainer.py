@@ -17,7 +17,7 @@ from trl_ext.ppo.advantages import generalized_advantages
 from trl_ext.ppo.collapse import CollapseCallback
 from trl_ext.ppo.critic import CRITIC_FILE, Critic, CriticCallback
 from trl_ext.ppo.drift import DriftCallback
-from trl_ext.ppo.metrics import PPOMetrics, loss_metrics, rollout_metrics
+from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
     last_hidden_states,
@@ -52,8 +52,10 @@ from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
+LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
-class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
+
+class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -147,6 +149,11 @@ class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
     def _set_stop_tokens(self) -> None:
         if self.args.stop_tokens:
             add_end_tokens(self, stop_token_ids(self.args.stop_tokens, self._tokenizer))
+
+    @property
+    def metrics(self) -> PPOMetrics:
+        """Takes down numbers of training or of evaluation, whichever is on."""
+        return PPOMetrics(self.accelerator, self._metrics["train" if self.model.training else "eval"])
 
     def _check_lengths(self, prompts, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
@@ -246,17 +253,11 @@ class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
         scores, beta = self.rollouts.scaled(scores), self.rollouts.kl_control.beta
         rewards = token_rewards(scores, 0.0 if kl is None else kl, mask, beta=beta)
         advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self._replace_group_metrics(advantages, mask)
-        metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
-        self._record(metrics)
+        self.metrics.replace_groups(advantages, mask, table=self._logs["advantages"])
+        seen = self.metrics.of_rollout(log_probs, kl, values, returns, mask)
         if kl is not None and self.model.training:
-            self._record({"beta": beta})
-            self.rollouts.follow(
-                kl=metrics["kl_per_completion"],
-                length=metrics["own_length"],
-                perplexity=metrics["perplexity"],
-                completions=len(scores) * self.args.world_size,
-            )
+            self.metrics.add({"beta": beta})
+            self.rollouts.follow(seen, completions=len(scores) * self.args.world_size)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
         return rollout | {
@@ -277,13 +278,7 @@ class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
         if self.model.training:
             unlearned = scores.isnan() | (cut & self.mask_truncated_completions)
             self.rollouts.score_moments.update(scores[~unlearned])
-        self._record(
-            {
-                "score": scores.nanmean().item(),
-                "rows_unscored": scores.isnan().sum().item(),
-                "completions/eos_ratio": 1.0 - cut.float().mean().item(),
-            }
-        )
+        self.metrics.of_scores(scores, cut)
         return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
 
     def _own_tokens(self, rollout: dict, scores: Tensor) -> dict[str, Tensor]:
@@ -323,33 +318,28 @@ class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
     # Loss
 
     def _compute_loss(self, model, inputs):
-        if self.rollouts.drift.over and self.model.training:
+        if self.model.training and self.rollouts.drift.over:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
-        with (
-            self._policy_states() as states,
-            outputs_of(self, "_get_per_token_logps_and_entropies") as passes,
-            replaced(self, beta=0.0),  # the reward has charged for KL already
-        ):
-            policy_loss = super()._compute_loss(model, inputs)
-        log_probs = passes[-1][0].detach()
+        with self._policy_states() as states, outputs_of(self, LOG_PROBS) as passes, replaced(self, beta=0.0):
+            loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
         values = self._values(whole_sequences(inputs), states, inputs["completion_ids"].size(1))
-        clip = self.args.value_clip
-        error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
-        metrics = loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator)
-        self._record(metrics)
-        if self.model.training:
-            self.rollouts.drift.add(metrics["policy_kl"])
-        value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
-        loss = policy_loss + self.args.value_coef * value_loss
+        error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=self.args.value_clip)
+        self._watch_loss(passes[-1][0], values, error, inputs)
+        loss = loss + self.args.value_coef * self._mean_over_window(error, inputs)
         if self.text is not None and self.model.training and not self.rollouts.policy_rests():
             loss = loss + self.args.ptx_coef * self._text_loss(model)
         return loss
+
+    def _watch_loss(self, log_probs: Tensor, values: Tensor, error: Tensor, inputs: dict) -> None:
+        seen = self.metrics.of_loss(log_probs, values, error, inputs, clip=self.args.value_clip)
+        if self.model.training:
+            self.rollouts.drift.add(seen["policy_kl"])
 
     def _text_loss(self, model) -> Tensor:
         loss, mean = self.text.loss(
             model, self._step, micro_batches=self.args.gradient_accumulation_steps, accelerator=self.accelerator
         )
-        self._record({"ptx_loss": mean})
+        self.metrics.add({"ptx_loss": mean})
         return loss
 
     def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
@@ -361,12 +351,14 @@ class PPOTrainer(OlderCalls, PPOMetrics, ResumableTrainer, GRPOTrainer):
     def _policy_states(self):
         return last_hidden_states(self.model) if self.critic.reads_policy else nullcontext([])
 
-    def _tokens_per_window(self, inputs: dict) -> Tensor:
-        """What the parent divides its loss by: real tokens per accumulation window and process."""
+    def _mean_over_window(self, terms: Tensor, inputs: dict) -> Tensor:
+        """Terms per token, `(B, T)`, summed and divided by what the parent divides its loss by: real tokens per
+        accumulation window and process.
+        """
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        if not self.model.training:
-            return tokens
-        return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        if self.model.training:
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return terms.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / tokens
 
     # Saving
 

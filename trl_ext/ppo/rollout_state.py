@@ -66,10 +66,16 @@ class RolloutState:
             scores = self.score_moments.scale(scores, clip=self.args.score_clip)
         return scores.nan_to_num(0.0)
 
-    def follow(self, *, kl: float, length: float, perplexity: float, completions: int) -> None:
-        """Set β for the next rollouts by the KL of these, in nats per completion, and look for signs of collapse."""
+    def follow(self, seen: dict[str, float], *, completions: int) -> None:
+        """Set β for the next rollouts by the KL of these, and look for signs of collapse.
+
+        Args:
+            seen: What `PPOMetrics.of_rollout` says of them.
+            completions: How many there are in all processes.
+        """
+        kl = seen["kl_per_completion"]
         self.kl_control.update(kl, completions=completions)
-        self.collapse.update(length=length, perplexity=perplexity, kl=kl)
+        self.collapse.update(length=seen["own_length"], perplexity=seen["perplexity"], kl=kl)
 
     def policy_rests(self) -> bool:
         """Whether only the critic learns, in its warm-up."""
