@@ -1,13 +1,15 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from fractions import Fraction
+from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import PeftModel
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
@@ -15,7 +17,7 @@ from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.advantages import generalized_advantages
 from trl_ext.ppo.collapse import CollapseCallback
-from trl_ext.ppo.critic import CRITIC_FILE, Critic, CriticCallback
+from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
 from trl_ext.ppo.drift import DriftCallback
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
@@ -28,6 +30,7 @@ from trl_ext.ppo.policy import (
 )
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
+    Reward,
     check_lengths,
     check_policy,
     check_prompts,
@@ -41,7 +44,7 @@ from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.stop_tokens import stop_token_ids
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
-from trl_ext.ppo.value_function import value_function
+from trl_ext.ppo.value_function import make_critic
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import weighted_scores
@@ -67,15 +70,22 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     from, so a few methods are overridden, each of which calls its parent:
 
         create_optimizer                      also train the critic
-        _generate                             stay in evaluation where continuous batching would leave it
+        _generate                             tell phases of memory apart; stay in evaluation where continuous batching
+                                              would leave it
         _calculate_rewards                    tell the rewards which completions ended
         _generate_and_score_completions       replace the group advantages by GAE
         _compute_loss                         leave KL to the reward, add the value loss
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
+        _save_optimizer_and_scheduler         also save the critic, the rollouts in use and what is kept over them
+        _load_optimizer_and_scheduler         also load them
         _save                                 leave TRL's copy of the adapter out
 
-    `PPOCheckpoints` adds the critic, the rollouts in use and the statistics to what Trainer saves and loads; `PPOMetrics`
-    is what is logged, and what follows from it.
+    Besides, each a part with its own file: `RolloutState` is what changes over rollouts, `Critic` the value function and
+    its training, `PPOMetrics` what is logged, `TextMix` text that is learned beside, `MemoryWatch` the plan of memory.
+
+    Relations: λ = 1 learns from the Monte-Carlo return less V, λ = 0 from the one-step TD error; β = 0 loads no reference
+    and charges no KL; c_v = 0 leaves a head at V = 0, and with γ = λ = 1 the whitened return in place of a group's
+    advantage; one epoch of one step per rollout has ρ = 1, so that nothing is clipped; c_ptx = 0 is plain PPO.
 
     Args:
         model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter. KL is measured to the
@@ -83,13 +93,16 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         reward_funcs: A reward or a list of them: a function in TRL's protocol (sync or async), a reward model, or
             the path of one, which is then a `LearnedReward`.
         args: A `PPOConfig`.
+        train_dataset, eval_dataset: Rows with `prompt`, text or messages; other columns reach the rewards.
+        processing_class: The policy's tokenizer, None where it is found beside the model.
+        reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
+        callbacks, optimizers, quantization_config, peft_config, rollout_func: As `GRPOTrainer` takes them; no scheduler
+            beside the optimizer.
         value_model: None for a linear head on the policy's last hidden state; or a one-label
             sequence-classification model with the policy's vocabulary, or the path of one, e.g. the reward model.
         ptx_dataset: Text that is learned beside, with `ptx_coef`: rows with `text`, `prompt` and `completion`, or
             `messages`.
-        reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
-        others: All else that `GRPOTrainer` takes, by name: train_dataset (column `prompt`, text or messages; other
-            columns reach the rewards), eval_dataset, processing_class, callbacks, optimizers, peft_config, …
+        others: What else this TRL's `GRPOTrainer` takes; tools and environments are refused.
 
     Raises:
         ValueError: For bad input, with the call, what was expected, what came and what to do.
@@ -102,60 +115,77 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs=None,
+        reward_funcs: Reward | list[Reward] | None = None,
         args: PPOConfig | None = None,
-        train_dataset=None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
         *,
+        rollout_func: Callable[[list, GRPOTrainer], dict[str, Any]] | None = None,
         value_model: str | PreTrainedModel | PeftModel | None = None,
         ptx_dataset: Dataset | None = None,
-        reward_processing_classes=None,
-        **others,
+        **others: Any,
     ):
-        has_adapter = others.get("peft_config") is not None or isinstance(model, PeftModel)
-        args = checked_args(args, model, others, has_adapter=has_adapter)
+        has_adapter = peft_config is not None or isinstance(model, PeftModel)
+        args = checked_args(args, model, optimizers, others, has_adapter=has_adapter)
         check_prompts(train_dataset, args)
-        check_value_model(value_model, reward_funcs)
+        check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
-        check_sampling(model, args, others.get("quantization_config"))
-        if others.get("rollout_func") is not None:
-            others["rollout_func"] = non_empty(others["rollout_func"])
+        check_sampling(model, args, quantization_config)
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
                 model=model,
                 reward_funcs=reward_callables(reward_funcs, reward_processing_classes, args),
-                reward_processing_classes=reward_processing_classes,
                 args=args,
                 train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                rollout_func=non_empty(rollout_func),
                 **others,
             )
-        check_policy(self.model, sees_images=self._is_vlm)
+        check_policy(self.model, sees_images=self._is_vlm, sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled)
         if args.disable_dropout:
             turn_off_dropout(self.model)
         keep_adapters_in_fp32(self.model, adapters)
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", others.get("eval_dataset"))):
-            if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
-                self._check_lengths(dataset["prompt"], name)
-        self.critic = self._make_critic(value_model)
+        self._check_datasets(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
+        self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
+        self.text = text_mix(ptx_dataset, self._tokenizer, args)
+        if args.stop_tokens:
+            add_end_tokens(self, stop_token_ids(args.stop_tokens, self._tokenizer))
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
-        self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
         self.add_callback(DriftCallback(self.rollouts.drift, self._metrics["train"]))
         self.add_callback(CollapseCallback(self.rollouts.collapse))
-        self.text = text_mix(ptx_dataset, self._tokenizer, args)
-        self._set_stop_tokens()
-
-    def _set_stop_tokens(self) -> None:
-        if self.args.stop_tokens:
-            add_end_tokens(self, stop_token_ids(self.args.stop_tokens, self._tokenizer))
 
     @property
     def metrics(self) -> PPOMetrics:
         """Takes down numbers of training or of evaluation, whichever is on."""
         return PPOMetrics(self.accelerator, self._metrics["train" if self.model.training else "eval"])
 
-    def _check_lengths(self, prompts, name: str) -> None:
+    def _check_datasets(self, **datasets) -> None:
+        for name, dataset in datasets.items():
+            if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
+                self._check_lengths(dataset["prompt"], name)
+
+    def _check_lengths(self, prompts: Iterable, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
 
     def _memory_plan(self) -> MemoryPlan:
@@ -171,28 +201,6 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
             reference=self.beta != 0,
             num_generations=self.num_generations,
         )
-
-    def _make_critic(self, value_model) -> Critic:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
-                "and FSDP shard. Launch it without them."
-            )
-        if value_model is not None and not self.args.detach_critic:
-            raise ValueError(
-                "PPOTrainer(value_model=…) with PPOConfig(detach_critic=False): a value model has a trunk of its own, so no "
-                "value loss could reach the policy's. Leave one of the two out."
-            )
-        function = value_function(
-            value_model,
-            policy=self.model,
-            tokenizer=self._tokenizer,
-            gradient_checkpointing=self.args.gradient_checkpointing,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
-        rate = self.args.learning_rate * (10 if value_model is None else 1)
-        given = self.args.critic_learning_rate
-        return Critic(function, self.accelerator, learning_rate=rate if given is None else given)
 
     def create_optimizer(self, *args, **kwargs):
         super().create_optimizer(*args, **kwargs)
