@@ -94,7 +94,7 @@ def learn(trainer, rollout) -> tuple[torch.Tensor, torch.Tensor]:
 
     trainer._compute_loss = kept
     trainer._generate_and_score_completions = lambda inputs: rollout
-    trainer._rollouts = 1  # the rollout is there: no warm-up
+    trainer.rollouts.sampled = 1  # the rollout is there: no warm-up
     trainer.train()
     values = torch.tensor([entry["value_loss"] for entry in trainer.state.log_history if "value_loss" in entry])
     return torch.stack(losses).detach() - trainer.args.value_coef * values, values

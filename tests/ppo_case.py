@@ -10,6 +10,7 @@ from tiny import byte_tokenizer, tiny_llama
 from trl import GRPOTrainer
 
 from trl_ext import PPOConfig, PPOTrainer
+from trl_ext.trainer_kit.overrides import outputs_of
 
 several_end_tokens = pytest.mark.skipif(
     "eos_token_ids" not in inspect.getsource(GRPOTrainer.__init__), reason="this TRL knows one end token only"
@@ -56,6 +57,13 @@ def rollout_of(trainer, rows=None) -> dict[str, torch.Tensor]:
     """A batch of rollouts in training mode, as the trainer makes them before any update."""
     trainer.model.train()
     return trainer._generate_and_score_completions(rows or [{"prompt": prompt} for prompt in PROMPTS[:4]])
+
+
+def scored_rollout_of(trainer, rows=None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The same, and the score of each row."""
+    with outputs_of(trainer, "_scores") as scores:
+        rollout = rollout_of(trainer, rows)
+    return rollout, scores[0]
 
 
 def logged(trainer, name: str) -> list[float]:

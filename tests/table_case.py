@@ -103,7 +103,7 @@ def watch_rollouts(trainer) -> dict[str, Tensor]:
     seen, make = {}, trainer._generate_and_score_completions
 
     def watched(inputs):
-        rollout, number = make(inputs), trainer._rollouts
+        rollout, number = make(inputs), trainer.rollouts.sampled
         for row, (example, mask) in enumerate(zip(inputs, rollout["completion_mask"].bool(), strict=True)):
             for name in ("advantages", "returns", "values", "old_per_token_logps"):
                 seen[f"{number}.{example['prompt']}.{name}"] = rollout[name][row][mask].clone()

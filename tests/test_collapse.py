@@ -78,7 +78,7 @@ def test_what_was_seen_is_resumed(tmp_path):
     whole.train()
     resumed = ppo_trainer(tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert resumed.collapse == whole.collapse and len(whole.collapse.history) == 4
+    assert resumed.rollouts.collapse == whole.rollouts.collapse and len(whole.rollouts.collapse.history) == 4
 
 
 def test_it_needs_a_reference(tmp_path):

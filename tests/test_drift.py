@@ -64,7 +64,7 @@ def test_skipped_steps_move_nothing(tmp_path, critic):
         assert second[1] == third[1] == fourth[1]
         assert all(torch.equal(a, b) for a, b in zip(second[0], fourth[0], strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(watch.taken[start][0], second[0], strict=True))
-    assert trainer.drift.skipped == 4
+    assert trainer.rollouts.drift.skipped == 4
     assert logged(trainer, "skipped_steps") == [0.0, 0.0, 1.0, 2.0, 2.0, 2.0, 3.0, 4.0]
 
 
@@ -72,7 +72,7 @@ def test_a_wide_limit_changes_nothing(tmp_path):
     def weights(name, **options):
         trainer = ppo_trainer(tmp_path / name, max_steps=4, **options)
         trainer.train()
-        assert trainer.drift.skipped == 0
+        assert trainer.rollouts.drift.skipped == 0
         return [p.detach() for p in trainer.model.parameters()]
 
     pairs = zip(weights("without"), weights("with", max_policy_kl=1e9), strict=True)
@@ -85,7 +85,7 @@ def test_it_is_resumed_inside_a_rollout(tmp_path):
     whole.train()
     resumed = ppo_trainer(tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))  # between two skipped steps
-    assert resumed.drift.skipped == whole.drift.skipped == 2
+    assert resumed.rollouts.drift.skipped == whole.rollouts.drift.skipped == 2
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from defects_case import weights_of, written
 from peft import TaskType, get_peft_model
-from ppo_case import PROMPTS, even_letters, ppo_trainer, rollout_of
+from ppo_case import PROMPTS, even_letters, ppo_trainer, scored_rollout_of
 from shared_case import lora
 from tiny import byte_tokenizer, reversed_tokenizer, tiny_llama, tiny_reward_model
 from transformers import LlamaForSequenceClassification
@@ -18,9 +18,9 @@ from trl_ext import LearnedReward
 def test_trl_2518_a_reward_backed_by_rules(tmp_path):
     """Only an `nn.Module` was accepted for scoring, where until 0.11 any score would do. Here a rule is a reward."""
     trainer = ppo_trainer(tmp_path, reward_funcs=even_letters, score_scaling=False)
-    rollout = rollout_of(trainer)
+    rollout, scores = scored_rollout_of(trainer)
     texts = trainer._tokenizer.batch_decode(written(rollout), skip_special_tokens=True)
-    assert trainer._scores.tolist() == even_letters(texts)
+    assert scores.tolist() == even_letters(texts)
     trainer.train()
 
 
@@ -57,9 +57,9 @@ def test_trl_2451_a_reward_that_is_no_module_and_says_several_things(tmp_path):
 
     judges = [Judge(aspect) for aspect in ("type1", "type2", "type3")]
     trainer = ppo_trainer(tmp_path, reward_funcs=judges, reward_weights=[1.0, 2.0, 4.0], score_scaling=False)
-    rollout_of(trainer)
+    _, scores = scored_rollout_of(trainer)
     lengths = torch.tensor([trainer._metrics["train"]["rewards/type3/mean"][0] * 2])
-    assert trainer._scores.mean().item() == pytest.approx(1.0 - 2.0 + 2.0 * lengths.item())
+    assert scores.mean().item() == pytest.approx(1.0 - 2.0 + 2.0 * lengths.item())
 
 
 def test_trl_3595_a_token_that_the_reward_model_does_not_have(tmp_path):
@@ -78,10 +78,10 @@ def test_trl_3595_a_token_that_the_reward_model_does_not_have(tmp_path):
         tmp_path, model=tiny_llama(tokenizer), processing_class=tokenizer, rollout_func=rollout_func,
         reward_funcs=reward, reward_processing_classes=byte_tokenizer(),
     )  # fmt: skip
-    rollout_of(trainer)
+    _, scores = scored_rollout_of(trainer)
     text = tokenizer.decode([10]) + "<more>"
     direct = LearnedReward(reward, byte_tokenizer())(prompts=[PROMPTS[0]], completions=[text])
-    assert trainer._scores[0].item() == pytest.approx(direct[0], abs=1e-5)
+    assert scores[0].item() == pytest.approx(direct[0], abs=1e-5)
 
 
 def test_trl_1979_the_same_score_whatever_the_policys_tokenizer(tmp_path):
@@ -92,9 +92,10 @@ def test_trl_1979_the_same_score_whatever_the_policys_tokenizer(tmp_path):
             tmp_path, model=tiny_llama(tokenizer), processing_class=tokenizer, reward_funcs=reward,
             reward_processing_classes=own,
         )  # fmt: skip
-        texts = tokenizer.batch_decode(written(rollout_of(trainer)))
+        rollout, scores = scored_rollout_of(trainer)
+        texts = tokenizer.batch_decode(written(rollout))
         direct = LearnedReward(reward, own)(prompts=PROMPTS[:4], completions=texts, completion_ended=[False] * 4)
-        assert trainer._scores.tolist() == pytest.approx(direct, abs=1e-5)
+        assert scores.tolist() == pytest.approx(direct, abs=1e-5)
 
 
 def test_trl_1379_a_score_head_is_never_made_up(tmp_path):

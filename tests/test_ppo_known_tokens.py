@@ -9,7 +9,7 @@ import pytest
 import torch
 from defects_case import forward_lengths, often_ending_policy, weights_of, written
 from peft import LoraConfig, get_peft_model
-from ppo_case import logged, ppo_trainer, rollout_of
+from ppo_case import logged, ppo_trainer, rollout_of, scored_rollout_of
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -22,11 +22,11 @@ def test_trl_3750_the_score_lands_on_the_last_real_token(tmp_path, lam):
     trainer = ppo_trainer(
         tmp_path, model=often_ending_policy(), beta=0.0, lam=lam, score_scaling=False, whiten_advantages=False
     )
-    rollout = rollout_of(trainer)
+    rollout, scores = scored_rollout_of(trainer)
     last = last_own_token(rollout["tool_mask"])
     lengths = [len(ids) for ids in written(rollout)]
     assert len(set(lengths)) > 1 and last.int().argmax(1).tolist() == [length - 1 for length in lengths]
-    torch.testing.assert_close(rollout["advantages"][last], trainer._scores)  # V = 0, β = 0
+    torch.testing.assert_close(rollout["advantages"][last], scores)  # V = 0, β = 0
     assert not rollout["returns"][rollout["completion_mask"] == 0].any()
 
 
@@ -68,8 +68,8 @@ def test_trl_3339_an_empty_completion_is_no_nan(tmp_path):
         )  # fmt: skip
         own_tokens = trainer._own_tokens
 
-        def without_some(rollout, own_tokens=own_tokens, empty=empty):
-            own = own_tokens(rollout)
+        def without_some(*args, own_tokens=own_tokens, empty=empty):
+            own = own_tokens(*args)
             own["tool_mask"][list(empty)] = 0
             return own | {"num_items_in_batch": own["tool_mask"].sum()}
 

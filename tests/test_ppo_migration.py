@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import pickle
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from datasets import Dataset
 from parity_case import FIXTURE
 from ppo_case import CONFIG_FIELDS, PROMPTS, even_letters, ppo_trainer
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from trl import TrlParser
+from trl import GRPOTrainer, TrlParser
 
 from trl_ext import PPOConfig, PPOTrainer
 from trl_ext.ppo.migration import ARGUMENTS, RENAMED, REPLACED, THREE_LINES
@@ -119,6 +120,23 @@ def test_positional_construction_of_0_11_and_of_1_12_raise():
         ) as raised:
             PPOTrainer(*call)
         assert THREE_LINES in str(raised.value)
+
+
+def test_arguments_stand_in_grpos_order(tmp_path):
+    """By position as by name, as far as nothing is left out that GRPOTrainer has in between."""
+    theirs, ours = (list(inspect.signature(kind.__init__).parameters.values()) for kind in (GRPOTrainer, PPOTrainer))
+    by_position = [p.name for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == [p.name for p in theirs][: len(by_position)] and by_position[-1] == "peft_config"
+    assert {p.name for p in ours if p.kind is p.KEYWORD_ONLY} == {"rollout_func", "value_model", "ptx_dataset"}
+    args = ppo_trainer(tmp_path).args
+    data, held_out = (Dataset.from_dict({"prompt": prompts}) for prompts in (PROMPTS, ["a"]))
+    trainer = PPOTrainer(tiny_llama(byte_tokenizer()), even_letters, args, data, held_out, byte_tokenizer())
+    assert trainer.eval_dataset is held_out and trainer.processing_class.vocab_size == byte_tokenizer().vocab_size
+
+
+def test_an_unknown_argument_is_named(tmp_path):
+    with pytest.raises(TypeError, match="no_such_argument"):
+        ppo_trainer(tmp_path, no_such_argument=1)
 
 
 def test_model_with_trls_value_head_raises():

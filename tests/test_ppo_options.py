@@ -8,7 +8,7 @@ from ppo_case import CONFIG_FIELDS, even_letters, logged, ppo_trainer, rollout_o
 from shared_case import base_path, lora
 from table_case import TABLE, default_dtype, run, table_trainer, weights
 from tiny import byte_tokenizer, tiny_reward_model
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, Trainer
 
 from trl_ext import PPOConfig, SharedBase
 
@@ -40,8 +40,8 @@ def test_evaluating_between_steps_changes_no_step(tmp_path, float64):
     plain.train()
     evaluated.train()
     close(weights(evaluated), weights(plain))
-    assert evaluated.drift.skipped == plain.drift.skipped > 0
-    assert evaluated.score_moments == plain.score_moments
+    assert evaluated.rollouts.drift.skipped == plain.rollouts.drift.skipped > 0
+    assert evaluated.rollouts.score_moments == plain.rollouts.score_moments
     for name in ("eval_score", "eval_kl", "eval_perplexity", "eval_value_loss", "eval_loss"):
         assert len(logged(evaluated, name)) == 7
 
@@ -74,7 +74,7 @@ def test_cut_completions_left_out_are_like_those_without_a_score(tmp_path, float
     masked.train()
     unscored.train()
     close(weights(masked), weights(unscored))
-    assert masked.score_moments == unscored.score_moments
+    assert masked.rollouts.score_moments == unscored.rollouts.score_moments
     for name in ("value_loss", "perplexity", "explained_variance", "kl"):
         assert logged(masked, name) == pytest.approx(logged(unscored, name), abs=1e-6)
 
@@ -173,9 +173,9 @@ def test_continuous_batching(tmp_path):
         transformers_continuous_batching_config=cache, eval_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
     )  # fmt: skip
     trainer.train()
-    moments = vars(trainer.score_moments).copy()
+    moments = vars(trainer.rollouts.score_moments).copy()
     assert trainer.evaluate()["eval_loss"] is not None and "eval_score" in trainer.state.log_history[-1]
-    assert vars(trainer.score_moments) == moments and trainer._rollouts == 1
+    assert vars(trainer.rollouts.score_moments) == moments and trainer.rollouts.sampled == 1
     trainer.model.eval()
     trainer._generate_and_score_completions([{"prompt": "a"}] * 2)
     assert not trainer.model.training
@@ -194,11 +194,16 @@ def config(**options) -> PPOConfig:
 
 
 @pytest.mark.parametrize("switch", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, switch):
-    trainer = ppo_trainer(tmp_path)
-    setattr(trainer, switch, True)  # as Trainer sets it, by accelerate's environment
+def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, switch, monkeypatch):
+    made = Trainer.create_accelerator_and_postprocess
+
+    def asked_for(self):  # as it is set there, by accelerate's environment
+        made(self)
+        setattr(self, switch, True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", asked_for)
     with pytest.raises(ValueError, match="the critic is outside the model that DeepSpeed and FSDP shard"):
-        trainer._make_critic(None)
+        ppo_trainer(tmp_path, beta=0.0)
 
 
 def test_an_undetached_value_model_is_refused(tmp_path):

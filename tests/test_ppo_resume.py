@@ -85,7 +85,7 @@ def test_resumed_run_ends_in_the_same_weights(tmp_path, kind):
         resumed = trainer(folder, **options)
         resumed.train(resume_from_checkpoint=True)
         assert_same_state(whole, resumed)
-        assert resumed.score_moments == whole.score_moments
+        assert resumed.rollouts.score_moments == whole.rollouts.score_moments
 
 
 def state_of_weights(trainer):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 from datasets import Dataset
-from ppo_case import PROMPTS, even_letters, logged, ppo_trainer, rollout_of
+from ppo_case import PROMPTS, even_letters, logged, ppo_trainer, rollout_of, scored_rollout_of
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl import RewardConfig
 
@@ -52,10 +52,10 @@ def test_a_reward_model_scores_what_it_was_trained_on(tmp_path):
         )  # fmt: skip
         seen = {}
         trainer.reward_funcs = [recording(trainer.reward_funcs[0], seen)]
-        rollout_of(trainer, [{"prompt": prompt} for prompt in PROMPTS])
+        _, scores = scored_rollout_of(trainer, [{"prompt": prompt} for prompt in PROMPTS])
         assert len(set(seen["completion_ended"])) == 2
         expected = scores_in_reward_trainer(reward_model, tokenizer, seen, tmp_path)
-        assert trainer._scores.tolist() == pytest.approx(expected, abs=1e-5)
+        assert scores.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def recording(reward, seen):
@@ -118,7 +118,7 @@ def test_a_row_without_a_score_is_left_out(tmp_path):
     rollout = rollout_of(trainer)
     left_out = 1  # PROMPTS[1] is "why?"
     assert trainer._metrics["train"]["rows_unscored"] == [1]
-    assert trainer.score_moments.count == 3
+    assert trainer.rollouts.score_moments.count == 3
     assert rollout["tool_mask"].any(1).tolist() == [True, False, True, True]
     assert rollout["num_items_in_batch"] == rollout["completion_mask"][[0, 2, 3]].sum()
     own = rollout["tool_mask"].bool()
@@ -136,20 +136,20 @@ def test_scores_are_scaled_by_the_run_so_far(tmp_path):
 
     trainer = ppo_trainer(tmp_path, reward_funcs=thousands, beta=0.0, lam=1.0, score_clip=1.5)
     for _ in range(3):
-        rollout = rollout_of(trainer)
-    assert trainer.score_moments.count == 12
+        rollout, scores = scored_rollout_of(trainer)
+    assert trainer.rollouts.score_moments.count == 12
     scaled = rollout["returns"][:, 0]  # V = 0, γ = λ = 1: the score itself
-    moments = trainer.score_moments
-    expected = ((trainer._scores - moments.mean) / moments.deviation).clamp(-1.5, 1.5)
+    moments = trainer.rollouts.score_moments
+    expected = ((scores - moments.mean) / moments.deviation).clamp(-1.5, 1.5)
     torch.testing.assert_close(scaled, expected)
 
 
 def test_evaluation_does_not_move_the_statistics(tmp_path):
     trainer = ppo_trainer(tmp_path, eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:4]}))
     rollout_of(trainer)
-    before = (trainer.score_moments.count, trainer.score_moments.mean)
+    before = (trainer.rollouts.score_moments.count, trainer.rollouts.score_moments.mean)
     metrics = trainer.evaluate()
-    assert (trainer.score_moments.count, trainer.score_moments.mean) == before
+    assert (trainer.rollouts.score_moments.count, trainer.rollouts.score_moments.mean) == before
     assert {"eval_score", "eval_kl", "eval_value_loss"} <= metrics.keys() | trainer.state.log_history[-1].keys()
 
 
@@ -159,11 +159,11 @@ def test_missing_eos_penalty(tmp_path):
     trainer = ppo_trainer(
         tmp_path, model=policy, missing_eos_penalty=7.0, reward_funcs=lambda completions, **_: [1.0] * 16
     )
-    rollout_of(trainer, [{"prompt": prompt} for prompt in PROMPTS])
+    _, scores = scored_rollout_of(trainer, [{"prompt": prompt} for prompt in PROMPTS])
     share = trainer._metrics["train"]["completions/eos_ratio"][0]
     assert 0 < share < 1
-    assert sorted(set(trainer._scores.tolist())) == [-6.0, 1.0]
-    assert (trainer._scores == 1.0).float().mean() == share
+    assert sorted(set(scores.tolist())) == [-6.0, 1.0]
+    assert (scores == 1.0).float().mean() == share
 
 
 def test_masked_tokens_inside_a_completion(tmp_path):
@@ -175,8 +175,8 @@ def test_masked_tokens_inside_a_completion(tmp_path):
                 "logprobs": None, "env_mask": [[1, 0, 0, 1]] * len(prompts)}  # fmt: skip
 
     trainer = ppo_trainer(tmp_path, rollout_func=rollout_func, beta=0.0, score_scaling=False, lam=1.0)
-    rollout = rollout_of(trainer)
+    rollout, scores = scored_rollout_of(trainer)
     assert rollout["tool_mask"].tolist() == [[1, 0, 0, 1]] * 4
-    score = trainer._scores[0].item()
+    score = scores[0].item()
     assert rollout["returns"][0].tolist() == [score, 0.0, 0.0, score]
     trainer.train()

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import LlamaForCausalLM, TrainerCallback
 
+from trl_ext.trainer_kit.overrides import outputs_of
+
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -173,10 +175,11 @@ def test_rollout_values_and_log_probs_are_those_of_the_loss(tmp_path, critic):
     rollout = rollout_of(trainer)
     seen = {}
     trainer.critic.module.register_forward_hook(lambda module, args, output: seen.update(values=output))
-    trainer._compute_loss(trainer.model, rollout)
+    with outputs_of(trainer, "_get_per_token_logps_and_entropies") as passes:
+        trainer._compute_loss(trainer.model, rollout)
     own, length = rollout["tool_mask"].bool(), rollout["completion_ids"].size(1)
     torch.testing.assert_close(seen["values"][:, -length - 1 : -1][own], rollout["values"][own], atol=1e-6, rtol=0)
-    torch.testing.assert_close(trainer._log_probs[own], rollout["old_per_token_logps"][own], atol=1e-6, rtol=0)
+    torch.testing.assert_close(passes[0][0][own], rollout["old_per_token_logps"][own], atol=1e-6, rtol=0)
     assert rollout["values"][own].std() > 1e-3
 
 

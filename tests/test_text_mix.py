@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_window(tmp_path, micro_batch,
         ptx_coef=0.5, ptx_dataset=TEXT, max_steps=1, num_iterations=1,
     )  # fmt: skip
     trainer.model.train()
-    trainer._rollouts, trainer.current_gradient_accumulation_steps = 1, accumulation
+    trainer.rollouts.sampled, trainer.current_gradient_accumulation_steps = 1, accumulation
     for step in range(accumulation):
         trainer._step = step
         (trainer.args.ptx_coef * trainer._text_loss(trainer.model)).backward()  # what Trainer sums over micro-batches

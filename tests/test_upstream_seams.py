@@ -24,16 +24,17 @@ import trl_ext
 from trl_ext import SharedBase
 from trl_ext.self_training.improve_rows import ImproveRows
 from trl_ext.shared_base.shared_tree import quantised_linears
-from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import behind
 
 LOSS = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
 SIGNATURES = {  # and where each is used
     (GRPOTrainer, "_calculate_rewards"): (
         ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-        "PPOTrainer, to keep the scores",
+        "PPOTrainer, to tell rewards which completions ended",
     ),
     (GRPOTrainer, "_generate_and_score_completions"): (["self", "inputs"], "PPOTrainer, to replace the advantages"),
+    (GRPOTrainer, "_generate"): (["self", "prompts"], "PPOTrainer, between the phases of its memory"),
     (GRPOTrainer, "_compute_loss"): (["self", "model", "inputs"], "PPOTrainer, to add the value loss"),
     (GRPOTrainer, "_get_train_sampler"): (["self", "dataset"], "PPOTrainer, for an order that resuming finds again"),
     (RewardTrainer, "compute_loss"): (LOSS, "ImitationRewardTrainer, to add the imitation term"),
@@ -126,7 +127,7 @@ def test_loss_ignores_what_tool_mask_masks(grpo_trainer, rollout):
 
 
 def test_loss_divides_by_num_items_in_batch(grpo_trainer, rollout):
-    """PPOTrainer._tokens_per_window divides the value loss by the same number."""
+    """PPOTrainer._mean_over_window divides the value loss by the same number."""
     rollout["advantages"] = torch.ones(rollout["completion_mask"].shape)
     loss = grpo_trainer._compute_loss(grpo_trainer.model, rollout)
     torch.testing.assert_close(loss, torch.tensor(-1.0))  # ratio 1, advantage 1: minus the mean of ones
@@ -145,7 +146,7 @@ def test_old_log_probs_are_used_when_given(grpo_trainer, rollout):
 
 
 def test_first_output_is_the_log_probs(grpo_trainer, rollout):
-    """PPOTrainer._get_per_token_logps_and_entropies keeps it; the names of its inputs are used in _evaluate_policy."""
+    """PPOTrainer._compute_loss reads it there; the names of its inputs are used in _evaluate_policy."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
     mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
     length = rollout["completion_ids"].size(1)
@@ -229,7 +230,7 @@ def test_the_sampler_is_told_the_epoch(tmp_path):
 
 
 def test_the_rollout_buffer_is_a_list_of_dicts_of_tensors(tmp_path):
-    """rollout_state.save_rollout_state writes `_buffered_inputs`, and `_step` counts micro-batches."""
+    """rollout_state.RolloutState writes `_buffered_inputs`, and `_step` counts micro-batches."""
     trainer = ppo_trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1)
     trainer.train()
     assert trainer._step == 2 and len(trainer._buffered_inputs) == 2
@@ -252,7 +253,7 @@ def test_end_tokens_are_two_attributes(grpo_trainer):
 
 
 def test_trainer_adds_up_the_losses_of_micro_batches(grpo_trainer):
-    """PPOTrainer._tokens_per_window and TextMix.loss divide by the window themselves: nobody else must."""
+    """PPOTrainer._mean_over_window and TextMix.loss divide by the window themselves: nobody else must."""
     weight = grpo_trainer.model.lm_head.weight
     grpo_trainer.current_gradient_accumulation_steps = 4
     with replaced(grpo_trainer, _prepare_inputs=lambda x: x, _compute_loss=lambda model, inputs: weight.sum()):
@@ -290,7 +291,7 @@ def test_a_loss_without_gradients_makes_no_step(tmp_path):
 
 
 def test_callbacks_stand_around_the_optimizers_step(tmp_path):
-    """critic.CriticCallback clips before it and clears after it; callback.RolloutCallback counts it, and stops the run behind it."""
+    """critic.CriticCallback clips before it and clears after it; drift.DriftCallback counts it, and collapse.CollapseCallback stops the run behind it."""
     seen = []
 
     class Order(TrainerCallback):
@@ -365,16 +366,16 @@ def test_adapters_to_save_are_selected(tmp_path):
 
 
 def test_prompts_are_sampled_in_single_turns(grpo_trainer):
-    """PPOTrainer._generate_single_turn keeps the mode, which continuous batching would change."""
+    """PPOTrainer._generate, once around it, keeps the mode, which continuous batching would change."""
     called = []
 
     def turn(prompt_ids, *args, **kwargs):
         called.append(prompt_ids)
         return [[5, 6, 1]] * len(prompt_ids), None
 
-    with replaced(grpo_trainer, _generate_single_turn=turn):
+    with replaced(grpo_trainer, _generate_single_turn=turn), outputs_of(grpo_trainer, "_generate") as around:
         rollout = grpo_trainer._generate_and_score_completions([{"prompt": "a"}] * 4)
-    assert len(called) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
+    assert len(called) == len(around) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
 
 
 def test_a_model_reads_on_behind_a_cache(policy):

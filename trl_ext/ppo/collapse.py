@@ -1,7 +1,10 @@
 """Signs that a policy has found a way around its reward, before the reward shows it."""
 
+import warnings
 from dataclasses import dataclass, field
 from statistics import mean
+
+from transformers import TrainerCallback
 
 WHAT_TO_TURN = (
     "Longer, surer and further from the start: the policy may have found a way around the reward. Read its samples; raise "
@@ -31,9 +34,12 @@ class CollapseWatch:
     warned: bool = False
 
     def update(self, *, length: float, perplexity: float, kl: float) -> None:
-        """Take in one batch of rollouts."""
+        """Take in one batch of rollouts; warn of the signs when they first are there."""
         self.history.append([length, perplexity, kl])
         del self.history[WINDOW:-WINDOW]  # what lies between is not looked at
+        if self.collapsed and not self.warned:
+            self.warned = True
+            warnings.warn(f"PPOTrainer: {self.signs()}. {WHAT_TO_TURN}", stacklevel=2)
 
     @property
     def collapsed(self) -> bool:
@@ -55,3 +61,17 @@ class CollapseWatch:
         """Means of the first window and of the last."""
         windows = self.history[:WINDOW], self.history[-WINDOW:]
         return [[mean(values) for values in zip(*window, strict=True)] for window in windows]
+
+
+class CollapseCallback(TrainerCallback):
+    """Stops a run that has collapsed, with `stop_on_collapse`.
+
+    Args:
+        collapse: The run's.
+    """
+
+    def __init__(self, collapse: CollapseWatch):
+        self.collapse = collapse
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= args.stop_on_collapse and self.collapse.warned

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import TrainerCallback
+
 
 @dataclass
 class PolicyDrift:
@@ -43,3 +45,19 @@ class PolicyDrift:
         elif self.limit is not None and self._seen:
             self.over = sum(self._seen) / len(self._seen) > self.limit
         self._seen.clear()
+
+
+class DriftCallback(TrainerCallback):
+    """Tells the drift of each optimizer step, and logs how many were skipped.
+
+    Args:
+        drift: The run's.
+        logged: Where numbers of training are logged from, by name.
+    """
+
+    def __init__(self, drift: PolicyDrift, logged: dict[str, list[float]]):
+        self.drift, self.logged = drift, logged
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.drift.end_step()
+        self.logged["skipped_steps"] = [float(self.drift.skipped)]  # the count now, not a mean of counts

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -22,20 +22,28 @@ from trl_ext.sequences.windows import check_windows, surely_fits
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 
+Scores = list[float | None]
+Reward = str | PreTrainedModel | PeftModel | LearnedReward | Callable[..., Scores | Awaitable[Scores]]
+
 
 def checked_args(
-    args: PPOConfig | None, model: str | PreTrainedModel | PeftModel, others: dict, *, has_adapter: bool
+    args: PPOConfig | None,
+    model: str | PreTrainedModel | PeftModel,
+    optimizers: tuple,
+    others: dict,
+    *,
+    has_adapter: bool,
 ) -> PPOConfig:
     """The config with its learning rate resolved, or a ValueError for what PPO cannot take.
 
     Args:
-        args, model, others: As given to `PPOTrainer`.
+        args, model, optimizers, others: As given to `PPOTrainer`.
         has_adapter: Whether an adapter is trained, rather than all weights.
     """
     for name in ("tools", "environment_factory"):
         if others.get(name):
             raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
-    if (others.get("optimizers") or (None, None))[1] is not None:
+    if (optimizers or (None, None))[1] is not None:
         raise ValueError(
             "PPOTrainer(optimizers=(…, scheduler)): the scheduler does not know the critic's weights, which join the "
             "optimizer. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
@@ -54,15 +62,27 @@ def checked_args(
     return args
 
 
-def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool) -> None:
-    """Raise a ValueError for an architecture that PPO cannot train here."""
+def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, sharded: bool = False) -> None:
+    """Raise a ValueError for an architecture, or a way to spread it over devices, that PPO cannot train here."""
+    if sharded:
+        raise ValueError(
+            "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
+            "and FSDP shard. Launch it without them."
+        )
     if sees_images or model.config.is_encoder_decoder:
         kind = "a vision-language" if sees_images else "an encoder–decoder"
         raise ValueError(f"PPOTrainer(model=…): {kind} model is not supported. Give a decoder of text.")
 
 
-def check_value_model(value_model: object, rewards: object | list) -> None:
-    """Raise a ValueError if one module is both critic and reward: training the one would move the other."""
+def check_value_model(value_model: object, rewards: Reward | list[Reward] | None, args: PPOConfig) -> None:
+    """Raise a ValueError if one module is both critic and reward (training the one would move the other), or if its loss
+    is asked to reach the policy.
+    """
+    if value_model is not None and not args.detach_critic:
+        raise ValueError(
+            "PPOTrainer(value_model=…) with PPOConfig(detach_critic=False): a value model has a trunk of its own, so no "
+            "value loss could reach the policy's. Leave one of the two out."
+        )
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         module = reward.module if isinstance(reward, LearnedReward) else reward
         if value_model is not None and module is value_model:
@@ -72,8 +92,10 @@ def check_value_model(value_model: object, rewards: object | list) -> None:
             )
 
 
-def non_empty(rollout_func: Callable) -> Callable:
-    """A rollout function whose completions must have a token each: PPO pays the score on the last one."""
+def non_empty(rollout_func: Callable | None) -> Callable | None:
+    """A rollout function whose completions must have a token each: PPO pays the score on the last one. None of None."""
+    if rollout_func is None:
+        return None
 
     @functools.wraps(rollout_func)
     def checked(prompts, trainer):

@@ -1,26 +1,25 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from fractions import Fraction
-from typing import Unpack
+from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import PeftModel
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.advantages import generalized_advantages
-from trl_ext.ppo.callback import RolloutCallback
-from trl_ext.ppo.collapse import CollapseWatch
-from trl_ext.ppo.critic import Critic, CriticCallback
-from trl_ext.ppo.drift import PolicyDrift
-from trl_ext.ppo.kl_control import KLController
-from trl_ext.ppo.metrics import PPOMetrics, loss_metrics, rollout_metrics
+from trl_ext.ppo.collapse import CollapseCallback
+from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
+from trl_ext.ppo.drift import DriftCallback
+from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
     last_hidden_states,
@@ -31,6 +30,7 @@ from trl_ext.ppo.policy import (
 )
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
+    Reward,
     check_lengths,
     check_policy,
     check_prompts,
@@ -40,24 +40,25 @@ from trl_ext.ppo.ppo_input import (
     checked_args,
     non_empty,
 )
-from trl_ext.ppo.rollout_state import PPOCheckpoints
-from trl_ext.ppo.score_scaling import RunningMoments
+from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.stop_tokens import stop_token_ids
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
-from trl_ext.ppo.value_function import value_function
+from trl_ext.ppo.value_function import make_critic
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.masked import masked_whiten
-from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.trainer_arguments import GRPOArguments
+from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
+LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
-class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
+
+class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -69,16 +70,22 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
     from, so a few methods are overridden, each of which calls its parent:
 
         create_optimizer                      also train the critic
-        _generate_single_turn                 stay in evaluation where continuous batching would leave it
-        _calculate_rewards                    keep the scores, which the parent does not return
+        _generate                             tell phases of memory apart; stay in evaluation where continuous batching
+                                              would leave it
+        _calculate_rewards                    tell the rewards which completions ended
         _generate_and_score_completions       replace the group advantages by GAE
-        _get_per_token_logps_and_entropies    keep the log-probabilities, for the ratio that is logged
         _compute_loss                         leave KL to the reward, add the value loss
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
+        _save_optimizer_and_scheduler         also save the critic, the rollouts in use and what is kept over them
+        _load_optimizer_and_scheduler         also load them
         _save                                 leave TRL's copy of the adapter out
 
-    `PPOCheckpoints` adds the critic, the rollouts in use and the statistics to what Trainer saves and loads; `PPOMetrics`
-    is what is logged, and what follows from it.
+    Besides, each a part with its own file: `RolloutState` is what changes over rollouts, `Critic` the value function and
+    its training, `PPOMetrics` what is logged, `TextMix` text that is learned beside, `MemoryWatch` the plan of memory.
+
+    Relations: λ = 1 learns from the Monte-Carlo return less V, λ = 0 from the one-step TD error; β = 0 loads no reference
+    and charges no KL; c_v = 0 leaves a head at V = 0, and with γ = λ = 1 the whitened return in place of a group's
+    advantage; one epoch of one step per rollout has ρ = 1, so that nothing is clipped; c_ptx = 0 is plain PPO.
 
     Args:
         model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter. KL is measured to the
@@ -86,13 +93,16 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         reward_funcs: A reward or a list of them: a function in TRL's protocol (sync or async), a reward model, or
             the path of one, which is then a `LearnedReward`.
         args: A `PPOConfig`.
+        train_dataset, eval_dataset: Rows with `prompt`, text or messages; other columns reach the rewards.
+        processing_class: The policy's tokenizer, None where it is found beside the model.
+        reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
+        callbacks, optimizers, quantization_config, peft_config, rollout_func: As `GRPOTrainer` takes them; no scheduler
+            beside the optimizer.
         value_model: None for a linear head on the policy's last hidden state; or a one-label
             sequence-classification model with the policy's vocabulary, or the path of one, e.g. the reward model.
         ptx_dataset: Text that is learned beside, with `ptx_coef`: rows with `text`, `prompt` and `completion`, or
             `messages`.
-        reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
-        others: All else that `GRPOTrainer` takes, by name: train_dataset (column `prompt`, text or messages; other
-            columns reach the rewards), eval_dataset, processing_class, callbacks, optimizers, peft_config, …
+        others: What else this TRL's `GRPOTrainer` takes; tools and environments are refused.
 
     Raises:
         ValueError: For bad input, with the call, what was expected, what came and what to do.
@@ -105,57 +115,77 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs=None,
+        reward_funcs: Reward | list[Reward] | None = None,
         args: PPOConfig | None = None,
-        train_dataset=None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
         *,
+        rollout_func: Callable[[list, GRPOTrainer], dict[str, Any]] | None = None,
         value_model: str | PreTrainedModel | PeftModel | None = None,
         ptx_dataset: Dataset | None = None,
-        reward_processing_classes=None,
-        **others: Unpack[GRPOArguments],
+        **others: None,  # a type checker objects to what is not named above
     ):
-        has_adapter = trains_adapter(model, others.get("peft_config"))
-        args = checked_args(args, model, others, has_adapter=has_adapter)
+        has_adapter = trains_adapter(model, peft_config)
+        args = checked_args(args, model, optimizers, others, has_adapter=has_adapter)
         check_prompts(train_dataset, args)
-        check_value_model(value_model, reward_funcs)
+        check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
-        check_sampling(model, args, others.get("quantization_config"))
-        if others.get("rollout_func") is not None:
-            others["rollout_func"] = non_empty(others["rollout_func"])
+        check_sampling(model, args, quantization_config)
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
                 model=model,
                 reward_funcs=reward_callables(reward_funcs, reward_processing_classes, args),
-                reward_processing_classes=reward_processing_classes,
                 args=args,
                 train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                rollout_func=non_empty(rollout_func),
                 **others,
             )
-        check_policy(self.model, sees_images=self._is_vlm)
+        check_policy(self.model, sees_images=self._is_vlm, sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled)
         if args.disable_dropout:
             turn_off_dropout(self.model)
         keep_adapters_in_fp32(self.model, adapters)
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", others.get("eval_dataset"))):
+        self._check_datasets(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
+        self.rollouts = RolloutState(args)
+        self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
+        self.text = text_mix(ptx_dataset, self._tokenizer, args)
+        if args.stop_tokens:
+            add_end_tokens(self, stop_token_ids(args.stop_tokens, self._tokenizer))
+        self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
+        self.add_callback(self.memory)
+        self.add_callback(DriftCallback(self.rollouts.drift, self._metrics["train"]))
+        self.add_callback(CollapseCallback(self.rollouts.collapse))
+
+    @property
+    def metrics(self) -> PPOMetrics:
+        """Takes down numbers of training or of evaluation, whichever is on."""
+        return PPOMetrics(self.accelerator, self._metrics["train" if self.model.training else "eval"])
+
+    def _check_datasets(self, **datasets) -> None:
+        for name, dataset in datasets.items():
             if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
                 self._check_lengths(dataset["prompt"], name)
-        self.critic = self._make_critic(value_model)
-        self.add_callback(CriticCallback(self.critic, self._policy_rests))
-        self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
-        self.add_callback(self.memory)
-        self.add_callback(RolloutCallback(self))
-        self.text = text_mix(ptx_dataset, self._tokenizer, args)
-        self._set_stop_tokens()
-        self.score_moments, self.collapse = RunningMoments(), CollapseWatch()
-        self.kl_control = KLController(self.beta, args.kl_target, args.kl_horizon)
-        self.drift = PolicyDrift(args.max_policy_kl)
-        self._rollouts = 0  # batches of rollouts sampled in training
 
-    def _set_stop_tokens(self) -> None:
-        if self.args.stop_tokens:
-            add_end_tokens(self, stop_token_ids(self.args.stop_tokens, self._tokenizer))
-
-    def _check_lengths(self, prompts, name: str) -> None:
+    def _check_lengths(self, prompts: Iterable, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
 
     def _memory_plan(self) -> MemoryPlan:
@@ -172,28 +202,6 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             num_generations=self.num_generations,
         )
 
-    def _make_critic(self, value_model) -> Critic:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
-                "and FSDP shard. Launch it without them."
-            )
-        if value_model is not None and not self.args.detach_critic:
-            raise ValueError(
-                "PPOTrainer(value_model=…) with PPOConfig(detach_critic=False): a value model has a trunk of its own, so no "
-                "value loss could reach the policy's. Leave one of the two out."
-            )
-        function = value_function(
-            value_model,
-            policy=self.model,
-            tokenizer=self._tokenizer,
-            gradient_checkpointing=self.args.gradient_checkpointing,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
-        rate = self.args.learning_rate * (10 if value_model is None else 1)
-        given = self.args.critic_learning_rate
-        return Critic(function, self.accelerator, learning_rate=rate if given is None else given)
-
     def create_optimizer(self, *args, **kwargs):
         super().create_optimizer(*args, **kwargs)
         self.critic.join(self.optimizer, weight_decay=self.args.weight_decay)
@@ -207,58 +215,59 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
 
     # Rollouts
 
-    def _generate_single_turn(self, *args, **kwargs):
+    def _generate(self, prompts):
         training = self.model.training
-        outputs = super()._generate_single_turn(*args, **kwargs)
+        self.memory.enter("generate")
+        outputs = super()._generate(prompts)
+        self.memory.enter("score")
         self.model.train(training)
         return outputs
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        if self.memory.phase == "generate":  # without a reference, nothing came between
-            self.memory.enter("score")
-        ended = [bool(ids) and ids[-1] in end_tokens(self) for ids in completion_ids_list]
+        ended = self._ended(completion_ids_list)
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
         completions = as_continuations(completions, completion_ids_list, self._tokenizer)
-        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # of all processes
-        cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
-        scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
-        if self.model.training:
-            unlearned = scores.isnan() | (cut & self.mask_truncated_completions)
-            self.score_moments.update(scores[~unlearned])
-        self._record(
-            {
-                "score": scores.nanmean().item(),
-                "rows_unscored": scores.isnan().sum().item(),
-                "completions/eos_ratio": 1.0 - cut.float().mean().item(),
-            }
-        )
-        self._scores = scores[self.accelerator.process_index * len(prompts) :][: len(prompts)]
-        return rewards
+        return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
         self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
-        self.memory.enter("generate")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
-        with replaced(self, num_iterations=aligned):  # the parent need not pass for old log-probs, the next one does
+        with (
+            outputs_of(self, "_calculate_rewards") as rewards,
+            outputs_of(self, "_ended") as ended,
+            replaced(self, num_iterations=aligned),  # the parent need not pass for old log-probs, the next pass does
+        ):
             rollout = super()._generate_and_score_completions(inputs)
+        rollout = self._with_advantages(rollout, rewards[0], ended[0])
+        self.memory.enter("train")
+        return rollout
+
+    def _with_advantages(self, rollout: dict, rewards: Tensor, ended: list[bool]) -> dict[str, Tensor]:
+        """What the loss learns from: log π, V, advantages and returns of each token, `(B, T)`, as the policy is now.
+
+        Args:
+            rollout: The parent's, with `B` completions of `T` tokens.
+            rewards: Of the completions of all processes, `(N, reward functions)`.
+            ended: Whether each completion ended itself, of this process's.
+        """
         if self.model.training:
-            self._rollouts += 1
-            self.drift.begin_rollout()
-        rollout |= self._own_tokens(rollout)
+            self.rollouts.begin()
+        scores = self._scores(rewards, ended)
+        rollout |= self._own_tokens(rollout, scores)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         log_probs, values = self._evaluate_policy(rollout)
         kl = self._kl(log_probs, ref_log_probs)
-        rewards = token_rewards(self._scaled_scores(), 0.0 if kl is None else kl, mask, beta=self.kl_control.beta)
+        scores, beta = self.rollouts.scaled(scores), self.rollouts.kl_control.beta
+        rewards = token_rewards(scores, 0.0 if kl is None else kl, mask, beta=beta)
         advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self._replace_group_metrics(advantages, mask)
-        metrics = rollout_metrics(log_probs, kl, values, returns, mask, self.accelerator)
-        self._record(metrics)
+        self.metrics.replace_groups(advantages, mask, table=self._logs["advantages"])
+        seen = self.metrics.of_rollout(log_probs, kl, values, returns, mask)
         if kl is not None and self.model.training:
-            self._follow_kl(metrics)
+            self.metrics.add({"beta": beta})
+            self.rollouts.follow(seen, completions=len(scores) * self.args.world_size)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
-        self.memory.enter("train")
         return rollout | {
             "old_per_token_logps": log_probs,
             "advantages": advantages,
@@ -266,12 +275,26 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             "returns": returns,
         }
 
-    def _own_tokens(self, rollout: dict) -> dict[str, Tensor]:
+    def _ended(self, completions: list[list[int]]) -> list[bool]:
+        """Whether each completion ended itself, rather than for lack of room."""
+        return [bool(ids) and ids[-1] in end_tokens(self) for ids in completions]
+
+    def _scores(self, rewards: Tensor, ended: list[bool]) -> Tensor:
+        """The scores of this process's completions, `(B,)`, NaN where there is none; all processes' move the statistics."""
+        cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
+        scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
+        if self.model.training:
+            unlearned = scores.isnan() | (cut & self.mask_truncated_completions)
+            self.rollouts.score_moments.update(scores[~unlearned])
+        self.metrics.of_scores(scores, cut)
+        return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
+
+    def _own_tokens(self, rollout: dict, scores: Tensor) -> dict[str, Tensor]:
         """The mask of tokens to learn from, under the parent's name for it, and how many there are in all processes.
 
         They are the policy's own tokens in rows that were scored.
         """
-        mask = rollout["completion_mask"] * (~self._scores.isnan()).unsqueeze(1)
+        mask = rollout["completion_mask"] * (~scores.isnan()).unsqueeze(1)
         if "tool_mask" in rollout:
             mask = mask * rollout["tool_mask"]
         return {"tool_mask": mask, "num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
@@ -289,8 +312,8 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         for input_ids, attention_mask in micro_batches:
             tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
             with self._policy_states() as states:
-                self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)
-            passes.append((self._log_probs, self._values(tokens, states, length)))
+                log_probs = self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)[0]
+            passes.append((log_probs, self._values(tokens, states, length)))
         log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
         return log_probs, values
 
@@ -300,51 +323,32 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
             return None
         return kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
 
-    def _scaled_scores(self) -> Tensor:
-        """The scores of this process's rows, `(B,)`; 0 for rows without, which are masked."""
-        scores = self._scores
-        if self.args.score_scaling:
-            scores = self.score_moments.scale(scores, clip=self.args.score_clip)
-        return scores.nan_to_num(0.0)
-
     # Loss
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        if self.memory.phase == "generate":  # it is over
-            self.memory.enter("score")
-        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._log_probs = outputs[0].detach()
-        return outputs
-
     def _compute_loss(self, model, inputs):
-        if self.drift.over and self.model.training:
+        if self.model.training and self.rollouts.drift.over:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
-        with self._policy_states() as states, replaced(self, beta=0.0):  # the reward has charged for KL already
-            policy_loss = super()._compute_loss(model, inputs)
-        log_probs = self._log_probs
+        with self._policy_states() as states, outputs_of(self, LOG_PROBS) as passes, replaced(self, beta=0.0):
+            loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
         values = self._values(whole_sequences(inputs), states, inputs["completion_ids"].size(1))
-        clip = self.args.value_clip
-        error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=clip)
-        metrics = loss_metrics(log_probs, values.detach(), error.detach(), inputs, clip, self.accelerator)
-        self._record(metrics)
-        if self.model.training:
-            self.drift.add(metrics["policy_kl"])
-        value_loss = error.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / self._tokens_per_window(inputs)
-        loss = policy_loss + self.args.value_coef * value_loss
-        if self.text is not None and self.model.training and not self._policy_rests():
+        error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=self.args.value_clip)
+        self._watch_loss(passes[-1][0], values, error, inputs)
+        loss = loss + self.args.value_coef * self._mean_over_window(error, inputs)
+        if self.text is not None and self.model.training and not self.rollouts.policy_rests():
             loss = loss + self.args.ptx_coef * self._text_loss(model)
         return loss
+
+    def _watch_loss(self, log_probs: Tensor, values: Tensor, error: Tensor, inputs: dict) -> None:
+        seen = self.metrics.of_loss(log_probs, values, error, inputs, clip=self.args.value_clip)
+        if self.model.training:
+            self.rollouts.drift.add(seen["policy_kl"])
 
     def _text_loss(self, model) -> Tensor:
         loss, mean = self.text.loss(
             model, self._step, micro_batches=self.args.gradient_accumulation_steps, accelerator=self.accelerator
         )
-        self._record({"ptx_loss": mean})
+        self.metrics.add({"ptx_loss": mean})
         return loss
-
-    def _policy_rests(self) -> bool:
-        """Whether only the critic learns, in its warm-up."""
-        return self._rollouts <= self.args.critic_warmup_rollouts
 
     def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
         hidden = {}
@@ -355,14 +359,35 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
     def _policy_states(self):
         return last_hidden_states(self.model) if self.critic.reads_policy else nullcontext([])
 
-    def _tokens_per_window(self, inputs: dict) -> Tensor:
-        """What the parent divides its loss by: real tokens per accumulation window and process."""
+    def _mean_over_window(self, terms: Tensor, inputs: dict) -> Tensor:
+        """Terms per token, `(B, T)`, summed and divided by what the parent divides its loss by: real tokens per
+        accumulation window and process.
+        """
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        if not self.model.training:
-            return tokens
-        return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        if self.model.training:
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return terms.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / tokens
 
     # Saving
+
+    def _checkpoint_files(self):
+        entropy = ("entropy_ctrl_state.json",) if self.use_adaptive_entropy else ()  # TRL writes it last of all
+        states = (name for process in range(self.accelerator.num_processes) for name in state_files(process))
+        return (*super()._checkpoint_files(), CRITIC_FILE, *entropy, *states)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.accelerator.is_main_process:
+            self.critic.save(output_dir)
+        process = self.accelerator.process_index
+        self.rollouts.save(output_dir, process, step=self._step, batches=self._buffered_inputs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is not None:
+            process, device = self.accelerator.process_index, self.accelerator.device
+            self._step, self._buffered_inputs = self.rollouts.load(checkpoint, process, device)
+            self.critic.load(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
         with without_reference(self.model):

@@ -3,23 +3,37 @@
 import warnings
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.ppo.critic import ValueHead, ValueModel
+from trl_ext.ppo.critic import Critic, ValueHead, ValueModel
 from trl_ext.ppo.policy import turn_off_dropout
+from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.learned_reward import load_scorer
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.trl_versions import recompute_activations
 
 
-def value_function(
+def make_critic(
     value_model: str | PreTrainedModel | PeftModel | None,
-    *,
     policy: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    gradient_checkpointing: bool,
-    gradient_checkpointing_kwargs: dict | None = None,
+    args: PPOConfig,
+    accelerator: Accelerator,
+) -> Critic:
+    """The `value_function` and what trains it: a head at ten times the policy's learning rate, unless it is told its own."""
+    rate = args.learning_rate * (10 if value_model is None else 1)
+    if args.critic_learning_rate is not None:
+        rate = args.critic_learning_rate
+    return Critic(value_function(value_model, policy, tokenizer, args), accelerator, learning_rate=rate)
+
+
+def value_function(
+    value_model: str | PreTrainedModel | PeftModel | None,
+    policy: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PPOConfig,
 ) -> ValueHead | ValueModel:
     """A linear head on the policy, or a model of its own with the policy's vocabulary.
 
@@ -28,8 +42,7 @@ def value_function(
             an adapter of one, or a causal LM (which gets a new head of zeros).
         policy: The model to be trained.
         tokenizer: The policy's.
-        gradient_checkpointing: Whether a model of its own recomputes activations in the backward pass.
-        gradient_checkpointing_kwargs: How, as for the policy.
+        args: The trainer's config: whether a model of its own recomputes activations in the backward pass, and how.
 
     Raises:
         ValueError: If the model has more than one label, another vocabulary or tokenizer than the policy, nothing to
@@ -58,9 +71,9 @@ def value_function(
     if text_config.pad_token_id is None:  # it is asked for batches
         text_config.pad_token_id = tokenizer.pad_token_id
     turn_off_dropout(model)
-    if gradient_checkpointing:
+    if args.gradient_checkpointing:
         model.enable_input_require_grads()  # a frozen base under an adapter has none
-        recompute_activations(under_adapter(model), gradient_checkpointing_kwargs)
+        recompute_activations(under_adapter(model), args.gradient_checkpointing_kwargs)
     return ValueModel(model.train())
 
 
