@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -18,12 +18,10 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_ext.ppo.ppo_config import LEARNING_RATES, PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.reward_callables import Reward
 from trl_ext.sequences.windows import check_windows, surely_fits
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
-
-Scores = list[float | None]
-Reward = str | PreTrainedModel | PeftModel | LearnedReward | Callable[..., Scores | Awaitable[Scores]]
 
 
 def checked_args(
@@ -74,7 +72,7 @@ def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, shard
         raise ValueError(f"PPOTrainer(model=…): {kind} model is not supported. Give a decoder of text.")
 
 
-def check_value_model(value_model: object, rewards: Reward | list[Reward] | None, args: PPOConfig) -> None:
+def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | None, args: PPOConfig) -> None:
     """Raise a ValueError if one module is both critic and reward (training the one would move the other), or if its loss
     is asked to reach the policy.
     """

@@ -1,6 +1,6 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from typing import Any
@@ -30,7 +30,6 @@ from trl_ext.ppo.policy import (
 )
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
-    Reward,
     check_lengths,
     check_policy,
     check_prompts,
@@ -46,7 +45,7 @@ from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import make_critic
 from trl_ext.ppo.value_loss import clipped_value_error
-from trl_ext.rewards.reward_callables import reward_callables
+from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
@@ -115,7 +114,7 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs: Reward | list[Reward] | None = None,
+        reward_funcs: Reward | Sequence[Reward] | None = None,
         args: PPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl_ext.rewards.checked_reward import checked_reward
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.r3 import R3Reward
+
+Reward = Callable[..., Any] | nn.Module | str  # a function in TRL's protocol, a reward model, or the path of one
 
 
 def reward_callables(

@@ -1,13 +1,12 @@
 """Sample, score, select, fine-tune: RAFT's and ReST's one loop, on top of TRL's SFT."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
@@ -25,7 +24,7 @@ from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
-from trl_ext.rewards.reward_callables import reward_callables
+from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow import Grower, schedule_of
 from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
@@ -51,7 +50,6 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.overrides import replaced
 
 Config = TypeVar("Config", bound=SelfTrainingConfig)
-Reward = Callable[..., Any] | nn.Module | str
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
@@ -103,7 +101,7 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer, Generic[Config]):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs: Reward | list[Reward] | None = None,
+        reward_funcs: Reward | Sequence[Reward] | None = None,
         args: Config | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
