@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.texts import Text
+from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.trainer_kit.device import default_device
 
 __all__ = ["LearnedReward", "load_scorer"]
@@ -61,7 +62,9 @@ class LearnedReward:
         self.module = load_scorer(model) if isinstance(model, str) else _one_label(model)
         source = model if isinstance(model, str) else self.module.config._name_or_path
         self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__
-        self.tokenizer = tokenizer or _tokenizer_of(source, self.module)
+        self.tokenizer = tokenizer or tokenizer_beside(
+            source, self.module.config._name_or_path, call=f"LearnedReward({source or type(self.module).__name__!r})"
+        )
         if device is not None or isinstance(model, str):
             self.module.to(default_device() if device is None else device)
         self.batch_size = batch_size
@@ -142,20 +145,6 @@ def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
             f"got {model.config.num_labels} labels. Load it with num_labels=1."
         )
     return model
-
-
-def _tokenizer_of(source: str, module: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside the model, or beside the base of an adapter that has none."""
-    for path in dict.fromkeys([source, module.config._name_or_path]):
-        try:
-            if path:
-                return AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError):  # none there
-            continue
-    raise ValueError(
-        f"LearnedReward({source or type(module).__name__!r}): found no tokenizer beside the model. Save the one that "
-        "it was trained with there, or pass it as `tokenizer`."
-    )
 
 
 def _window(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:
