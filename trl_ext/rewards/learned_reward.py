@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.texts import Text
+from trl_ext.sequences.token_ids import whole_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.trainer_kit.device import default_device
 
@@ -23,8 +24,9 @@ class LearnedReward:
     Prompt and completion are read together: text with the BOS that its tokenizer adds, messages through its chat
     template, and the end token (of messages: of the turn) if and only if the completion ended. TRL itself scores
     text without either, that is, at a position which training never saw. What the policy sampled is decoded and
-    tokenised anew, so that policy and reward model need not share a tokenizer. Several completions of one long prompt,
-    next to each other, are read behind it, and it once.
+    tokenised anew, so that policy and reward model need not share a tokenizer; the reward model's chat template is its
+    own too, and a trainer's `chat_template_kwargs`, which are for the policy's, do not reach it. Several completions of
+    one long prompt, next to each other, are read behind it, and it once.
 
     Args:
         model: A path or hub id (of a model, or of an adapter), or a sequence-classification model with one label.
@@ -102,20 +104,7 @@ class LearnedReward:
 
     def token_ids(self, prompt: Text, completion: Text, ended: bool = True) -> list[int]:
         """The tokens of prompt and completion as the reward model was trained to read them."""
-        if not isinstance(prompt, str):
-            return self._chat_ids([*prompt, *completion], ended)
-        eos = self.tokenizer.eos_token
-        needs_eos = ended and eos is not None and not completion.endswith(eos)
-        return self.tokenizer(prompt + completion + (eos if needs_eos else ""))["input_ids"]
-
-    def _chat_ids(self, messages: list[dict], ended: bool) -> list[int]:
-        render = functools.partial(self.tokenizer.apply_chat_template, messages, return_dict=True)
-        if not ended:
-            try:
-                return render(continue_final_message=True)["input_ids"]
-            except ValueError:  # the template changes the last message, so that its end cannot be left open
-                pass
-        return render()["input_ids"]
+        return whole_ids(prompt, completion, self.tokenizer, ended=ended)
 
     def _ended(self, completion_ids: list[list[int]]) -> list[bool]:
         return [len(ids) > 0 and int(ids[-1]) in self.eos_token_ids for ids in completion_ids]
