@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext import LearnedReward
+from trl_ext.sequences.token_ids import prompt_ids, whole_ids
 from trl_ext.trainer_kit.row_files import json_rows
 
 PAIR = ("prompt", "chosen", "rejected")
@@ -47,7 +48,7 @@ def load_prompts(
     """
     texts = [row[field] for row in read_rows(path, [field])]
     unique = list(dict.fromkeys(first_sentence(text.strip()) if cut else text for text in texts))
-    fitting = [text for text in unique if len(tokenizer(text, verbose=False)["input_ids"]) <= max_length]
+    fitting = [text for text in unique if len(prompt_ids(text, tokenizer)) <= max_length]
     console.print(
         f"{path.name}: {len(texts)} prompts; dropped {len(unique) - len(fitting)} longer than {max_length} tokens and "
         f"{len(texts) - len(unique)} that repeat another; {len(fitting)} left"
@@ -128,5 +129,4 @@ def _pair(row: dict, fields: list[str]) -> dict[str, str]:
 
 def _length(pair: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longer half, with the end token that RewardTrainer adds."""
-    texts = [pair["prompt"] + pair[side] + (tokenizer.eos_token or "") for side in ("chosen", "rejected")]
-    return max(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
+    return max(len(whole_ids(pair["prompt"], pair[side], tokenizer)) for side in ("chosen", "rejected"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.trainer_kit.row_files import READERS, read_rows
 
 
@@ -38,14 +39,8 @@ def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
 
 def fitting_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int) -> Dataset:
     """The prompts of at most so many tokens; says how many are longer."""
-    short = [i for i, prompt in enumerate(rows["prompt"]) if _tokens(prompt, tokenizer) <= longest]
+    short = [i for i, prompt in enumerate(rows["prompt"]) if len(prompt_ids(prompt, tokenizer)) <= longest]
     print(f"prompts: {len(rows)}, of which {len(rows) - len(short)} are longer than {longest} tokens and left out")
     if not short:
         raise ValueError(f"--prompts: none of {len(rows)} has at most {longest} tokens. Raise --prompt-length.")
     return rows.select(short)
-
-
-def _tokens(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt, verbose=False)["input_ids"])
-    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])

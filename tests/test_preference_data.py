@@ -1,7 +1,6 @@
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny import byte_tokenizer, merging_tokenizer
 
 from trl_ext.reward_modeling.preference_data import check_pairs, prompt_tokens, with_prompt_lengths, without_ties
 
@@ -91,19 +90,9 @@ def test_tokenised_pairs_have_their_common_prefix_as_prompt():
 
 
 def test_bos_belongs_to_the_prompt():
-    from tiny import byte_tokenizer
-
     tokenizer = byte_tokenizer(bos=True)
     assert prompt_tokens(row_of(tokenizer, prompt="", chosen="ab", rejected="cd"), tokenizer) == 1
     assert prompt_tokens(row_of(tokenizer, chosen="ab", rejected="cd"), tokenizer) == 1
-
-
-def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """Knows a, b, c and the merge of b with c."""
-    vocab = {token: i for i, token in enumerate(["<eos>", "a", "b", "c", "bc"])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("b", "c")]))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
 def test_token_across_the_boundary_is_the_completions():

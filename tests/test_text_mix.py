@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from ppo_case import logged, ppo_trainer, rollout_of
-from tiny import byte_tokenizer, tiny_llama
+from tiny import byte_tokenizer, tiny_llama, tokenizer_with_options
 
 from trl_ext.ppo.text_mix import TextMix, tokenised_row
 
@@ -77,6 +77,13 @@ def test_the_gradient_is_that_of_the_mean_over_the_window(tmp_path, micro_batch,
     (0.5 * nll).backward()
     for (name, mine), (_, expected) in zip(trainer.model.named_parameters(), model.named_parameters(), strict=True):
         torch.testing.assert_close(mine.grad, expected.grad, msg=name)
+
+
+def test_the_configs_options_reach_the_template(tmp_path):
+    rows = Dataset.from_list([{"messages": [{"role": "user", "content": "hi"}]}])
+    options = {"ptx_coef": 0.5, "ptx_dataset": rows, "processing_class": tokenizer_with_options()}
+    text = ppo_trainer(tmp_path, chat_template_kwargs={"shout": True}, **options).text
+    assert text.rows[0]["input_ids"] == byte_tokenizer()("LOUDu:hi\n")["input_ids"]
 
 
 def test_it_is_added_to_the_loss(tmp_path):

@@ -292,6 +292,12 @@ def check_refused(model, message, part=PART, **sampling):
         sample(model, part, **sampling)
 
 
+def test_what_is_sampled_is_decoded_whole():
+    tokenizer = byte_tokenizer()
+    for one in sample(tiny_llama(tokenizer), Part(0, (0,), ("a",)), num_generations=16):
+        assert one["completion"] == tokenizer.decode(one["completion_ids"], skip_special_tokens=True)
+
+
 def test_prompts_beyond_the_window_are_refused_before_any_is_sampled(policy, monkeypatch):
     monkeypatch.setattr(transformers_generator, "complete", None)
     part = Part(0, (4, 6), ("a", "b" * 250))

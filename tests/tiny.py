@@ -72,3 +72,18 @@ def reversed_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+
+
+def tokenizer_with_options(bos: bool = False) -> PreTrainedTokenizerFast:
+    """The byte tokenizer with options in its chat template: `shout` begins with LOUD, `tools` with their number."""
+    tokenizer = byte_tokenizer(bos)
+    tokenizer.chat_template = "{% if shout %}LOUD{% endif %}{{ tools | length if tools }}" + CHAT_TEMPLATE
+    return tokenizer
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Knows a, b, c and the merge of b with c."""
+    vocab = {token: i for i, token in enumerate(["<eos>", "a", "b", "c", "bc"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("b", "c")]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")

@@ -56,6 +56,7 @@ from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.monitors import distinct
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.token_ids import prompt_and_completion_ids, prompt_ids
 from trl_ext.sequences.training_rows import training_row
 from trl_ext.trainer_kit.row_files import json_rows
 
@@ -130,7 +131,7 @@ def load_pairs(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
         pairs += [pair | {"review": row["id"]} for pair in found if pair]
 
     def fits(text: str, longest: int) -> bool:
-        return len(tokenizer(text, verbose=False)["input_ids"]) <= longest
+        return len(prompt_ids(text, tokenizer)) <= longest
 
     return [
         pair
@@ -302,8 +303,7 @@ def perplexity(model, tokenizer: PreTrainedTokenizerBase, pairs: list[dict], sid
     """Per token of what people wrote after the prompts, the end included."""
     rows = []
     for pair in pairs:
-        prompt, whole = (tokenizer(pair["prompt"] + rest)["input_ids"] for rest in ("", pair[side]))
-        rows.append(training_row(prompt, [*whole[len(prompt) :], tokenizer.eos_token_id]))
+        rows.append(training_row(*prompt_and_completion_ids(pair["prompt"], pair[side], tokenizer)))
     log_probs = completion_log_probs(
         model, rows, pad_token_id=tokenizer.pad_token_id, batch_size=64, device=model.device
     )

@@ -39,6 +39,7 @@ from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.monitors import distinct
 from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.token_ids import prompt_and_completion_ids
 from trl_ext.sequences.training_rows import training_row
 
 PPO_PASSES = 1 + 1 + 1 + 4 * 3  # sampling, reference, policy and critic, four epochs
@@ -155,8 +156,7 @@ def perplexity(model, tokenizer, questions: list[dict]) -> float:
     """Of the reference answers, per token."""
     rows = []
     for row in questions:
-        answer = tokenizer(" " + row["reference"])["input_ids"] + [tokenizer.eos_token_id]
-        rows.append(training_row(tokenizer(row["prompt"])["input_ids"], answer))
+        rows.append(training_row(*prompt_and_completion_ids(row["prompt"], " " + row["reference"], tokenizer)))
     log_probs = completion_log_probs(
         model, rows, pad_token_id=tokenizer.pad_token_id, batch_size=64, device=model.device
     )

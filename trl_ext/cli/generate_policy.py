@@ -4,11 +4,12 @@ from argparse import Namespace
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext import generation
 from trl_ext.generation.protocol import Generator, Policy
+from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.device import default_device
 
 LOADED = ("transformers", "vllm")  # generators that are given the model
@@ -64,13 +65,11 @@ def _model_and_adapter(model: str | None, adapter: str | None) -> tuple[str | No
 
 def load_tokenizer(places: list[str | None]) -> PreTrainedTokenizerBase:
     """The tokenizer at the first place that has one."""
-    for place in filter(None, places):
-        try:
-            return AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError):  # none there
-            continue
-    where = ", ".join(filter(None, places)) or "--tokenizer or --model, of which none is given"
-    raise ValueError(f"no tokenizer could be loaded from {where}. Give --tokenizer the path or hub id of one.")
+    tokenizer = tokenizer_at(*places)
+    if tokenizer is None:
+        where = ", ".join(filter(None, places)) or "--tokenizer or --model, of which none is given"
+        raise ValueError(f"no tokenizer could be loaded from {where}. Give --tokenizer the path or hub id of one.")
+    return tokenizer
 
 
 def load_policy(model: str, adapter: str | None, args: Namespace) -> PreTrainedModel | PeftModel:

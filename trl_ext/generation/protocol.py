@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.sequences.continuations import continuation_texts
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
+from trl_ext.sequences.token_ids import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,7 @@ class Policy:
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """The tokens after which a completion begins: text as its tokenizer reads it, messages through the template."""
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        return self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
-        )["input_ids"]
+        return prompt_ids(prompt, self.tokenizer, self.chat_template_kwargs)
 
     def end_token_ids(self) -> frozenset[int]:
         """The tokens that end a completion: the tokenizer's, and those of the model's generation config."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 
@@ -77,18 +78,12 @@ def run_plan(
     )
 
 
-def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None) -> int:
     """Tokens of the longest prompt, text or messages; of a stream, whose end nobody knows, a guess."""
     if not isinstance(dataset, Dataset):
         return UNKNOWN_LENGTH
     longest = sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)))[-LOOKED_AT:]
-    return max(len(_token_ids(prompt, tokenizer)) for prompt in longest)
-
-
-def _token_ids(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return max(len(prompt_ids(prompt, tokenizer, template_kwargs)) for prompt in longest)
 
 
 def _rank(model: nn.Module) -> int | None:

@@ -192,7 +192,7 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
             "ppo",
             self.model,
             self.args,
-            prompt_length=longest_prompt(self.train_dataset, self._tokenizer),
+            prompt_length=longest_prompt(self.train_dataset, self._tokenizer, self.args.chat_template_kwargs),
             completion_length=self.args.max_completion_length,
             batch=self.args.generation_batch_size // self.args.world_size,
             rewards=self.reward_funcs,

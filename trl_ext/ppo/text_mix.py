@@ -7,11 +7,15 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from trl import apply_chat_template
 
 from trl_ext.ppo.ppo_config import PPOConfig
-from trl_ext.sequences.common_prefix import common_length
 from trl_ext.sequences.log_probs import label_log_probs
+from trl_ext.sequences.token_ids import (
+    TemplateKwargs,
+    message_ids,
+    prompt_and_completion_ids,
+    row_template_kwargs,
+)
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
 
 CALL = "PPOTrainer(ptx_dataset=…)"
@@ -27,6 +31,7 @@ class TextMix:
         max_length: Longest row in tokens; a longer one is cut at its end.
         batch_size: Rows per batch.
         seed: Of the order, which is another in each pass over the rows.
+        template_kwargs: For the chat template; a row's own columns `chat_template_kwargs` and `tools` go before them.
 
     Raises:
         ValueError: If there is nothing to learn from.
@@ -40,6 +45,7 @@ class TextMix:
         max_length: int,
         batch_size: int,
         seed: int,
+        template_kwargs: TemplateKwargs = None,
     ):
         if not isinstance(dataset, Dataset) or not len(dataset):
             raise ValueError(
@@ -47,7 +53,7 @@ class TextMix:
                 f"{' without any' if isinstance(dataset, Dataset) else ''}. A stream or list becomes one with "
                 "Dataset.from_list(list(rows))."
             )
-        rows = (tokenised_row(row, tokenizer) for row in dataset)
+        rows = (tokenised_row(row, tokenizer, template_kwargs) for row in dataset)
         rows = [{name: values[:max_length] for name, values in row.items()} for row in rows]
         self.rows = [row for row in rows if learned_tokens(row)]
         if not self.rows:
@@ -101,7 +107,14 @@ def text_mix(dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: 
     if dataset is None:
         return None
     size = args.per_device_train_batch_size
-    return TextMix(dataset, tokenizer, max_length=args.ptx_max_length, batch_size=size, seed=args.seed)
+    return TextMix(
+        dataset,
+        tokenizer,
+        max_length=args.ptx_max_length,
+        batch_size=size,
+        seed=args.seed,
+        template_kwargs=args.chat_template_kwargs,
+    )
 
 
 def learned_tokens(row: TrainingRow) -> int:
@@ -109,21 +122,25 @@ def learned_tokens(row: TrainingRow) -> int:
     return sum(label != IGNORED for label in row["labels"][1:])
 
 
-def tokenised_row(row: dict, tokenizer: PreTrainedTokenizerBase) -> TrainingRow:
-    """A row as tokens, with the end token behind it; messages through the chat template."""
-    if "messages" in row or isinstance(row.get("prompt"), list):
-        rendered = apply_chat_template(row, tokenizer)
-        row = {name: rendered[name] for name in ("text", "prompt", "completion") if name in rendered}
-    elif "text" in row or "completion" in row:
-        name = "text" if "text" in row else "completion"
-        end = tokenizer.eos_token or ""
-        row = row | {name: row[name] if row[name].endswith(end) else row[name] + end}
-    else:
+def tokenised_row(
+    row: dict, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None
+) -> TrainingRow:
+    """A row as tokens, ended; what is learned begins behind the prompt, or behind the BOS.
+
+    Args:
+        row: Of the data set; what it asks of the chat template goes before `template_kwargs`.
+        tokenizer: The policy's.
+        template_kwargs: For the chat template, of all rows.
+    """
+    template_kwargs = {**(template_kwargs or {}), **row_template_kwargs(row)}
+    if "messages" in row:
+        ids = message_ids(row["messages"], tokenizer, template_kwargs)
+        begun = int(ids[:1] == [tokenizer.bos_token_id])
+        return training_row(ids[:begun], ids[begun:])
+    if "text" in row:
+        row = {"prompt": "", "completion": row["text"]}
+    if not {"prompt", "completion"} <= set(row):
         raise ValueError(
             f"{CALL} has columns {sorted(row)}: expected `text`, or `prompt` and `completion`, or `messages`. Rename yours."
         )
-    if "text" in row:
-        return training_row([], tokenizer(row["text"])["input_ids"])
-    whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
-    common = common_length([tokenizer(row["prompt"])["input_ids"], whole])
-    return training_row(whole[:common], whole[common:])
+    return training_row(*prompt_and_completion_ids(row["prompt"], row["completion"], tokenizer, template_kwargs))

@@ -5,12 +5,13 @@ import warnings
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.ppo.critic import Critic, ValueHead, ValueModel
 from trl_ext.ppo.policy import turn_off_dropout
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.learned_reward import load_scorer
+from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.trl_versions import recompute_activations
 
@@ -116,7 +117,7 @@ def _check_tensors(model: PreTrainedModel | PeftModel) -> None:
 def _check_vocabulary(model: PreTrainedModel, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """By the tokenizers where both are at hand (embeddings of one family may be padded differently), else by size."""
     size, expected = (m.config.get_text_config().vocab_size for m in (model, policy))
-    other = _tokenizer_beside(_name(model))
+    other = tokenizer_at(model.config._name_or_path)
     if other is None and size == expected:
         return
     if other is not None and other.get_vocab() == tokenizer.get_vocab() and size >= len(tokenizer):
@@ -126,16 +127,6 @@ def _check_vocabulary(model: PreTrainedModel, policy: PreTrainedModel, tokenizer
         f"PPOTrainer(value_model={_name(model)!r}): it has {came}, but reads the policy's own tokens (vocabulary of "
         f"{expected}). Use a model of the policy's family, or value_model=None for a head on the policy."
     )
-
-
-def _tokenizer_beside(path: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved with a model; None where there is none to compare with."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):
-        return None
-    words = len(tokenizer.get_vocab()) - len(tokenizer.all_special_ids)
-    return tokenizer if words > 0 else None  # of some architectures an empty one is made where there is none
 
 
 def _name(model: PreTrainedModel) -> str:

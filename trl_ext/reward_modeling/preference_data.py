@@ -1,11 +1,13 @@
 """What imitation asks of preference data: where each chosen completion begins, and pairs that can teach something."""
 
-import json
 import warnings
 from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
+
+from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 
 PROMPT_TOKENS = "num_prompt_tokens"  # column: how many of `chosen_ids` stand before the completion
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), ("chosen", "rejected"))
@@ -93,39 +95,16 @@ def prompt_tokens(row: dict, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """
     prompt = _prompt_of(row) if tokenizer is not None else None
     if prompt is None or prompt == []:
-        return shared_prefix(row["chosen_ids"], row["rejected_ids"])
-    return shared_prefix(_prompt_ids(prompt, row, tokenizer), row["chosen_ids"])
-
-
-def shared_prefix(first: list, second: list) -> int:
-    """Number of leading items that two lists have in common.
-
-    >>> shared_prefix([5, 6, 7], [5, 6])
-    2
-    """
-    differs = (ours != theirs for ours, theirs in zip(first, second, strict=False))
-    return next((i for i, different in enumerate(differs) if different), min(len(first), len(second)))
+        return common_length([row["chosen_ids"], row["rejected_ids"]])
+    return common_length([prompt_ids(prompt, tokenizer, row_template_kwargs(row)), row["chosen_ids"]])
 
 
 def _prompt_of(row: dict) -> str | list[dict] | None:
     if "prompt" in row:
         return row["prompt"]
     if isinstance(row["chosen"], list):
-        return row["chosen"][: min(shared_prefix(row["chosen"], row["rejected"]), len(row["chosen"]) - 1)]
+        return row["chosen"][: min(common_length([row["chosen"], row["rejected"]]), len(row["chosen"]) - 1)]
     return None
-
-
-def _prompt_ids(prompt: str | list[dict], row: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    tools = row.get("tools")
-    return tokenizer.apply_chat_template(
-        prompt,
-        tools=json.loads(tools) if isinstance(tools, str) else tools,
-        add_generation_prompt=True,
-        return_dict=True,
-        **(row.get("chat_template_kwargs") or {}),
-    )["input_ids"]
 
 
 def without_ties(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:

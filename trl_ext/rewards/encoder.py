@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 
+from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.overrides import replaced
 
 
@@ -79,13 +80,18 @@ def load_encoder(
         if (Path(path) / "modules.json").is_file():
             return _load_sentence_transformer(path, device, dtype).requires_grad_(False), None
         model = AutoModel.from_pretrained(path, dtype=dtype).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:  # ValueError: a folder of something else
         raise ValueError(
             f"RelevanceReward(encoder={path!r}): expected a folder written by save_pretrained or the id of a model on "
             "the Hugging Face hub, and could load neither. Check the spelling; for an id, also that the hub can be "
             f"reached (HF_HUB_OFFLINE) or that the model was downloaded before. transformers says: {error}"
         ) from error
+    tokenizer = tokenizer_at(path)
+    if tokenizer is None:
+        raise ValueError(
+            f"RelevanceReward(encoder={path!r}): found no tokenizer beside the model. Save the one that it was trained "
+            "with there."
+        )
     return model.requires_grad_(False), tokenizer
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.texts import Text
+from trl_ext.sequences.token_ids import whole_ids
+from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.trainer_kit.device import default_device
 
 __all__ = ["LearnedReward", "load_scorer"]
@@ -22,8 +24,9 @@ class LearnedReward:
     Prompt and completion are read together: text with the BOS that its tokenizer adds, messages through its chat
     template, and the end token (of messages: of the turn) if and only if the completion ended. TRL itself scores
     text without either, that is, at a position which training never saw. What the policy sampled is decoded and
-    tokenised anew, so that policy and reward model need not share a tokenizer. Several completions of one long prompt,
-    next to each other, are read behind it, and it once.
+    tokenised anew, so that policy and reward model need not share a tokenizer; the reward model's chat template is its
+    own too, and a trainer's `chat_template_kwargs`, which are for the policy's, do not reach it. Several completions of
+    one long prompt, next to each other, are read behind it, and it once.
 
     Args:
         model: A path or hub id (of a model, or of an adapter), or a sequence-classification model with one label.
@@ -61,7 +64,9 @@ class LearnedReward:
         self.module = load_scorer(model) if isinstance(model, str) else _one_label(model)
         source = model if isinstance(model, str) else self.module.config._name_or_path
         self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__
-        self.tokenizer = tokenizer or _tokenizer_of(source, self.module)
+        self.tokenizer = tokenizer or tokenizer_beside(
+            source, self.module.config._name_or_path, call=f"LearnedReward({source or type(self.module).__name__!r})"
+        )
         if device is not None or isinstance(model, str):
             self.module.to(default_device() if device is None else device)
         self.batch_size = batch_size
@@ -99,20 +104,7 @@ class LearnedReward:
 
     def token_ids(self, prompt: Text, completion: Text, ended: bool = True) -> list[int]:
         """The tokens of prompt and completion as the reward model was trained to read them."""
-        if not isinstance(prompt, str):
-            return self._chat_ids([*prompt, *completion], ended)
-        eos = self.tokenizer.eos_token
-        needs_eos = ended and eos is not None and not completion.endswith(eos)
-        return self.tokenizer(prompt + completion + (eos if needs_eos else ""))["input_ids"]
-
-    def _chat_ids(self, messages: list[dict], ended: bool) -> list[int]:
-        render = functools.partial(self.tokenizer.apply_chat_template, messages, return_dict=True)
-        if not ended:
-            try:
-                return render(continue_final_message=True)["input_ids"]
-            except ValueError:  # the template changes the last message, so that its end cannot be left open
-                pass
-        return render()["input_ids"]
+        return whole_ids(prompt, completion, self.tokenizer, ended=ended)
 
     def _ended(self, completion_ids: list[list[int]]) -> list[bool]:
         return [len(ids) > 0 and int(ids[-1]) in self.eos_token_ids for ids in completion_ids]
@@ -142,20 +134,6 @@ def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
             f"got {model.config.num_labels} labels. Load it with num_labels=1."
         )
     return model
-
-
-def _tokenizer_of(source: str, module: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside the model, or beside the base of an adapter that has none."""
-    for path in dict.fromkeys([source, module.config._name_or_path]):
-        try:
-            if path:
-                return AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError):  # none there
-            continue
-    raise ValueError(
-        f"LearnedReward({source or type(module).__name__!r}): found no tokenizer beside the model. Save the one that "
-        "it was trained with there, or pass it as `tokenizer`."
-    )
 
 
 def _window(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:

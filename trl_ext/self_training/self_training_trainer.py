@@ -175,7 +175,7 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer, Generic[Config]):
             "raft",
             self.model,
             self.args,
-            prompt_length=longest_prompt(self.grower.dataset, self.processing_class),
+            prompt_length=longest_prompt(self.grower.dataset, self.processing_class, self.args.chat_template_kwargs),
             completion_length=self.args.max_completion_length,
             batch=self.args.generation_batch_size or SAMPLED_AT_ONCE,
             rewards=self.grower.scorer.rewards,

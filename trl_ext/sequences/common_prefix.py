@@ -1,12 +1,13 @@
 """What sequences begin with together."""
 
+from collections.abc import Sequence
 
-def common_length(sequences: list[list[int]]) -> int:
-    """How many tokens all begin with; the first and the last in sorted order differ where any two do.
+
+def common_length(sequences: Sequence[list]) -> int:
+    """How many items, tokens or messages, all begin with.
 
     >>> common_length([[1, 2, 3], [1, 2], [1, 2, 4]])
     2
     """
-    first, last = min(sequences), max(sequences)
-    pairs = enumerate(zip(first, last, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
+    places = enumerate(zip(*sequences, strict=False))
+    return next((i for i, items in places if items.count(items[0]) < len(items)), min(map(len, sequences)))

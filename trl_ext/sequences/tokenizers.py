@@ -1,8 +1,40 @@
 """Tokenizers: found beside a model, and told apart by their words."""
 
 import hashlib
+import os
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def tokenizer_beside(*places: str | os.PathLike | None, call: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at the first of some paths or hub ids that has one.
+
+    Beside a model alone, transformers makes an empty one for some architectures, which is none.
+
+    Raises:
+        ValueError: Where no place has one; `call` says who asks.
+    """
+    cause = None
+    for place in dict.fromkeys(filter(None, places)):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(os.fspath(place)))
+        except (OSError, ValueError) as error:  # none there
+            cause = error
+            continue
+        if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids):
+            return tokenizer
+    raise ValueError(
+        f"{call}: found no tokenizer beside the model. Save the one that it was trained with there, or pass it as "
+        "`tokenizer`."
+    ) from cause
+
+
+def tokenizer_at(*places: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:
+    """`tokenizer_beside`, or None where no place has one."""
+    try:
+        return tokenizer_beside(*places, call="tokenizer_at")
+    except ValueError:
+        return None
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

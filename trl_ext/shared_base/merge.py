@@ -11,6 +11,8 @@ from peft import PeftModel, TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.sequences.texts import Text
+from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
 from trl_ext.trainer_kit.passes import eval_mode
@@ -55,7 +57,7 @@ def merge_adapter(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    texts: tuple[str, ...] | list[str] = TEXTS,
+    texts: tuple[Text, ...] | list[Text] = TEXTS,
 ) -> Merged:
     """Merge a policy's adapter into a full-precision copy of the base, compare the two, and write the result.
 
@@ -68,7 +70,8 @@ def merge_adapter(
         output_dir: Where a plain transformers checkpoint goes.
         dtype: Of the merged weights; None: that of the base's unquantised ones.
         device: Where it is done; it takes the whole model in `dtype`.
-        texts: On which the adapter's outputs and the merged model's are compared; a mean KL above 0.05 nats warns.
+        texts: Text, or messages, on which the adapter's outputs and the merged model's are compared; a mean KL above
+            0.05 nats warns.
     """
     call = "SharedBase.merge(…)"
     whole = unquantised_copy(base.model, dtype or base.model.dtype, torch.device(device))
@@ -112,12 +115,12 @@ def _difference(
     attached: PeftModel,
     merged: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: tuple[str, ...] | list[str],
+    texts: tuple[Text, ...] | list[Text],
 ) -> tuple[float, float]:
     """Mean KL per token, and the share of equal likeliest tokens."""
     kls, equal = [], []
     for text in texts:
-        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        ids = torch.tensor([prompt_ids(text, tokenizer)])
         p, q = (_log_probs(model, ids) for model in (attached, merged))
         kls.append((p.exp() * (p - q)).sum(-1))
         equal.append((p.argmax(-1) == q.argmax(-1)).float())

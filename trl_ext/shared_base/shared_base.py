@@ -11,12 +11,12 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from trl_ext.rewards.learned_reward import LearnedReward, check_options
+from trl_ext.sequences.tokenizers import tokenizer_at, tokenizer_beside
 from trl_ext.shared_base.adapter_files import has_score_head, new_adapter, saved_adapter
 from trl_ext.shared_base.base_loading import check_bits, check_model, quantisation
 from trl_ext.shared_base.merge import Merged, merge_adapter
@@ -62,7 +62,7 @@ class SharedBase:
         make_shareable(model)
         self.model = model
         self.name: str = model.config._name_or_path
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(self.name)
+        self.tokenizer = tokenizer or tokenizer_beside(self.name, call=f"SharedBase({self.name!r})")
         self._roles: weakref.WeakValueDictionary[str, PeftModel] = weakref.WeakValueDictionary()
 
     @classmethod
@@ -144,7 +144,7 @@ class SharedBase:
                 "reward model. Train one: base.reward_model(LoraConfig(…)).module into ImitationRewardTrainer."
             )
         module = self._role("reward", name, adapter, lambda: scorer_over(self.model, seed=seed), TaskType.SEQ_CLS)
-        reward = LearnedReward(module, _tokenizer_at(saved) or self.tokenizer, **options)
+        reward = LearnedReward(module, tokenizer_at(saved) or self.tokenizer, **options)
         reward.__name__ = name or _default_name("reward", adapter)
         return reward
 
@@ -290,11 +290,3 @@ def _saved(adapter: Adapter) -> str | os.PathLike | None:
 def _default_name(kind: str, adapter: Adapter) -> str:
     saved = _saved(adapter)
     return kind if saved is None else Path(os.fspath(saved)).name
-
-
-def _tokenizer_at(path: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved beside an adapter; None where there is none."""
-    try:
-        return None if path is None else AutoTokenizer.from_pretrained(os.path.expanduser(os.fspath(path)))
-    except (OSError, ValueError):
-        return None
