@@ -5,6 +5,7 @@ import warnings
 
 import pyarrow.parquet as pq
 import pytest
+from self_training_case import trainer as raft_trainer
 from transformers import AutoModelForCausalLM, GenerationConfig
 from turn_case import answer_of, chat_llama, chat_tokenizer, messages, turn_end_of
 
@@ -39,6 +40,33 @@ def stops_there(folder) -> bool:
 
 def test_without_it_the_model_would_go_on():
     assert answer_of(chat_llama(AT_ONCE), ids_of(CHATS[0])) == [END] * 6
+
+
+# -- RAFT
+
+
+def test_raft(tmp_path):
+    options = {"processing_class": TOKENIZER, "prompts": CHATS[:8], "save_strategy": "epoch", "learning_rate": 1e-6}
+    options["reward_funcs"] = same_score
+    with pytest.warns(UserWarning, match=f"RAFTTrainer: .*{ANNOUNCED}") as said:
+        trainer = raft_trainer(tmp_path, model=chat_llama(AT_ONCE), **options)
+        trainer.train()
+    assert sum("closes an assistant's turn" in str(warning.message) for warning in said) == 1
+    samples = pq.read_table(tmp_path / "grow-000.parquet").to_pylist()
+    assert all(sample["completion_ids"] == [END] and sample["ended"] for sample in samples)
+    trainer.save_model(tmp_path / "saved")
+    checkpoints = list(tmp_path.glob("checkpoint-*"))
+    for folder in (tmp_path / "saved", *checkpoints):
+        assert in_config(folder) == [1, END] and stops_there(folder)
+    assert checkpoints
+
+
+def test_raft_on_text_is_as_before(tmp_path):
+    trainer = raft_trainer(tmp_path, model=chat_llama(AT_ONCE), processing_class=TOKENIZER, num_stages=1)
+    trainer.train()
+    assert trainer.model.generation_config.eos_token_id in (1, [1])  # transformers makes a list of it
+    samples = pq.read_table(tmp_path / "grow-000.parquet").to_pylist()
+    assert all(sample["completion_ids"] == [END] * 6 and not sample["ended"] for sample in samples)
 
 
 # -- generators

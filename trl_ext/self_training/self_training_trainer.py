@@ -37,6 +37,7 @@ from trl_ext.self_training.weights import exchanged, trainable_weights
 from trl_ext.sequences.log_probs import completion_log_probs, label_log_probs
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
+from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.run_record import model_fingerprint
@@ -111,6 +112,8 @@ class SelfTrainingTrainer(StageLoop, SFTTrainer):
             **others,
         )
         check_model(self.model, self.processing_class, trainer=name)
+        if not isinstance(train_dataset["prompt"][0], str):
+            end_with_turn(self.model, self.processing_class, call=name, **(args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
         self.schedule = self._make_schedule(len(train_dataset))
         self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
