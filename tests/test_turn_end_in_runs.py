@@ -2,17 +2,23 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from peft import LoraConfig
+from ppo_case import ppo_trainer, rollout_of, several_end_tokens
 from self_training_case import trainer as raft_trainer
 from transformers import AutoModelForCausalLM, GenerationConfig
-from turn_case import answer_of, chat_llama, chat_tokenizer, messages, turn_end_of
+from turn_case import TURN_END, answer_of, chat_llama, chat_tokenizer, messages, turn_end_of
 
 from trl_ext.cli import main
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.generation.vllm_generator import VLLMGenerator
+from trl_ext.ppo.stop_tokens import set_end_tokens
+from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
 TOKENIZER = chat_tokenizer()
 END = turn_end_of(TOKENIZER)
@@ -40,6 +46,88 @@ def stops_there(folder) -> bool:
 
 def test_without_it_the_model_would_go_on():
     assert answer_of(chat_llama(AT_ONCE), ids_of(CHATS[0])) == [END] * 6
+
+
+# -- PPO
+
+
+@several_end_tokens
+def test_ppo(tmp_path):
+    ended = []
+
+    def note(completions, completion_ended, **columns):
+        ended.extend(completion_ended)
+        return [0.0] * len(completions)
+
+    options = {"model": chat_llama(SOON), "processing_class": TOKENIZER, "reward_funcs": note, "prompts": CHATS}
+    with pytest.warns(UserWarning, match=f"PPOTrainer: .*{ANNOUNCED}") as said:
+        trainer = ppo_trainer(tmp_path, max_completion_length=8, **options)
+    assert sum("closes an assistant's turn" in str(warning.message) for warning in said) == 1
+    rollout = rollout_of(trainer, [{"prompt": chat} for chat in CHATS])
+    for ids, mask, has_ended in zip(rollout["completion_ids"], rollout["completion_mask"], ended, strict=True):
+        own = ids[mask.bool()].tolist()
+        assert END not in own[:-1] and has_ended == (own[-1] in (1, END))
+    assert END in rollout["completion_ids"] and 1 < rollout["completion_mask"].sum(1).float().mean() < 8
+
+
+@several_end_tokens
+def test_what_ppo_saves_stops_there(tmp_path):
+    options = {"model": chat_llama(AT_ONCE), "processing_class": TOKENIZER, "prompts": CHATS, "learning_rate": 1e-6}
+    options["reward_funcs"] = same_score
+    trainer = ppo_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1, **options)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    for folder in (tmp_path / "saved", tmp_path / "checkpoint-1"):
+        assert in_config(folder) == [1, END] and stops_there(folder)
+
+
+@several_end_tokens
+def test_an_adapter_alone_has_no_generation_config(tmp_path):
+    options = {"processing_class": TOKENIZER, "prompts": CHATS, "peft_config": LoraConfig(target_modules=["q_proj"])}
+    trainer = ppo_trainer(tmp_path, model=chat_llama(SOON), **options)
+    assert end_tokens(trainer) == [1, END]
+    trainer.save_model(tmp_path / "saved")
+    assert (tmp_path / "saved" / "adapter_config.json").is_file()
+    assert not (tmp_path / "saved" / "generation_config.json").exists()
+
+
+def test_ppo_on_text_is_as_without_a_template(tmp_path):
+    rollouts = []
+    for template in (TOKENIZER.chat_template, None):
+        with warnings.catch_warnings(record=True) as said:
+            trainer = ppo_trainer(
+                tmp_path, model=chat_llama(SOON), processing_class=chat_tokenizer(template), max_completion_length=12
+            )
+        assert not [warning for warning in said if "assistant's turn" in str(warning.message)]
+        assert end_tokens(trainer) == [1] and trainer.model.generation_config.eos_token_id == 1
+        rollouts.append(rollout_of(trainer))
+    assert all(torch.equal(rollouts[0][name], rollouts[1][name]) for name in ("completion_ids", "advantages"))
+    assert (rollouts[0]["completion_ids"][:, :-1] == END).any()  # and it went on
+
+
+def test_nothing_is_said_where_the_turns_end_is_the_end_token(tmp_path):
+    with warnings.catch_warnings(record=True) as said:
+        trainer = ppo_trainer(
+            tmp_path, model=chat_llama(SOON), processing_class=chat_tokenizer(eos=TURN_END), prompts=CHATS
+        )
+    assert not [warning for warning in said if "assistant's turn" in str(warning.message)]
+    assert END in end_tokens(trainer)
+
+
+def test_a_trl_that_knows_one_end_token_says_what_to_do(tmp_path):
+    trainer = ppo_trainer(tmp_path, model=chat_llama(SOON), processing_class=TOKENIZER, prompts=CHATS)
+    vars(trainer).pop("eos_token_ids", None)  # which TRL 1.12 has not
+    with pytest.warns(UserWarning, match=f"{ANNOUNCED}.*'<eos>' only.*Upgrade TRL, or set tokenizer.eos_token='<end_"):
+        set_end_tokens(trainer)
+    assert end_tokens(trainer) == [1]
+
+
+def test_ppos_vllm_is_told():
+    engine = SimpleNamespace(generation_kwargs={"stop_token_ids": [7], "seed": 3})
+    trainer = SimpleNamespace(eos_token_ids=[1], use_vllm=True, vllm_generation=engine)
+    add_end_tokens(trainer, [END])
+    assert trainer.eos_token_ids == [1, END]
+    assert engine.generation_kwargs == {"stop_token_ids": [7, END], "seed": 3}
 
 
 # -- RAFT

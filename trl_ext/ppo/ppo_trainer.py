@@ -41,7 +41,7 @@ from trl_ext.ppo.ppo_input import (
 )
 from trl_ext.ppo.rollout_state import PPOCheckpoints
 from trl_ext.ppo.score_scaling import RunningMoments
-from trl_ext.ppo.stop_tokens import stop_token_ids
+from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import value_function
@@ -52,7 +52,7 @@ from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
+from trl_ext.trainer_kit.trl_versions import end_tokens
 
 
 class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
@@ -143,15 +143,11 @@ class PPOTrainer(OlderCalls, PPOMetrics, PPOCheckpoints, GRPOTrainer):
         self.add_callback(self.memory)
         self.add_callback(RolloutCallback(self))
         self.text = text_mix(ptx_dataset, self._tokenizer, args)
-        self._set_stop_tokens()
+        set_end_tokens(self)
         self.score_moments, self.collapse = RunningMoments(), CollapseWatch()
         self.kl_control = KLController(self.beta, args.kl_target, args.kl_horizon)
         self.drift = PolicyDrift(args.max_policy_kl)
         self._rollouts = 0  # batches of rollouts sampled in training
-
-    def _set_stop_tokens(self) -> None:
-        if self.args.stop_tokens:
-            add_end_tokens(self, stop_token_ids(self.args.stop_tokens, self._tokenizer))
 
     def _check_lengths(self, prompts, name: str) -> None:
         check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
