@@ -10,9 +10,11 @@ import torch
 from peft import LoraConfig
 from ppo_case import ppo_trainer, rollout_of, several_end_tokens
 from self_training_case import trainer as raft_trainer
+from tiny import tiny_reward_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 from turn_case import TURN_END, answer_of, chat_llama, chat_tokenizer, messages, turn_end_of
 
+from trl_ext import LearnedReward, SharedBase
 from trl_ext.cli import main
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
@@ -220,3 +222,29 @@ def test_the_command(tmp_path, monkeypatch):
             ]
         )
     assert [one["completion_ids"] for one in pq.read_table("out.parquet").to_pylist()] == [[END]] * 4
+
+
+# -- a merged model, and a reward model
+
+
+def test_a_merged_model_stops_there(tmp_path):
+    base = SharedBase(chat_llama(AT_ONCE), TOKENIZER)
+    base.policy(name="trained").save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match=f"merge.*{ANNOUNCED}"):
+        merged = base.merge(tmp_path / "adapter", tmp_path / "merged")
+    assert in_config(merged.path) == [1, END] and stops_there(merged.path)
+    assert base.model.generation_config.eos_token_id == 1
+
+
+def test_a_run_on_one_role_leaves_the_base_alone(tmp_path):
+    base = SharedBase(chat_llama(SOON), TOKENIZER)
+    policy = base.policy()
+    raft_trainer(tmp_path, model=policy, processing_class=TOKENIZER, prompts=CHATS)
+    assert policy.generation_config.eos_token_id == [1, END]
+    assert base.model.generation_config.eos_token_id == base.policy(name="next").generation_config.eos_token_id == 1
+
+
+def test_a_reward_model_knows_it():
+    reward = LearnedReward(tiny_reward_model(TOKENIZER), TOKENIZER)
+    assert reward._ended([[5, END], [5, 1], [END, 5]]) == [True, True, False]
+    assert LearnedReward(tiny_reward_model(TOKENIZER), TOKENIZER, eos_token_ids=1)._ended([[5, END]]) == [False]
