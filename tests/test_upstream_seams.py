@@ -252,6 +252,13 @@ def test_end_tokens_are_two_attributes(grpo_trainer):
     assert rollout["completion_mask"].tolist() == [[1]] * 4
 
 
+def test_trls_vllm_takes_further_settings_from_one_attribute():
+    """trl_versions.add_end_tokens adds `stop_token_ids` to it, for vLLM in the process and for a server."""
+    source = inspect.getsource(grpo_module.VLLMGeneration)
+    assert "generation_kwargs.update(self.generation_kwargs)" in source
+    assert '"generation_kwargs": self.generation_kwargs' in source
+
+
 def test_trainer_adds_up_the_losses_of_micro_batches(grpo_trainer):
     """PPOTrainer._mean_over_window and TextMix.loss divide by the window themselves: nobody else must."""
     weight = grpo_trainer.model.lm_head.weight

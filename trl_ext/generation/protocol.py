@@ -19,6 +19,7 @@ from trl_ext.sequences.continuations import continuation_texts
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import prompt_ids
+from trl_ext.sequences.turn_end import announced_turn_end, end_ids
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,17 @@ class Policy:
         """The tokens after which a completion begins: text as its tokenizer reads it, messages through the template."""
         return prompt_ids(prompt, self.tokenizer, self.chat_template_kwargs)
 
-    def end_token_ids(self) -> frozenset[int]:
-        """The tokens that end a completion: the tokenizer's, and those of the model's generation config."""
-        ids = [self.tokenizer.eos_token_id]
-        if self.model is not None:
-            configured = self.model.generation_config.eos_token_id
-            ids += configured if isinstance(configured, list) else [configured]
-        return frozenset(i for i in ids if i is not None)
+    def end_token_ids(self, prompts: Iterable[Text] = ()) -> frozenset[int]:
+        """The tokens that end a completion: the tokenizer's, and those of the model's generation config.
+
+        Args:
+            prompts: Where they are messages, so does the token with which the chat template closes an assistant's turn.
+        """
+        ids = end_ids(self.tokenizer, self.model)
+        if all(isinstance(prompt, str) for prompt in prompts):
+            return frozenset(ids)
+        end = announced_turn_end(self.tokenizer, ids, call="Policy.end_token_ids", **self.chat_template_kwargs)
+        return frozenset(ids if end is None else [*ids, end])
 
     def completion_texts(self, prompts: list[Text], completion_ids: list[list[int]]) -> list[Text]:
         """What was sampled, as it continues its prompts: with the space that it begins with; messages for messages."""

@@ -53,26 +53,28 @@ class TransformersGenerator:
         model = checked_model(policy.model)
         for part in parts:
             check_prompts(policy, part, room=sampling.max_completion_length)
+        end_ids = policy.end_token_ids(prompt for part in parts for prompt in part.prompts)
         with eval_mode(model):
             batcher = Batcher(model, batch_size=self.batch_size, room=sampling.max_completion_length)
         for part in parts:
             with eval_mode(model):
-                samples = part_samples(part, sampling, policy, batcher)
+                samples = part_samples(part, sampling, policy, batcher, end_ids)
             yield part, samples
 
     def settings(self) -> dict[str, Any]:
         return {"generator": self.name}
 
 
-def part_samples(part: Part, sampling: Sampling, policy: Policy, batcher: Batcher) -> list[Sample]:
+def part_samples(
+    part: Part, sampling: Sampling, policy: Policy, batcher: Batcher, end_ids: frozenset[int]
+) -> list[Sample]:
     """All samples of a part's prompts, sampled from the longest prompt to the shortest."""
     prompts = [prompt for prompt in part.prompts for _ in range(sampling.num_generations)]
     rows = [(row, sample) for row in part.rows for sample in range(sampling.num_generations)]
     prompt_ids = [ids for ids in map(policy.prompt_ids, part.prompts) for _ in range(sampling.num_generations)]
     seeds = [stable_seed(sampling.seed, row, sample) for row, sample in rows]
-    completion_ids = sample_tokens(prompt_ids, seeds, sampling, policy, batcher)
+    completion_ids = sample_tokens(prompt_ids, seeds, sampling, policy, batcher, end_ids)
     texts = policy.completion_texts(prompts, completion_ids)
-    ends = policy.end_token_ids()
     return [
         Sample(
             row=row,
@@ -81,7 +83,7 @@ def part_samples(part: Part, sampling: Sampling, policy: Policy, batcher: Batche
             completion=text,
             prompt_ids=ids,
             completion_ids=new_ids,
-            ended=new_ids[-1] in ends,
+            ended=new_ids[-1] in end_ids,
             generator=TransformersGenerator.name,
             seed=seed,
         )
@@ -92,11 +94,16 @@ def part_samples(part: Part, sampling: Sampling, policy: Policy, batcher: Batche
 
 
 def sample_tokens(
-    prompt_ids: list[list[int]], seeds: list[int], sampling: Sampling, policy: Policy, batcher: Batcher
+    prompt_ids: list[list[int]],
+    seeds: list[int],
+    sampling: Sampling,
+    policy: Policy,
+    batcher: Batcher,
+    end_ids: frozenset[int],
 ) -> list[list[int]]:
     """A completion for each prompt and seed, in their order."""
     longest_first = sorted(range(len(seeds)), key=lambda i: -len(prompt_ids[i]))
-    finish = partial(complete, policy.model, sampling=sampling, end_ids=policy.end_token_ids())
+    finish = partial(complete, policy.model, sampling=sampling, end_ids=end_ids)
 
     def run(prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
         return finish(prompts, torch.stack([seeded_uniforms(seed, sampling.max_completion_length) for seed in seeds]))

@@ -93,6 +93,7 @@ class VLLMGenerator:
         prompts = {
             part.index: [_request(row, prompt, sampling, policy) for row, prompt in _rows(part)] for part in parts
         }
+        end_ids = policy.end_token_ids(prompt for part in parts for prompt in part.prompts)
         longest = max((len(prompt["ids"]) for asked in prompts.values() for prompt in asked), default=1)
         engine = {
             "dtype": self.dtype,
@@ -104,7 +105,7 @@ class VLLMGenerator:
             "engine": engine | (served or self._save_whole(policy, folder)) | self.engine_kwargs,
             "adapter": adapter,
             "tokenizer": tokenizer_fingerprint(policy.tokenizer),
-            "end_token_ids": sorted(policy.end_token_ids(), key=lambda i: i != policy.tokenizer.eos_token_id),
+            "end_token_ids": sorted(end_ids, key=lambda i: i != policy.tokenizer.eos_token_id),
             "sampling": sampling.settings(),
             "parts": [{"index": index, "prompts": asked} for index, asked in prompts.items()],
             "prompts_at_once": self.prompts_at_once,

@@ -40,7 +40,7 @@ from trl_ext.ppo.ppo_input import (
     non_empty,
 )
 from trl_ext.ppo.rollout_state import RolloutState, state_files
-from trl_ext.ppo.stop_tokens import stop_token_ids
+from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.ppo.value_function import make_critic
@@ -52,7 +52,7 @@ from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32,
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
-from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
+from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
@@ -167,8 +167,7 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         self.rollouts = RolloutState(args)
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.text = text_mix(ptx_dataset, self._tokenizer, args)
-        if args.stop_tokens:
-            add_end_tokens(self, stop_token_ids(args.stop_tokens, self._tokenizer))
+        set_end_tokens(self)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)
         self.add_callback(DriftCallback(self.rollouts.drift, self._metrics["train"]))

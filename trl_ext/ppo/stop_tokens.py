@@ -1,6 +1,43 @@
 """Tokens, besides the end token, with which a completion ends."""
 
+import warnings
+from typing import TYPE_CHECKING
+
 from transformers import PreTrainedTokenizerBase
+
+from trl_ext.sequences.turn_end import end_with_turn, turn_end_id
+from trl_ext.trainer_kit.processes import is_main_process
+from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens, knows_one_end_token
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+
+def set_end_tokens(trainer: "GRPOTrainer") -> None:
+    """Let completions also end with the config's stop tokens and, of messages, where an assistant's turn is closed."""
+    tokenizer, template_kwargs = trainer._tokenizer, trainer.args.chat_template_kwargs or {}
+    if trainer.args.stop_tokens:
+        add_end_tokens(trainer, stop_token_ids(trainer.args.stop_tokens, tokenizer))
+    if isinstance(next(iter(trainer.train_dataset))["prompt"], str):  # the chat template is never used
+        return
+    if knows_one_end_token(trainer):
+        _warn_of_going_on(trainer, turn_end_id(tokenizer, **template_kwargs))
+        return
+    end = end_with_turn(trainer.model, tokenizer, call="PPOTrainer", **template_kwargs)
+    if end is not None and end not in end_tokens(trainer):
+        add_end_tokens(trainer, [end])
+
+
+def _warn_of_going_on(trainer: "GRPOTrainer", end: int | None) -> None:
+    if end in (None, *end_tokens(trainer)) or not is_main_process():
+        return
+    token = trainer._tokenizer.convert_ids_to_tokens(end)
+    warnings.warn(
+        f"PPOTrainer: the chat template closes an assistant's turn with {token!r}, and this version of TRL ends completions "
+        f"with the tokenizer's {trainer._tokenizer.eos_token!r} only, so they go on behind it and are learned from beyond "
+        f"their end. Upgrade TRL, or set tokenizer.eos_token={token!r} first.",
+        stacklevel=4,
+    )
 
 
 def stop_token_ids(tokens: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

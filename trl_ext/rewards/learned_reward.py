@@ -13,6 +13,7 @@ from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import whole_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
+from trl_ext.sequences.turn_end import turn_end_id
 from trl_ext.trainer_kit.device import default_device
 
 __all__ = ["LearnedReward", "load_scorer"]
@@ -34,7 +35,7 @@ class LearnedReward:
         batch_size: Sequences per forward pass; those of like length go together.
         max_length: Longest sequence in tokens; a longer one loses its beginning. None: the model's window.
         eos_token_ids: Tokens with which the policy ends a completion, where it is not said otherwise. None: the
-            end token of `tokenizer`.
+            end token of `tokenizer`, and the one with which its chat template closes an assistant's turn.
         device: Where it runs; None: where the model is, or, loaded from a path, this process's device.
 
     Attributes:
@@ -71,7 +72,7 @@ class LearnedReward:
             self.module.to(default_device() if device is None else device)
         self.batch_size = batch_size
         self.max_length = max_length or _window(self.module, self.tokenizer)
-        self.eos_token_ids = _as_set(self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids)
+        self.eos_token_ids = _as_set(_own_ends(self.tokenizer) if eos_token_ids is None else eos_token_ids)
         self._pad_token_id = _set_pad_token(self.module, self.tokenizer)
         self._warned = False
 
@@ -155,5 +156,9 @@ def _set_pad_token(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
     return config.pad_token_id
 
 
-def _as_set(ids: int | Iterable[int] | None) -> frozenset[int]:
-    return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
+def _own_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [i for i in (tokenizer.eos_token_id, turn_end_id(tokenizer)) if i is not None]
+
+
+def _as_set(ids: int | Iterable[int]) -> frozenset[int]:
+    return frozenset([ids] if isinstance(ids, int) else ids)

@@ -45,6 +45,7 @@ from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
 from trl_ext.sequences.training_rows import IGNORED, collate
+from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.overrides import replaced
@@ -135,6 +136,8 @@ class SelfTrainingTrainer(ResumableTrainer, SFTTrainer, Generic[Config]):
             peft_config=peft_config,
         )
         check_model(self.model, self.processing_class, trainer=name)
+        if not isinstance(train_dataset["prompt"][0], str):
+            end_with_turn(self.model, self.processing_class, call=name, **(args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
         rewards = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import prompt_ids
+from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
 from trl_ext.trainer_kit.passes import eval_mode
@@ -62,7 +63,8 @@ def merge_adapter(
     """Merge a policy's adapter into a full-precision copy of the base, compare the two, and write the result.
 
     Merged into 8-bit weights, an adapter's small changes would be rounded away (peft issue 1043). So the weights are
-    dequantised first: W = CB · SCB / 127, or NF4's table; then W + α/r · BA. The base itself stays as it is.
+    dequantised first: W = CB · SCB / 127, or NF4's table; then W + α/r · BA. The base itself stays as it is. The merged
+    model's generation config also names the token with which the chat template closes an assistant's turn.
 
     Args:
         base: The base.
@@ -86,6 +88,7 @@ def merge_adapter(
             f"{agreement:.0%} of the likeliest tokens. Measure the merged model before you serve it.",
             stacklevel=3,
         )
+    end_with_turn(merged, base.tokenizer, call=call)
     merged.save_pretrained(output_dir)
     base.tokenizer.save_pretrained(output_dir)
     return Merged(str(Path(output_dir)), kl, agreement)

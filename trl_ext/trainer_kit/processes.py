@@ -3,8 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+
+
+def is_main_process() -> bool:
+    """Whether this is the run's first process, or its only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 @contextmanager

@@ -17,19 +17,29 @@ def end_tokens(trainer: "GRPOTrainer") -> list[int]:
     return getattr(trainer, "eos_token_ids", [trainer._tokenizer.eos_token_id])
 
 
+def knows_one_end_token(trainer: "GRPOTrainer") -> bool:
+    """Whether this version of TRL ends completions with the tokenizer's end token only."""
+    return not hasattr(trainer, "eos_token_ids")
+
+
 def add_end_tokens(trainer: "GRPOTrainer", ids: list[int]) -> None:
     """Let further tokens end a completion, in sampling and in what the trainer masks.
 
     Raises:
         ValueError: On a TRL that knows one end token only.
     """
-    if not hasattr(trainer, "eos_token_ids"):
+    if knows_one_end_token(trainer):
         raise ValueError(
             f"{type(trainer).__name__}: this version of TRL knows one end token only, so stop_tokens={ids} would be learned "
             "from beyond their end. Upgrade TRL, or set tokenizer.eos_token to the stop token."
         )
     trainer.eos_token_ids = [*dict.fromkeys([*trainer.eos_token_ids, *ids])]
-    trainer.generation_config.eos_token_id = trainer.eos_token_ids
+    if trainer.use_vllm:  # which samples by what its own copy of the model names, and by this
+        engine = trainer.vllm_generation
+        stops = [*engine.generation_kwargs.get("stop_token_ids", []), *ids]
+        engine.generation_kwargs = engine.generation_kwargs | {"stop_token_ids": stops}
+    else:
+        trainer.generation_config.eos_token_id = trainer.eos_token_ids
 
 
 # transformers 5.23 and 5.24, whose older names still work until 6 and 5.40
