@@ -10,8 +10,7 @@ from trl.trainer.utils import get_config_model_id
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Policy
 from trl_ext.self_training.schedule import Schedule
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
-from trl_ext.sequences.texts import Text
-from trl_ext.sequences.windows import check_windows, surely_fits
+from trl_ext.sequences.windows import check_windows
 
 
 def checked_args(
@@ -101,14 +100,15 @@ def check_prompt_lengths(dataset: Dataset | None, policy: Policy, *, room: int, 
 
     Before the run, since a run that has begun may not go on with other prompts.
     """
-
-    def length_of(prompt: Text, left: int) -> int:
-        is_short = isinstance(prompt, str) and surely_fits(prompt, policy.tokenizer, left)
-        return 0 if is_short else len(policy.prompt_ids(prompt))
-
     if dataset is not None:
-        call = f"{trainer}({name}=…)"
-        check_windows(dataset["prompt"], length_of, policy.model.config, max_completion_length=room, call=call)
+        check_windows(
+            dataset["prompt"],
+            policy.tokenizer,
+            policy.model.config,
+            max_completion_length=room,
+            call=f"{trainer}({name}=…)",
+            template_kwargs=policy.chat_template_kwargs,
+        )
 
 
 def check_options(args: SelfTrainingConfig, schedule: Schedule, generator: Generator, *, trainer: str) -> None:
