@@ -35,6 +35,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, PPOConfig, PPOTrainer
+from trl_ext.sequences.windows import model_window
 
 PPO_EPOCHS = 4  # over each batch of rollouts
 RANKING, IMITATION = "ranking alone", "ranking + imitation"
@@ -247,8 +248,7 @@ def report(runs: list[dict], console: Console) -> None:
 def main(arguments: list[str] | None = None) -> list[dict]:
     options, console = parse(arguments), Console(record=True, width=100)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    config = AutoConfig.from_pretrained(options.model).get_text_config()
-    window = getattr(config, "max_position_embeddings", 1024)  # some have none
+    window = model_window(AutoConfig.from_pretrained(options.model)) or 1024
     max_length = options.max_length or min(window, 1024)
     room = window - options.max_completion_length
     pairs = load_pairs(options.pairs, options.pair_fields, tokenizer, max_length, console)

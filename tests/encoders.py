@@ -7,7 +7,7 @@ from tiny import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, PreTrainedTokenizerFast
 
 WORDS = ["<pad>", "<unk>", "<cls>", "sky", "blue", "why", "two", "is", "the", "grass"]
 
@@ -33,7 +33,7 @@ class OneHot(nn.Module):
 
     @property
     def config(self):
-        return SimpleNamespace(to_dict=lambda: {"max_position_embeddings": self.window})
+        return LlamaConfig(max_position_embeddings=self.window)
 
     def forward(self, input_ids, attention_mask):
         self.shapes.append(tuple(input_ids.shape))

@@ -9,7 +9,7 @@ from peft import IA3Config, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer
 from self_training_case import trainer as raft_trainer
 from shared_case import PAIRS, base_path, four_roles, lora, quiet
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model, tokenizer_with_options
 from transformers import TrainerCallback
 from trl import SFTConfig
 
@@ -139,6 +139,13 @@ def test_the_longest_prompt():
     assert longest_prompt(Dataset.from_dict({"prompt": chat}), byte_tokenizer()) == len("u:hi\na:")
 
 
+@pytest.mark.parametrize("make", [ppo_trainer, raft_trainer], ids=["ppo", "raft"])
+def test_options_of_the_template_count_in_the_longest_prompt(tmp_path, make):
+    options = {"prompts": [[{"role": "user", "content": "hi"}]] * 8, "processing_class": tokenizer_with_options()}
+    trainer = make(tmp_path, chat_template_kwargs={"shout": True}, **options)
+    assert trainer._memory_plan().settings.prompt_length == len("LOUDu:hi\na:")
+
+
 def test_a_run_without_a_plan_goes_on(tmp_path, caplog):
     trainer = ppo_trainer(tmp_path, max_steps=1)
 
@@ -195,6 +202,16 @@ def test_a_reward_model_that_runs_out(tmp_path):
         torch.OutOfMemoryError, match=r"ImitationRewardTrainer\.train: out of memory in the phase 'train'"
     ):
         trainer.train()
+
+
+def test_pairs_of_any_length_for_a_model_without_window(tmp_path):
+    tokenizer = byte_tokenizer()
+    model = tiny_reward_model(tokenizer, tie_word_embeddings=True)
+    model.config.max_position_embeddings = -1
+    args = ImitationRewardConfig(**quiet(tmp_path, max_length=None))
+    trainer = ImitationRewardTrainer(model, args, train_dataset=PAIRS, processing_class=tokenizer)
+    settings = trainer._memory_plan().settings
+    assert settings.prompt_length + settings.completion_length == 2 * longest_prompt(iter([]), tokenizer)
 
 
 @pytest.mark.gpu

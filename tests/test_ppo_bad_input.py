@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer, rollout_of
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model, tokenizer_with_options
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
 from trl import GRPOConfig
 
@@ -57,6 +57,13 @@ def test_prompt_longer_than_the_window_in_a_stream(tmp_path):
 def test_conversational_prompt_longer_than_the_window(tmp_path):
     with pytest.raises(ValueError, match="prompt of row 1 has"):
         ppo_trainer(tmp_path, prompts=[[{"role": "user", "content": "x" * n}] for n in [9, 250] * 4])
+
+
+def test_prompt_longer_than_the_window_by_an_option_of_the_template(tmp_path):
+    options = {"prompts": [[{"role": "user", "content": "x" * 244}]] * 4, "processing_class": tokenizer_with_options()}
+    ppo_trainer(tmp_path, **options)
+    with pytest.raises(ValueError, match="prompt of row 0 has 253 tokens"):
+        ppo_trainer(tmp_path, chat_template_kwargs={"shout": True}, **options)
 
 
 def test_no_row_was_scored(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from self_training_case import PROMPTS, even_letters, logged, trainer
-from tiny import byte_tokenizer, tiny_llama
+from tiny import byte_tokenizer, tiny_llama, tokenizer_with_options
 from trl import SFTConfig, SFTTrainer
 
 from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
@@ -221,6 +221,13 @@ def test_a_prompt_beyond_the_window(tmp_path):
     with pytest.raises(ValueError, match=rf"RAFTTrainer\(eval{message}"):
         trainer(tmp_path, eval_dataset=Dataset.from_dict({"prompt": ["a" * 251]}))
     trainer(tmp_path, prompts=["a" * 250])  # fits
+
+
+def test_a_prompt_beyond_the_window_by_an_option_of_the_template(tmp_path):
+    options = {"prompts": [[{"role": "user", "content": "a" * 244}]], "processing_class": tokenizer_with_options()}
+    trainer(tmp_path, **options)
+    with pytest.raises(ValueError, match="prompt of row 0 has 253 tokens"):
+        trainer(tmp_path, chat_template_kwargs={"shout": True}, **options)
 
 
 # A reward that returns NaN for one sample

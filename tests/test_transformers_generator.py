@@ -301,7 +301,7 @@ def test_what_is_sampled_is_decoded_whole():
 def test_prompts_beyond_the_window_are_refused_before_any_is_sampled(policy, monkeypatch):
     monkeypatch.setattr(transformers_generator, "complete", None)
     part = Part(0, (4, 6), ("a", "b" * 250))
-    check_refused(policy, r"row 6 has 250 tokens; with max_completion_length=12 .* window of 256", part)
+    check_refused(policy, r"row 6 has 250 tokens, which with max_completion_length=12 .* window of 256", part)
 
 
 def test_a_prompt_may_fill_the_window(policy):

@@ -13,6 +13,7 @@ from trl_ext.generation.decoding import complete
 from trl_ext.generation.drawing import seeded_uniforms
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.passes import caches_attention_only, eval_mode, under_adapter
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -132,17 +133,18 @@ def checked_model(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel 
 
 def check_prompts(policy: Policy, part: Part, *, room: int) -> None:
     """Raise a ValueError for a prompt of no tokens, or of so many that `room` more are beyond the model's window."""
-    config = policy.model.config.get_text_config(decoder=True)
-    window = getattr(config, "max_position_embeddings", None)  # models without learned positions need not have one
     for row, prompt in zip(part.rows, part.prompts, strict=True):
-        length = len(policy.prompt_ids(prompt))
-        if not length:
+        if not policy.prompt_ids(prompt):
             raise ValueError(
                 f"{CALL}: the prompt of row {row} has no tokens, so there is nothing to begin after. Give it text, or "
                 "a tokenizer that begins with a token of its own."
             )
-        if window is not None and length + room > window:
-            raise ValueError(
-                f"{CALL}: the prompt of row {row} has {length} tokens; with max_completion_length={room} it passes "
-                f"the model's window of {window}. Shorten the prompt or lower max_completion_length."
-            )
+    check_windows(
+        part.prompts,
+        policy.tokenizer,
+        policy.model.config,
+        max_completion_length=room,
+        call=CALL,
+        template_kwargs=policy.chat_template_kwargs,
+        rows=part.rows,
+    )

@@ -13,13 +13,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl import apply_chat_template, is_conversational
 from trl.trainer.utils import get_config_model_id
 
 from trl_ext.ppo.ppo_config import LEARNING_RATES, PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
-from trl_ext.sequences.windows import check_windows, surely_fits
+from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 
@@ -191,14 +190,9 @@ def check_lengths(
     """
     check_windows(
         prompts,
-        lambda prompt, room: _length(prompt, tokenizer, args, room),
+        tokenizer,
         config,
         max_completion_length=args.max_completion_length,
         call=f"PPOTrainer({name}=…)",
+        template_kwargs=args.chat_template_kwargs,
     )
-
-
-def _length(prompt: str | list, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, room: int) -> int:
-    if is_conversational({"prompt": prompt}):
-        prompt = apply_chat_template({"prompt": prompt}, tokenizer, **(args.chat_template_kwargs or {}))["prompt"]
-    return 0 if surely_fits(prompt, tokenizer, room) else len(tokenizer(prompt)["input_ids"])

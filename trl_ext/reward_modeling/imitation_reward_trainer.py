@@ -25,7 +25,7 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
-from trl_ext.memory_planning.trainer_plan import run_plan
+from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, run_plan
 from trl_ext.reward_modeling.collation import WithPromptLengths
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
@@ -37,6 +37,7 @@ from trl_ext.reward_modeling.preference_data import (
     without_ties,
 )
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
+from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 
@@ -123,7 +124,7 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
             self.data_collator = WithPromptLengths(self.data_collator)
 
     def _memory_plan(self) -> MemoryPlan:
-        length = self.args.max_length or self.model.config.get_text_config().max_position_embeddings
+        length = self.args.max_length or model_window(self.model.config) or 2 * UNKNOWN_LENGTH
         return run_plan(
             "reward", self.model, self.args, prompt_length=length - length // 2, completion_length=length // 2
         )
@@ -225,7 +226,7 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
         return head
 
     def _check_max_length(self) -> None:
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # some have none
+        window = model_window(self.model.config)
         if window is not None and self.args.max_length is not None and self.args.max_length > window:
             raise ValueError(
                 f"ImitationRewardConfig(max_length={self.args.max_length}): the model's window has {window} positions. "

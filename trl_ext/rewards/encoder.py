@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from trl_ext.sequences.tokenizers import tokenizer_at
+from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.overrides import replaced
 
 
@@ -28,7 +29,7 @@ def encode(
     model.eval()
     if tokenizer is None:
         return _encode_with_sentence_transformer(model, texts, max_length=max_length, batch_size=batch_size)
-    window = model.config.to_dict().get("max_position_embeddings", max_length)
+    window = model_window(model.config) or max_length
     with replaced(tokenizer, truncation_side="left"):
         longest = min(max_length, window, tokenizer.model_max_length)
         ids = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]

@@ -14,6 +14,7 @@ from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import whole_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.sequences.turn_end import turn_end_id
+from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.device import default_device
 
 __all__ = ["LearnedReward", "load_scorer"]
@@ -71,7 +72,8 @@ class LearnedReward:
         if device is not None or isinstance(model, str):
             self.module.to(default_device() if device is None else device)
         self.batch_size = batch_size
-        self.max_length = max_length or _window(self.module, self.tokenizer)
+        window = model_window(self.module.config) or self.tokenizer.model_max_length
+        self.max_length = max_length or min(window, self.tokenizer.model_max_length)
         self.eos_token_ids = _as_set(_own_ends(self.tokenizer) if eos_token_ids is None else eos_token_ids)
         self._pad_token_id = _set_pad_token(self.module, self.tokenizer)
         self._warned = False
@@ -135,12 +137,6 @@ def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
             f"got {model.config.num_labels} labels. Load it with num_labels=1."
         )
     return model
-
-
-def _window(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The longest sequence that model and tokenizer allow."""
-    positions = getattr(module.config.get_text_config(), "max_position_embeddings", None)  # some have none
-    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
 
 def _set_pad_token(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,11 +9,10 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from trl_ext.generation.protocol import OWN_GENERATORS, Policy
+from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import LEARNING_RATES, SelfTrainingConfig
-from trl_ext.sequences.texts import Text
-from trl_ext.sequences.windows import check_windows, surely_fits
+from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
 
 REFUSED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func")
@@ -123,7 +122,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
 
     Before the run, since a run that has begun may not go on with other prompts.
     """
-    args, steps = grower.args, grower.schedule.steps_per_improve
+    args, policy, steps = grower.args, grower.policy, grower.schedule.steps_per_improve
     if args.importance_clip is not None and grower.generator.name not in OWN_GENERATORS:
         raise ValueError(
             f"{trainer}(generator={grower.generator.name!r}) with importance_clip={args.importance_clip}: its samples are "
@@ -137,15 +136,14 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
             )
     for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
         if dataset is not None:
-            _check_prompt_lengths(dataset, grower.policy, room=args.max_completion_length, call=f"{trainer}({name}=…)")
-
-
-def _check_prompt_lengths(dataset: Dataset, policy: Policy, *, room: int, call: str) -> None:
-    def length_of(prompt: Text, left: int) -> int:
-        is_short = isinstance(prompt, str) and surely_fits(prompt, policy.tokenizer, left)
-        return 0 if is_short else len(policy.prompt_ids(prompt))
-
-    check_windows(dataset["prompt"], length_of, policy.model.config, max_completion_length=room, call=call)
+            check_windows(
+                dataset["prompt"],
+                policy.tokenizer,
+                policy.model.config,
+                max_completion_length=args.max_completion_length,
+                call=f"{trainer}({name}=…)",
+                template_kwargs=policy.chat_template_kwargs,
+            )
 
 
 def check_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str) -> None:

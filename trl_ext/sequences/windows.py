@@ -1,35 +1,47 @@
-"""Whether prompts, with their completions, fit the model's window."""
+"""The model's window, and whether prompts with their completions fit it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.sequences.texts import Text
+from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
+
+
+def model_window(config: PretrainedConfig) -> int | None:
+    """The most tokens that a model reads at once; None where it sets no limit."""
+    window = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return window if window is not None and window > 0 else None  # XLNet's is −1
 
 
 def check_windows(
     prompts: Iterable[Text],
-    length_of: Callable[[Text, int], int],
+    tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     *,
     max_completion_length: int,
     call: str,
+    template_kwargs: TemplateKwargs = None,
+    rows: Iterable[int] | None = None,
 ) -> None:
     """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
 
     Args:
         prompts: Text or messages.
-        length_of: From a prompt and the room for it to its number of tokens, or 0 where that surely fits.
-        config: The model's; one without a window takes everything.
+        tokenizer, config: The model's; one without a window takes everything.
         max_completion_length: In tokens.
         call: Who asks, and where the prompts are from, for the message.
+        template_kwargs: For the chat template.
+        rows: Numbers of the prompts, for the message; None: 0, 1, …
     """
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)  # unlimited where it has none
+    window = model_window(config)
     if window is None:
         return
     room = window - max_completion_length
-    for row, prompt in enumerate(prompts):
-        length = length_of(prompt, room)
+    for row, prompt in enumerate(prompts) if rows is None else zip(rows, prompts, strict=True):
+        if isinstance(prompt, str) and _surely_fits(prompt, tokenizer, room):
+            continue
+        length = len(prompt_ids(prompt, tokenizer, template_kwargs))
         if length > room:
             raise ValueError(
                 f"{call}: the prompt of row {row} has {length} tokens, which with max_completion_length="
@@ -38,6 +50,6 @@ def check_windows(
             )
 
 
-def surely_fits(text: str, tokenizer: PreTrainedTokenizerBase, room: int) -> bool:
-    """Whether a text has no more bytes than there is room for: a token is at least a byte, so it need not be read."""
-    return len(text.encode()) + tokenizer.num_special_tokens_to_add() <= room
+def _surely_fits(text: str, tokenizer: PreTrainedTokenizerBase, room: int) -> bool:
+    """Whether it need not be read: a token is at least a byte, and a tokenizer may put a space before all."""
+    return len(text.encode()) + 1 + tokenizer.num_special_tokens_to_add() <= room
