@@ -8,15 +8,25 @@ import inspect
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from peft.utils.other import AuxiliaryTrainingWrapper
 from ppo_case import PROMPTS, even_letters, ppo_trainer, several_end_tokens
 from shared_case import PAIRS, TEXTS, base_path
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from transformers import DynamicCache, Trainer, TrainerCallback, get_scheduler
+from transformers import (
+    DynamicCache,
+    ProcessorMixin,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer import grpo_trainer as grpo_module
 
@@ -385,6 +395,33 @@ def test_prompts_are_sampled_in_single_turns(grpo_trainer):
     assert len(called) == len(around) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
 
 
+class Processor(ProcessorMixin):
+    """Of text alone; one that sees images is no other kind to TRL."""
+
+    attributes = ("tokenizer",)
+    tokenizer_class = "AutoTokenizer"
+
+
+def test_a_processor_makes_the_policy_one_that_sees_images(tmp_path, grpo_trainer):
+    """PPOTrainer refuses it by `_is_vlm`, in ppo_input.check_policy."""
+    args = GRPOConfig(str(tmp_path), bf16=False, report_to="none", per_device_train_batch_size=8)
+    prompts, processor = Dataset.from_dict({"prompt": PROMPTS}), Processor(byte_tokenizer())
+    model = tiny_llama(byte_tokenizer(), image_token_id=3)
+    other = GRPOTrainer(model, even_letters, args, prompts, processing_class=processor)
+    assert (other._is_vlm, grpo_trainer._is_vlm) == (True, False)
+
+
+def test_the_table_of_completions_has_a_rollouts_advantages(tmp_path, grpo_trainer, rollout):
+    """metrics.PPOMetrics._replace_group_metrics puts the means of PPO's own into `_logs`, to be shown in their place."""
+    table = grpo_trainer._logs["advantages"]
+    assert list(table) == pytest.approx(rollout["advantages"].tolist())
+    table[1], grpo_trainer.log_completions = 9.0, True
+    (tmp_path / "completions").mkdir()
+    grpo_trainer.log({})
+    (shown,) = (tmp_path / "completions").iterdir()
+    assert pq.read_table(shown)["advantage"].to_pylist() == list(table)
+
+
 def test_a_model_reads_on_behind_a_cache(policy):
     """inference.behind, by trl_versions.cache_argument: for Grow, and for scores behind a shared prefix."""
     ids, cache = torch.tensor([[5, 6, 7, 8]]), DynamicCache(config=policy.config)
@@ -394,7 +431,90 @@ def test_a_model_reads_on_behind_a_cache(policy):
         torch.testing.assert_close(last[:, -1], policy(ids).logits[:, -1])
 
 
+def test_a_cache_is_left_with_the_rows_that_are_asked_for(policy):
+    """decoding: each completion begins with a copy of its prompt's keys and values, and ended ones are taken out."""
+    ids, rows = torch.tensor([[5, 6, 7, 8], [9, 5, 4, 3]]), torch.tensor([1, 0, 1])
+    cache = DynamicCache(config=policy.config)
+    with torch.no_grad():
+        policy(ids[:, :3], **behind(cache, policy))
+        cache.batch_select_indices(rows)
+        last = policy(ids[rows, 3:], attention_mask=torch.ones(3, 4), **behind(cache, policy)).logits
+        torch.testing.assert_close(last[:, -1], policy(ids[rows]).logits[:, -1])
+
+
+@pytest.mark.parametrize("changes", [{"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3]}])
+def test_an_embedding_that_is_trained_keeps_the_pretrained_one(policy, changes):
+    """vocabulary_head finds it below PEFT's wrapper of either kind."""
+    pretrained = policy.get_input_embeddings()
+    model = get_peft_model(policy, LoraConfig(target_modules=["q_proj"], **changes))
+    wrapper = model.get_base_model().get_input_embeddings()
+    assert isinstance(wrapper, AuxiliaryTrainingWrapper) and wrapper.original_module is pretrained
+
+
 # What RAFT and ReST assume of SFTTrainer
+
+
+@pytest.mark.parametrize("kind", [SFTTrainer, RewardTrainer])
+def test_a_column_that_the_signature_names_reaches_the_collator(tmp_path, tokenizer, kind):
+    """SelfTrainingTrainer adds `old_log_probs` to `_signature_columns`, ImitationRewardTrainer the prompts' lengths."""
+    seen = []
+
+    class Wider(kind):
+        def _set_signature_columns_if_needed(self):
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*self._signature_columns, "more"]
+
+    if kind is SFTTrainer:
+        model, rows, args = tiny_llama(tokenizer), [{"input_ids": [5, 6], "labels": [5, 6]}], sft_config(tmp_path)
+    else:
+        model, rows = tiny_reward_model(tokenizer), PAIRS.to_list()
+        args = RewardConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", dataloader_pin_memory=False)
+    rows = Dataset.from_list([row | {"more": 1, "unnamed": 2} for row in rows])
+    trainer = Wider(model, args=args, train_dataset=rows, processing_class=tokenizer)
+    trainer.data_collator = lambda rows: seen.extend(rows) or {"input_ids": torch.zeros(1, 1)}
+    next(iter(trainer.get_train_dataloader()))
+    assert all("more" in row and "unnamed" not in row for row in seen) and seen
+
+
+def test_the_progress_bar_is_there_in_training(tmp_path, tokenizer, policy):
+    """SelfTrainingTrainer._say writes on `ProgressCallback.training_bar`, which is None outside."""
+    bars = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            progress.training_bar.set_description("stage 1/2")
+            bars.append(progress.training_bar.desc)
+
+    rows = Dataset.from_list([{"input_ids": [5, 6], "labels": [5, 6]}])
+    args = sft_config(tmp_path, disable_tqdm=False, max_steps=1)
+    trainer = SFTTrainer(policy, args, train_dataset=rows, processing_class=tokenizer, callbacks=[Look()])
+    (progress,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, ProgressCallback))
+    assert progress.training_bar is None
+    trainer.train()
+    assert [bar.removesuffix(": ") for bar in bars] == ["stage 1/2"]
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_without_its_state_steps_as_a_fresh_one(tmp_path, name):
+    """stage_loop._begin_stage clears it for `fresh_optimizer`, through accelerate's wrapper."""
+    args = TrainingArguments(str(tmp_path), optim=name, use_cpu=True, report_to="none")
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    first, second = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))  # large enough for 8 bits
+
+    def last_step(gradients, *, clear):
+        weight = torch.nn.Parameter(torch.zeros(64, 64))
+        optimizer = Accelerator(cpu=True).prepare_optimizer(kind([weight], **options))
+        for gradient in gradients:
+            if clear:
+                optimizer.state.clear()
+            weight.data.zero_()
+            weight.grad = gradient.clone()
+            optimizer.step()
+        return weight.data
+
+    fresh = last_step([second], clear=False)
+    assert torch.equal(last_step([first, second], clear=True), fresh)
+    assert not torch.allclose(last_step([first, second], clear=False), fresh)
 
 
 def test_prepared_rows_are_taken_as_they_are(tmp_path, tokenizer, policy):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from trl_ext.trainer_kit.trunk import logits_of
+
 
 def causal_twin(base: PreTrainedModel) -> PreTrainedModel:
     """The causal LM of the same architecture, without weights."""
@@ -48,24 +50,10 @@ def logit_scale(twin: PreTrainedModel) -> float:
 
 def _logits_of(twin: PreTrainedModel, states: Tensor, probe: nn.Linear) -> Tensor:
     """What `twin` answers at the last position when its trunk returns `states` and its head is `probe`; NaN if nothing."""
-    twin.get_decoder().forward = lambda *args, **kwargs: _TrunkOutput(states)
     twin.set_output_embeddings(probe)
     nothing = torch.full((probe.out_features,), torch.nan)
     try:
-        logits = twin(input_ids=torch.zeros(states.shape[:2], dtype=torch.long), use_cache=False).logits[0, -1]
+        logits = logits_of(states, twin)[0, -1]
     except (RuntimeError, AttributeError, TypeError):  # it computes with weights that it does not have here
         return nothing
     return logits if logits.shape == nothing.shape and logits.device == nothing.device else nothing
-
-
-class _TrunkOutput:
-    """Any trunk's output: hidden states, and None for all that an architecture may add."""
-
-    def __init__(self, states: Tensor):
-        self.last_hidden_state = states
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.last_hidden_state
-
-    def __getattr__(self, name: str) -> None:
-        return None

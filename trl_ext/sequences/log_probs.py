@@ -1,24 +1,39 @@
-"""Log-probabilities of completions under the policy, at temperature 1, i.e. of the model that fine-tuning changes."""
+"""Log-probabilities of completions under the policy, at temperature 1, i.e. of the model that fine-tuning changes.
+
+Logits over all positions and words are 2 to 5 times their size in memory on the way to them, so they are never whole.
+"""
+
+from weakref import WeakKeyDictionary
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate
-from trl_ext.trainer_kit.passes import eval_mode
+from trl_ext.trainer_kit.passes import eval_mode, under_adapter
+from trl_ext.trainer_kit.trunk import answering, logits_of
+
+CHUNK_LOGITS = 2**23  # 32 MiB in fp32, of which some four are needed at one time
+_shown: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def label_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """log π of each label, `(B, L)`; position t is read where the token t − 1 stands, 0 where the label is ignored.
 
+    The trunk runs once. Logits are made by the model's own `forward` from the states before labels, chunk by chunk,
+    and made again in the backward pass, unless the model's logits need more than its last hidden states.
+
     Args:
-        model: A causal LM.
+        model: A causal LM, with or without an adapter, or DDP around it.
         inputs: `input_ids`, `attention_mask` and `labels`, `(B, L)` each, padded on the right.
     """
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-    labels = inputs["labels"][:, 1:]
-    nll = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    return nn.functional.pad(-nll, (1, 0))
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    read = _from_states if reads_logits_off_states(inner) else _from_whole_logits
+    return read(model, inputs)
 
 
 @torch.no_grad()
@@ -44,3 +59,58 @@ def completion_log_probs(
             for i, row, mask in zip(chosen, log_probs, own, strict=True):
                 results[i] = row[mask].tolist()
     return results
+
+
+def reads_logits_off_states(model: nn.Module) -> bool:
+    """Whether a model's logits are those of its trunk's states alone, wherever they stand; tried once on two short rows."""
+    if model not in _shown:
+        _shown[model] = isinstance(model, PreTrainedModel | PeftModel) and _shows_it(model)
+    return _shown[model]
+
+
+@torch.no_grad()
+def _shows_it(model: PreTrainedModel | PeftModel) -> bool:
+    words = under_adapter(model).config.get_text_config().vocab_size
+    ids = torch.arange(16, device=model.device).view(2, 8) % words
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with eval_mode(model):
+        whole = _from_whole_logits(model, inputs)[:, 1:]
+        try:
+            ours = _from_states(model, inputs)[:, 1:]
+        except (RuntimeError, AttributeError, TypeError, LookupError):  # its forward is built in another way
+            ours = torch.full_like(whole, torch.nan)
+    return bool((ours - whole).norm() < 0.05 * (whole - whole.mean()).norm())  # far above what rounding does
+
+
+def _from_whole_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    logits = _outputs(model, inputs).logits
+    labels = inputs["labels"][:, 1:]
+    nll = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return pad(-nll, (1, 0))
+
+
+def _from_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    base = under_adapter(inner)
+    with answering(base, inner, lambda states: _log_probs(states, inputs["labels"], base)):
+        return _outputs(model, inputs).logits
+
+
+def _outputs(model: nn.Module, inputs: dict[str, Tensor]):
+    return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+
+
+def _log_probs(states: Tensor, labels: Tensor, model: PreTrainedModel) -> Tensor:
+    """Those of `labels`, from the states `(B, L, H)`; without any label there is one chunk without rows, of gradient 0."""
+    following = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten().to(states.device)
+    places = (following != IGNORED).nonzero().squeeze(1)
+    rows = max(CHUNK_LOGITS // model.config.get_text_config().vocab_size, 1)
+    chunks = zip(states.flatten(0, 1)[places].split(rows), following[places].split(rows), strict=True)
+    found = [checkpoint(_chunk, *chunk, model, use_reentrant=False) for chunk in chunks]
+    log_probs = states.new_zeros(labels.numel(), dtype=torch.float32).index_copy(0, places, torch.cat(found))
+    return pad(log_probs.view(labels.shape)[:, :-1], (1, 0)).to(labels.device)
+
+
+def _chunk(states: Tensor, labels: Tensor, model: PreTrainedModel) -> Tensor:
+    logits = logits_of(states.unsqueeze(0), model)[0].float()
+    return -cross_entropy(logits, labels.to(logits.device), ignore_index=IGNORED, reduction="none").to(labels.device)
