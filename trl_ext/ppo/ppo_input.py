@@ -2,9 +2,9 @@
 
 import copy
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -22,7 +22,9 @@ from trl_ext.sequences.windows import check_windows, surely_fits
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 
-Scores = list[float | None]
+Rows = Dataset | IterableDataset
+EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows]
+Scores = Sequence[float | None]
 Reward = str | PreTrainedModel | PeftModel | LearnedReward | Callable[..., Scores | Awaitable[Scores]]
 
 
@@ -74,7 +76,7 @@ def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, shard
         raise ValueError(f"PPOTrainer(model=…): {kind} model is not supported. Give a decoder of text.")
 
 
-def check_value_model(value_model: object, rewards: Reward | list[Reward] | None, args: PPOConfig) -> None:
+def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | None, args: PPOConfig) -> None:
     """Raise a ValueError if one module is both critic and reward (training the one would move the other), or if its loss
     is asked to reach the policy.
     """
@@ -149,7 +151,7 @@ def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: Bits
     return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
 
 
-def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:
+def check_prompts(dataset: Rows | None, args: PPOConfig) -> None:
     """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
 
     Of a stream only the first row is looked at: its length is unknown. What is no data set, GRPOTrainer refuses.
@@ -177,7 +179,7 @@ def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) ->
 
 
 def check_lengths(
-    prompts: Iterable[str | list],
+    rows: EvalRows | list[dict] | None,
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     args: PPOConfig,
@@ -187,17 +189,23 @@ def check_lengths(
     """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
 
     Args:
-        prompts: Text or messages.
+        rows: With `prompt`, text or messages. Of a stream nothing is looked at: each batch is when it comes.
         tokenizer, config, args: The policy's tokenizer and config, and the trainer's.
         name: Where the prompts are from, for the message.
     """
     check_windows(
-        prompts,
+        _prompts(rows),
         lambda prompt, room: _length(prompt, tokenizer, args, room),
         config,
         max_completion_length=args.max_completion_length,
         call=f"PPOTrainer({name}=…)",
     )
+
+
+def _prompts(rows: EvalRows | list[dict] | None) -> Iterable[str | list]:
+    if isinstance(rows, Dataset):
+        return rows["prompt"]
+    return (row["prompt"] for row in rows) if isinstance(rows, list) else ()
 
 
 def _length(prompt: str | list, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, room: int) -> int:
