@@ -61,7 +61,7 @@ def rollout_of(trainer, rows=None) -> dict[str, torch.Tensor]:
 
 def scored_rollout_of(trainer, rows=None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The same, and the score of each row."""
-    with outputs_of(trainer, "_scores") as scores:
+    with outputs_of(trainer.walk, "scores") as scores:
         rollout = rollout_of(trainer, rows)
     return rollout, scores[0]
 

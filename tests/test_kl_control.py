@@ -48,7 +48,7 @@ def test_it_keeps_a_policy_near_the_target(tmp_path):
 
 
 def test_the_reward_charges_the_moved_price(tmp_path, monkeypatch):
-    from trl_ext.ppo import ppo_trainer as module
+    from trl_ext.ppo import walk as module
 
     charged, real = [], module.token_rewards
 

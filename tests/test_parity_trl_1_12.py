@@ -9,7 +9,7 @@ import torch
 from parity_case import FIXTURE, Seen, as_rollout, learn, learner
 from parity_models import causal_lm, scorer
 
-from trl_ext.ppo import ppo_trainer as trainer_module
+from trl_ext.ppo import walk
 from trl_ext.ppo.token_rewards import kl_per_token, last_own_token
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.rewards.reward_models import score_sequences
@@ -89,7 +89,7 @@ def test_one_whole_update(tmp_path, monkeypatch):
     lent to ours."""
     seen = Seen("full_length")
     n = seen.real.sum()
-    monkeypatch.setattr(trainer_module, "masked_whiten", lambda *args: masked_whiten(*args) * ((n - 1) / n).sqrt())
+    monkeypatch.setattr(walk, "masked_whiten", lambda *args: masked_whiten(*args) * ((n - 1) / n).sqrt())
     trainer = learner(
         seen,
         tmp_path,

@@ -66,14 +66,14 @@ def test_trl_3339_an_empty_completion_is_no_nan(tmp_path):
             tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=1,
             logging_nan_inf_filter=False,
         )  # fmt: skip
-        own_tokens = trainer._own_tokens
+        own_tokens = trainer.walk.own_tokens
 
         def without_some(*args, own_tokens=own_tokens, empty=empty):
             own = own_tokens(*args)
             own["tool_mask"][list(empty)] = 0
             return own | {"num_items_in_batch": own["tool_mask"].sum()}
 
-        trainer._own_tokens = without_some
+        trainer.walk.own_tokens = without_some
         before = weights_of(trainer.model)
         trainer.train()
         numbers = [

@@ -125,7 +125,7 @@ def test_advantages_per_token_are_accepted(grpo_trainer, rollout):
 
 
 def test_loss_ignores_what_tool_mask_masks(grpo_trainer, rollout):
-    """PPOTrainer._own_tokens: rows without a score are left out through `tool_mask`."""
+    """walk.CompletionWalk.own_tokens: rows without a score are left out through `tool_mask`."""
     rollout |= {
         "advantages": torch.randn(rollout["completion_mask"].shape),
         "tool_mask": rollout["completion_mask"].clone(),

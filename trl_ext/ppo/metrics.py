@@ -20,10 +20,12 @@ class PPOMetrics:
     Args:
         accelerator: Whose processes share the means.
         logged: Where to: GRPOTrainer's lists by name, of training or of evaluation, whose means it logs.
+        table: The column of advantages in its table of completions.
     """
 
     accelerator: Accelerator
     logged: dict[str, list[float]]
+    table: MutableSequence[float]
 
     def add(self, numbers: dict[str, float]) -> dict[str, float]:
         """Take down numbers by name, and return them."""
@@ -38,8 +40,7 @@ class PPOMetrics:
             scores: Of all processes, `(N,)`, NaN where there is none.
             cut: Whether each completion ended for lack of room, `(N,)`.
         """
-        numbers = {"score": scores.nanmean(), "rows_unscored": scores.isnan().sum()}
-        numbers = {name: number.item() for name, number in numbers.items()}
+        numbers = {"score": scores.nanmean().item(), "rows_unscored": scores.isnan().sum().item()}
         return self.add(numbers | {"completions/eos_ratio": 1.0 - cut.float().mean().item()})
 
     def of_rollout(
@@ -80,15 +81,10 @@ class PPOMetrics:
         ).tolist()
         return self.add({name: total / max(tokens, 1.0) for name, total in zip(terms, totals, strict=True)})
 
-    def replace_groups(self, advantages: Tensor, mask: Tensor, *, table: MutableSequence[float]) -> None:
-        """Take back what GRPO has logged of group advantages; its table of completions gets the rows' means.
-
-        Args:
-            advantages, mask: `(B, T)`.
-            table: The column of advantages, with those of this batch of all processes last.
-        """
+    def replace_groups(self, advantages: Tensor, mask: Tensor) -> None:
+        """Take back what GRPO has logged of group advantages, last; its table gets the rows' means. All `(B, T)`."""
         self.logged.pop("frac_reward_zero_std", None)
         means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
-        rows = self.accelerator.gather(means).tolist()[-len(table) :]
-        for i, mean in enumerate(rows, start=len(table) - len(rows)):
-            table[i] = mean
+        rows = self.accelerator.gather(means).tolist()[-len(self.table) :]
+        for i, mean in enumerate(rows, start=len(self.table) - len(rows)):
+            self.table[i] = mean

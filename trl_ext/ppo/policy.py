@@ -24,6 +24,12 @@ def whole_sequences(rollout: dict) -> dict[str, Tensor]:
     }
 
 
+def micro_batches(rows: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    """`size` rows of each tensor at a time; of the last ones, those that are left."""
+    for parts in zip(*(tensor.split(size) for tensor in rows.values()), strict=True):
+        yield dict(zip(rows, parts, strict=True))
+
+
 @contextmanager
 def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
     """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""

@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -21,6 +21,9 @@ from trl_ext.rewards.reward_callables import Reward
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
+
+Rows = Dataset | IterableDataset
+EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows]
 
 
 def checked_args(
@@ -146,7 +149,7 @@ def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: Bits
     return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
 
 
-def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) -> None:
+def check_prompts(dataset: Rows | None, args: PPOConfig) -> None:
     """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
 
     Of a stream only the first row is looked at: its length is unknown. What is no data set, GRPOTrainer refuses.
@@ -174,7 +177,7 @@ def check_prompts(dataset: Dataset | IterableDataset | None, args: PPOConfig) ->
 
 
 def check_lengths(
-    prompts: Iterable[str | list],
+    rows: EvalRows | list[dict] | None,
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     args: PPOConfig,
@@ -184,15 +187,21 @@ def check_lengths(
     """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
 
     Args:
-        prompts: Text or messages.
+        rows: With `prompt`, text or messages. Of a stream nothing is looked at: each batch is when it comes.
         tokenizer, config, args: The policy's tokenizer and config, and the trainer's.
         name: Where the prompts are from, for the message.
     """
     check_windows(
-        prompts,
+        _prompts(rows),
         tokenizer,
         config,
         max_completion_length=args.max_completion_length,
         call=f"PPOTrainer({name}=…)",
         template_kwargs=args.chat_template_kwargs,
     )
+
+
+def _prompts(rows: EvalRows | list[dict] | None) -> Iterable[str | list]:
+    if isinstance(rows, Dataset):
+        return rows["prompt"]
+    return (row["prompt"] for row in rows) if isinstance(rows, list) else ()

@@ -1,12 +1,11 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -15,14 +14,13 @@ from trl import GRPOTrainer
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
-from trl_ext.ppo.advantages import generalized_advantages
 from trl_ext.ppo.collapse import CollapseCallback
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
 from trl_ext.ppo.drift import DriftCallback
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
-    last_hidden_states,
+    micro_batches,
     reference_from,
     turn_off_dropout,
     whole_sequences,
@@ -30,6 +28,8 @@ from trl_ext.ppo.policy import (
 )
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
+    EvalRows,
+    Rows,
     check_lengths,
     check_policy,
     check_prompts,
@@ -42,15 +42,13 @@ from trl_ext.ppo.ppo_input import (
 from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
-from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
-from trl_ext.ppo.value_function import make_critic
+from trl_ext.ppo.value_function import make_critic, values_beside
 from trl_ext.ppo.value_loss import clipped_value_error
+from trl_ext.ppo.walk import CompletionWalk
 from trl_ext.rewards.reward_callables import Reward, reward_callables
-from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
-from trl_ext.trainer_kit.masked import masked_whiten
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
@@ -79,8 +77,9 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         _load_optimizer_and_scheduler         also load them
         _save                                 leave TRL's copy of the adapter out
 
-    Besides, each a part with its own file: `RolloutState` is what changes over rollouts, `Critic` the value function and
-    its training, `PPOMetrics` what is logged, `TextMix` text that is learned beside, `MemoryWatch` the plan of memory.
+    Besides, each a part with its own file: `CompletionWalk` leads from scores to advantages, `RolloutState` is what it
+    keeps over rollouts, `Critic` the value function and its training, `PPOMetrics` what is logged, `TextMix` text that is
+    learned beside, `MemoryWatch` the plan of memory.
 
     Relations: λ = 1 learns from the Monte-Carlo return less V, λ = 0 from the one-step TD error; β = 0 loads no reference
     and charges no KL; c_v = 0 leaves a head at V = 0, and with γ = λ = 1 the whitened return in place of a group's
@@ -107,6 +106,9 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         ValueError: For bad input, with the call, what was expected, what came and what to do.
     """
 
+    args: PPOConfig
+    model: PreTrainedModel | PeftModel
+
     _tag_names = ["trl", "trl-ext", "ppo"]  # noqa: RUF012 - as TRL declares it
     _name = "PPO"
     _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}  # noqa: RUF012
@@ -116,13 +118,8 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         model: str | PreTrainedModel | PeftModel,
         reward_funcs: Reward | Sequence[Reward] | None = None,
         args: PPOConfig | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset
-        | IterableDataset
-        | DatasetDict
-        | IterableDatasetDict
-        | dict[str, Dataset | IterableDataset]
-        | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: EvalRows | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -162,9 +159,11 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         if args.disable_dropout:
             turn_off_dropout(self.model)
         keep_adapters_in_fp32(self.model, adapters)
-        self._check_datasets(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        self._check_lengths(train_dataset, "train_dataset")
+        self._check_lengths(eval_dataset, "eval_dataset")
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
+        self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights)
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.text = text_mix(ptx_dataset, self._tokenizer, args)
         set_end_tokens(self)
@@ -176,15 +175,11 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     @property
     def metrics(self) -> PPOMetrics:
         """Takes down numbers of training or of evaluation, whichever is on."""
-        return PPOMetrics(self.accelerator, self._metrics["train" if self.model.training else "eval"])
+        logged = self._metrics["train" if self.model.training else "eval"]
+        return PPOMetrics(self.accelerator, logged, self._logs["advantages"])
 
-    def _check_datasets(self, **datasets) -> None:
-        for name, dataset in datasets.items():
-            if isinstance(dataset, Dataset):  # of a stream, each batch when it comes
-                self._check_lengths(dataset["prompt"], name)
-
-    def _check_lengths(self, prompts: Iterable, name: str) -> None:
-        check_lengths(prompts, self._tokenizer, self.model.config, self.args, name=name)
+    def _check_lengths(self, rows: EvalRows | list[dict] | None, name: str) -> None:
+        check_lengths(rows, self._tokenizer, self.model.config, self.args, name=name)
 
     def _memory_plan(self) -> MemoryPlan:
         return run_plan(
@@ -227,9 +222,13 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         completions = as_continuations(completions, completion_ids_list, self._tokenizer)
         return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
 
+    def _ended(self, completions: list[list[int]]) -> list[bool]:
+        """Whether each completion ended itself, rather than for lack of room."""
+        return [bool(ids) and ids[-1] in end_tokens(self) for ids in completions]
+
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
-        self._check_lengths((row["prompt"] for row in inputs), "batch of rollouts")
+        self._check_lengths(inputs, "batch of rollouts")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with (
             outputs_of(self, "_calculate_rewards") as rewards,
@@ -237,65 +236,10 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
             replaced(self, num_iterations=aligned),  # the parent need not pass for old log-probs, the next pass does
         ):
             rollout = super()._generate_and_score_completions(inputs)
-        rollout = self._with_advantages(rollout, rewards[0], ended[0])
+        training = self.model.training
+        rollout = self.walk(rollout, rewards[0], ended[0], self._evaluate_policy, self.metrics, training=training)
         self.memory.enter("train")
         return rollout
-
-    def _with_advantages(self, rollout: dict, rewards: Tensor, ended: list[bool]) -> dict[str, Tensor]:
-        """What the loss learns from: log π, V, advantages and returns of each token, `(B, T)`, as the policy is now.
-
-        Args:
-            rollout: The parent's, with `B` completions of `T` tokens.
-            rewards: Of the completions of all processes, `(N, reward functions)`.
-            ended: Whether each completion ended itself, of this process's.
-        """
-        if self.model.training:
-            self.rollouts.begin()
-        scores = self._scores(rewards, ended)
-        rollout |= self._own_tokens(rollout, scores)
-        mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
-        log_probs, values = self._evaluate_policy(rollout)
-        kl = self._kl(log_probs, ref_log_probs)
-        scores, beta = self.rollouts.scaled(scores), self.rollouts.kl_control.beta
-        rewards = token_rewards(scores, 0.0 if kl is None else kl, mask, beta=beta)
-        advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self.metrics.replace_groups(advantages, mask, table=self._logs["advantages"])
-        seen = self.metrics.of_rollout(log_probs, kl, values, returns, mask)
-        if kl is not None and self.model.training:
-            self.metrics.add({"beta": beta})
-            self.rollouts.follow(seen, completions=len(scores) * self.args.world_size)
-        if self.args.whiten_advantages:
-            advantages = masked_whiten(advantages, mask, self.accelerator)
-        return rollout | {
-            "old_per_token_logps": log_probs,
-            "advantages": advantages,
-            "values": values,
-            "returns": returns,
-        }
-
-    def _ended(self, completions: list[list[int]]) -> list[bool]:
-        """Whether each completion ended itself, rather than for lack of room."""
-        return [bool(ids) and ids[-1] in end_tokens(self) for ids in completions]
-
-    def _scores(self, rewards: Tensor, ended: list[bool]) -> Tensor:
-        """The scores of this process's completions, `(B,)`, NaN where there is none; all processes' move the statistics."""
-        cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
-        scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
-        if self.model.training:
-            unlearned = scores.isnan() | (cut & self.mask_truncated_completions)
-            self.rollouts.score_moments.update(scores[~unlearned])
-        self.metrics.of_scores(scores, cut)
-        return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
-
-    def _own_tokens(self, rollout: dict, scores: Tensor) -> dict[str, Tensor]:
-        """The mask of tokens to learn from, under the parent's name for it, and how many there are in all processes.
-
-        They are the policy's own tokens in rows that were scored.
-        """
-        mask = rollout["completion_mask"] * (~scores.isnan()).unsqueeze(1)
-        if "tool_mask" in rollout:
-            mask = mask * rollout["tool_mask"]
-        return {"tool_mask": mask, "num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
 
     def _evaluate_policy(self, rollout: dict) -> tuple[Tensor, Tensor]:
         """log π and V of the completion's tokens, `(B, T)` each, as the policy is now.
@@ -305,30 +249,23 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         """
         args, length = self.args, rollout["completion_ids"].size(1)
         size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        micro_batches = zip(*(tensor.split(size) for tensor in whole_sequences(rollout).values()), strict=True)
         passes = []
-        for input_ids, attention_mask in micro_batches:
-            tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
-            with self._policy_states() as states:
+        for tokens in micro_batches(whole_sequences(rollout), size):
+            with values_beside(self.critic, self.model, detach=args.detach_critic) as values_of:
                 log_probs = self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)[0]
-            passes.append((log_probs, self._values(tokens, states, length)))
+            passes.append((log_probs, values_of(tokens, length)))
         log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
         return log_probs, values
-
-    def _kl(self, log_probs: Tensor, ref_log_probs: Tensor | None) -> Tensor | None:
-        """KL to the reference per token, `(B, T)`; None where β is 0 and there is no reference."""
-        if ref_log_probs is None:
-            return None
-        return kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
 
     # Loss
 
     def _compute_loss(self, model, inputs):
         if self.model.training and self.rollouts.drift.over:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
-        with self._policy_states() as states, outputs_of(self, LOG_PROBS) as passes, replaced(self, beta=0.0):
+        beside = values_beside(self.critic, self.model, detach=self.args.detach_critic)
+        with beside as values_of, outputs_of(self, LOG_PROBS) as passes, replaced(self, beta=0.0):
             loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
-        values = self._values(whole_sequences(inputs), states, inputs["completion_ids"].size(1))
+        values = values_of(whole_sequences(inputs), inputs["completion_ids"].size(1))
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=self.args.value_clip)
         self._watch_loss(passes[-1][0], values, error, inputs)
         loss = loss + self.args.value_coef * self._mean_over_window(error, inputs)
@@ -347,15 +284,6 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         )
         self.metrics.add({"ptx_loss": mean})
         return loss
-
-    def _values(self, tokens: dict[str, Tensor], states: list[Tensor], length: int) -> Tensor:
-        hidden = {}
-        if self.critic.reads_policy:
-            hidden = {"hidden_states": states[-1].detach() if self.args.detach_critic else states[-1]}
-        return self.critic.values(length, **tokens, **hidden)
-
-    def _policy_states(self):
-        return last_hidden_states(self.model) if self.critic.reads_policy else nullcontext([])
 
     def _mean_over_window(self, terms: Tensor, inputs: dict) -> Tensor:
         """Terms per token, `(B, T)`, summed and divided by what the parent divides its loss by: real tokens per

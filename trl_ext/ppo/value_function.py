@@ -1,14 +1,17 @@
 """Builds the value function that `PPOTrainer(value_model=…)` asks for, and checks that it fits the policy."""
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.ppo.critic import Critic, ValueHead, ValueModel
-from trl_ext.ppo.policy import turn_off_dropout
+from trl_ext.ppo.policy import last_hidden_states, turn_off_dropout
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.learned_reward import load_scorer
 from trl_ext.sequences.tokenizers import tokenizer_at
@@ -28,6 +31,30 @@ def make_critic(
     if args.critic_learning_rate is not None:
         rate = args.critic_learning_rate
     return Critic(value_function(value_model, policy, tokenizer, args), accelerator, learning_rate=rate)
+
+
+@contextmanager
+def values_beside(
+    critic: Critic, policy: PreTrainedModel | PeftModel, *, detach: bool
+) -> Iterator[Callable[[dict[str, Tensor], int], Tensor]]:
+    """Watch a pass of the policy inside the block, so that the critic's of the same tokens need no other where it is a head.
+
+    Args:
+        critic: The critic.
+        policy: The policy.
+        detach: Whether the value loss stops at the policy's hidden states.
+
+    Yields:
+        A function to call after the pass: from `input_ids` and `attention_mask`, `(B, P + T)`, and T to V, `(B, T)`.
+    """
+    with last_hidden_states(policy) if critic.reads_policy else nullcontext() as states:
+
+        def values_of(tokens: dict[str, Tensor], length: int) -> Tensor:
+            if not critic.reads_policy:
+                return critic.values(length, **tokens)
+            return critic.values(length, **tokens, hidden_states=states[-1].detach() if detach else states[-1])
+
+        yield values_of
 
 
 def value_function(
