@@ -61,7 +61,9 @@ class CompletionWalk:
         rollout = rollout | self.own_tokens(rollout, scores)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         log_probs, values = evaluate(rollout)
-        kl = self._kl(log_probs, ref_log_probs)
+        kl = None  # β = 0: no reference
+        if ref_log_probs is not None:
+            kl = kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
         scores, beta = self.state.scaled(scores), self.state.kl_control.beta
         token_scores = token_rewards(scores, 0.0 if kl is None else kl, mask, beta=beta)
         advantages, returns = generalized_advantages(
@@ -96,9 +98,3 @@ class CompletionWalk:
         if "tool_mask" in rollout:
             mask = mask * rollout["tool_mask"]
         return {"tool_mask": mask, "num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
-
-    def _kl(self, log_probs: Tensor, ref_log_probs: Tensor | None) -> Tensor | None:
-        """KL to the reference per token, `(B, T)`; None where β is 0 and there is no reference."""
-        if ref_log_probs is None:
-            return None
-        return kl_per_token(log_probs, ref_log_probs, estimator=self.args.kl_estimator)
