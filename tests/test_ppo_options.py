@@ -29,8 +29,8 @@ def close(ours: dict, theirs: dict) -> None:
 
 
 def test_evaluating_between_steps_changes_no_step(tmp_path, float64):
-    """Nor β, nor the statistics of scores, nor when a rollout's epochs are over."""
-    options = {"max_policy_kl": 5e-3, "num_iterations": 4, "max_steps": 6, "adaptive_kl": True, "kl_target": 1.0}
+    """Nor β, nor the statistics of scores."""
+    options = {"num_iterations": 4, "max_steps": 6, "adaptive_kl": True, "kl_target": 1.0}
     held_out = Dataset.from_dict({"prompt": [*TABLE][:6]})
     plain = table_trainer(tmp_path, **options)
     evaluated = table_trainer(
@@ -40,7 +40,6 @@ def test_evaluating_between_steps_changes_no_step(tmp_path, float64):
     plain.train()
     evaluated.train()
     close(weights(evaluated), weights(plain))
-    assert evaluated.rollouts.drift.skipped == plain.rollouts.drift.skipped > 0
     assert evaluated.rollouts.score_moments == plain.rollouts.score_moments
     for name in ("eval_score", "eval_kl", "eval_perplexity", "eval_value_loss", "eval_loss"):
         assert len(logged(evaluated, name)) == 7

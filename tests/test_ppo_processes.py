@@ -31,9 +31,8 @@ def run_in_two(folder: Path, **options) -> list[dict[str, torch.Tensor]]:
 
 
 CASES = {
-    "head": {"kind": "head", "adaptive_kl": True, "kl_target": 1.0, "max_policy_kl": 1.0},
+    "head": {"kind": "head", "adaptive_kl": True, "kl_target": 1.0},
     "value model": {"kind": "model"},
-    "a step skipped": {"kind": "head", "max_policy_kl": 0.0, "num_iterations": 3, "max_steps": 4},
     "warm-up": {"kind": "model", "critic_warmup_rollouts": 1},
     "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
 }

@@ -4,12 +4,9 @@ import warnings
 from dataclasses import dataclass, field
 from statistics import mean
 
-from transformers import TrainerCallback
-
 WHAT_TO_TURN = (
     "Longer, surer and further from the start: the policy may have found a way around the reward. Read its samples; raise "
-    "beta, lower learning_rate or num_iterations, charge for length or a missing end, or stop (stop_on_collapse=True). "
-    "Said once."
+    "beta, lower learning_rate or num_iterations, or charge for length or a missing end. Said once."
 )
 WINDOW = 5  # batches of rollouts that are compared
 LONGER, SURER, FURTHER = 1.25, 0.75, 1.5
@@ -61,17 +58,3 @@ class CollapseWatch:
         """Means of the first window and of the last."""
         windows = self.history[:WINDOW], self.history[-WINDOW:]
         return [[mean(values) for values in zip(*window, strict=True)] for window in windows]
-
-
-class CollapseCallback(TrainerCallback):
-    """Stops a run that has collapsed, with `stop_on_collapse`.
-
-    Args:
-        collapse: The run's.
-    """
-
-    def __init__(self, collapse: CollapseWatch):
-        self.collapse = collapse
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop |= args.stop_on_collapse and self.collapse.warned

@@ -25,6 +25,7 @@ RENAMED = {
 
 COMPUTED = "left out: it was computed from the others, never chosen"
 BATCH = "per_device_train_batch_size × gradient_accumulation_steps, or generation_batch_size for larger rollouts"
+FEWER_EPOCHS = "num_iterations: with fewer epochs over a rollout the policy stays nearer to the one that sampled it"
 REPLACED = {
     # until 1.12
     "batch_size": BATCH,
@@ -50,7 +51,7 @@ REPLACED = {
     "accelerator_kwargs": "accelerator_config",
     "backward_batch_size": COMPUTED,
     "compare_steps": "left out",
-    "early_stopping": "max_policy_kl, which ends a rollout's epochs",
+    "early_stopping": FEWER_EPOCHS,
     "forward_batch_size": "per_device_train_batch_size",
     "global_backward_batch_size": COMPUTED,
     "global_batch_size": COMPUTED,
@@ -63,10 +64,10 @@ REPLACED = {
     "project_kwargs": "report_to, and the tracker's own environment variables",
     "push_to_hub_if_best_kwargs": "push_to_hub",
     "query_dataset": "PPOTrainer(train_dataset=…), with a column `prompt`",
-    "ratio_threshold": "max_policy_kl, which ends a rollout's epochs",
+    "ratio_threshold": FEWER_EPOCHS,
     "reward_model": "PPOTrainer(reward_funcs=…): a path, a model, a function, or a list of them",
     "steps": "num_train_epochs, or max_steps in optimizer steps",
-    "target_kl": "max_policy_kl, in nats per token",
+    "target_kl": FEWER_EPOCHS,
     "task_name": "run_name",
     "tracker_kwargs": "report_to, and the tracker's own environment variables",
     "tracker_project_name": "report_to, and the tracker's own environment variables",

@@ -66,7 +66,6 @@ RANGES = {
     "temperature": (0.0, None, False),
     "kl_target": (0.0, None, False),
     "kl_horizon": (1, None, True),
-    "max_policy_kl": (0.0, None, True),
     "ptx_coef": (0.0, None, True),
     "ptx_max_length": (2, None, True),
 }
@@ -160,21 +159,6 @@ class PPOConfig(OlderOptions, GRPOConfig):
         default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each batch of rollouts."}
     )
 
-    max_policy_kl: float | None = field(
-        default=None,
-        metadata={
-            "group": "when a rollout's epochs end, and the run",
-            "help": "End a rollout's epochs when the mean KL to the policy that sampled passes this, in nats per token. "
-            "Smaller: sooner; 0: after the second step, whose pass is the first to see any; None: never.",
-        },
-    )
-    stop_on_collapse: bool = field(
-        default=False,
-        metadata={
-            "help": "Stop the run at the signs of collapse: length up, perplexity down, KL up. False: warn only."
-        },
-    )
-
     ptx_coef: float = field(
         default=0.0,
         metadata={
@@ -216,7 +200,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
     )
 
     def __post_init__(self):
-        check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target", "max_policy_kl"))
+        check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target"))
         self._check_texts()
         self._refuse_sharding()
         if self.num_generations == 1:
@@ -246,15 +230,10 @@ class PPOConfig(OlderOptions, GRPOConfig):
                 f"PPOConfig(kl_target={self.kl_target}) does nothing without adaptive_kl=True. Set that, or leave it out."
             )
         refuse_unused(self, {"score_clip": "score_scaling", "kl_horizon": "adaptive_kl"})
-        for name in ("adaptive_kl", "stop_on_collapse"):
-            if getattr(self, name) and self.beta == 0:
-                raise ValueError(
-                    f"PPOConfig({name}=True, beta=0): without `beta` there is no reference to measure KL to. Give a small "
-                    "beta, e.g. 1e-4."
-                )
-        if self.max_policy_kl is not None and self.fp16:
+        if self.adaptive_kl and self.beta == 0:
             raise ValueError(
-                "PPOConfig(max_policy_kl=…, fp16=True): the scaler of 16-bit gradients cannot skip a step. Use bf16=True."
+                "PPOConfig(adaptive_kl=True, beta=0): without `beta` there is no reference to measure KL to. Give a small "
+                "beta, e.g. 1e-4."
             )
         if self.mask_truncated_completions and self.missing_eos_penalty:
             raise ValueError(

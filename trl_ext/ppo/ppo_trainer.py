@@ -14,9 +14,7 @@ from trl import GRPOTrainer
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
-from trl_ext.ppo.collapse import CollapseCallback
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
-from trl_ext.ppo.drift import DriftCallback
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
 from trl_ext.ppo.policy import (
@@ -169,8 +167,6 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         set_end_tokens(self)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)
-        self.add_callback(DriftCallback(self.rollouts.drift, self._metrics["train"]))
-        self.add_callback(CollapseCallback(self.rollouts.collapse))
 
     @property
     def metrics(self) -> PPOMetrics:
@@ -260,23 +256,16 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
     # Loss
 
     def _compute_loss(self, model, inputs):
-        if self.model.training and self.rollouts.drift.over:
-            return torch.zeros((), device=self.accelerator.device, requires_grad=True)  # no gradient, no step
         beside = values_beside(self.critic, self.model, detach=self.args.detach_critic)
         with beside as values_of, outputs_of(self, LOG_PROBS) as passes, replaced(self, beta=0.0):
             loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
         values = values_of(whole_sequences(inputs), inputs["completion_ids"].size(1))
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=self.args.value_clip)
-        self._watch_loss(passes[-1][0], values, error, inputs)
+        self.metrics.of_loss(passes[-1][0], values, error, inputs, clip=self.args.value_clip)
         loss = loss + self.args.value_coef * self._mean_over_window(error, inputs)
         if self.text is not None and self.model.training and not self.rollouts.policy_rests():
             loss = loss + self.args.ptx_coef * self._text_loss(model)
         return loss
-
-    def _watch_loss(self, log_probs: Tensor, values: Tensor, error: Tensor, inputs: dict) -> None:
-        seen = self.metrics.of_loss(log_probs, values, error, inputs, clip=self.args.value_clip)
-        if self.model.training:
-            self.rollouts.drift.add(seen["policy_kl"])
 
     def _text_loss(self, model) -> Tensor:
         loss, mean = self.text.loss(

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_ext.ppo.collapse import CollapseWatch
-from trl_ext.ppo.drift import PolicyDrift
 from trl_ext.ppo.kl_control import KLController
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.score_scaling import RunningMoments
@@ -22,7 +21,6 @@ Batches = list[dict[str, Tensor]]  # one per micro-batch
 TRACKERS = {
     "score_moments": ("count", "mean", "squares"),
     "kl_control": ("beta",),
-    "drift": ("over", "skipped"),
     "collapse": ("history", "warned"),
 }
 BATCHING = ("per_device_train_batch_size", "steps_per_generation", "num_iterations")  # by which rollouts are cut
@@ -34,7 +32,7 @@ def state_files(process: int) -> tuple[str, str]:
 
 
 class RolloutState:
-    """Counts batches of rollouts, and tracks over them what scales scores, prices KL and ends epochs or the run.
+    """Counts batches of rollouts, and tracks over them what scales scores, prices KL and tells of collapse.
 
     Args:
         args: The trainer's config.
@@ -43,7 +41,6 @@ class RolloutState:
         sampled: Batches of rollouts sampled in training.
         score_moments: Mean and deviation of all scores so far.
         kl_control: β, the price of KL.
-        drift: KL to the policy that sampled the rollouts in use.
         collapse: Signs of a reward that is got around.
     """
 
@@ -52,13 +49,11 @@ class RolloutState:
         self.sampled = 0
         self.score_moments = RunningMoments()
         self.kl_control = KLController(args.beta, args.kl_target, args.kl_horizon)
-        self.drift = PolicyDrift(args.max_policy_kl)
         self.collapse = CollapseWatch()
 
     def begin(self) -> None:
         """A batch of rollouts has been sampled to train on."""
         self.sampled += 1
-        self.drift.begin_rollout()
 
     def scaled(self, scores: Tensor) -> Tensor:
         """Scores, `(B,)`, brought to the scale of the run; 0 for rows without, which are masked."""
