@@ -1,5 +1,8 @@
 """The tokenizer beside a model, wherever it is looked for."""
 
+import gc
+import weakref
+
 import pytest
 from encoders import tiny_bert
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
@@ -36,6 +39,24 @@ def test_an_empty_one_is_none(tmp_path, kind):
 def test_none_is_told_by_who_asks(tmp_path):
     with pytest.raises(ValueError, match=r"Somebody: found no tokenizer beside the model\. Save .* as `tokenizer`"):
         tokenizer_beside(tmp_path, call="Somebody")
+
+
+def test_the_reason_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"`tokenizer`\. transformers says: .*missing"):
+        tokenizer_beside(tmp_path / "missing", call="Somebody")
+
+
+def test_nobody_is_kept_alive_by_a_search_in_vain(tmp_path):
+    def search():
+        held = byte_tokenizer()
+        assert tokenizer_at(tmp_path) is None
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert search()() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_alone_is_refused_wherever_it_is_read(tmp_path, tokenizer):

@@ -14,19 +14,19 @@ def tokenizer_beside(*places: str | os.PathLike | None, call: str) -> PreTrained
     Raises:
         ValueError: Where no place has one; `call` says who asks.
     """
-    cause = None
+    reason = ""  # as text: a kept error would keep its callers' frames, and the models in them
     for place in dict.fromkeys(filter(None, places)):
         try:
             tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(os.fspath(place)))
         except (OSError, ValueError) as error:  # none there
-            cause = error
+            reason = f" transformers says: {error}"
             continue
         if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids):
             return tokenizer
     raise ValueError(
         f"{call}: found no tokenizer beside the model. Save the one that it was trained with there, or pass it as "
-        "`tokenizer`."
-    ) from cause
+        f"`tokenizer`.{reason}"
+    )
 
 
 def tokenizer_at(*places: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:
