@@ -1,12 +1,12 @@
 """Hyperparameters of PPO."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import GRPOConfig
 
 from trl_ext.ppo.migration import OlderOptions
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, refuse_unused
-from trl_ext.trainer_kit.config_docs import documented
+from trl_ext.trainer_kit.config_docs import documented, option
 from trl_ext.trainer_kit.learning_rates import LearningRates
 
 
@@ -84,120 +84,76 @@ class PPOConfig(OlderOptions, GRPOConfig):
         ValueError: For a value out of its range, or an option of GRPO that PPO gives no meaning.
     """
 
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "group": "the training, with other defaults than GRPO's",
-            "help": "Peak learning rate of the policy. None: 1e-5 with an adapter, 1e-6 in full.",
-        },
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of the policy. None: 1e-5 with an adapter, 1e-6 in full.",
+        group="the training, with other defaults than GRPO's",
     )
-    num_generations: int | None = field(default=1, metadata={"help": "Completions sampled per prompt, 1 or more."})
-    num_iterations: int = field(
-        default=4,
-        metadata={
-            "help": "Optimisation epochs over each batch of rollouts. Larger: more is learned per rollout, further from the "
-            "policy that sampled."
-        },
+    num_generations: int | None = option(1, "Completions sampled per prompt, 1 or more.")
+    num_iterations: int = option(
+        4,
+        "Optimisation epochs over each batch of rollouts. Larger: more is learned per rollout, further from the "
+        "policy that sampled.",
     )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Turn dropout off, so that ratios start at 1 and KL at 0."}
-    )
-    scale_rewards: str = field(default="none", metadata={"help": "Fixed: PPO has no groups. See `score_scaling`."})
+    disable_dropout: bool = option(True, "Turn dropout off, so that ratios start at 1 and KL at 0.")
+    scale_rewards: str = option("none", "Fixed: PPO has no groups. See `score_scaling`.")
 
-    beta: float = field(
-        default=0.05,
-        metadata={
-            "group": "the reward",
-            "help": "Price of one nat of KL to the reference, in units of (scaled) score. 0: free.",
-        },
+    beta: float = option(
+        0.05, "Price of one nat of KL to the reference, in units of (scaled) score. 0: free.", group="the reward"
     )
-    kl_estimator: str = field(
-        default="k1", metadata={"help": "'k1': log-ratio, unbiased. 'k3': never negative, lower variance."}
+    kl_estimator: str = option("k1", "'k1': log-ratio, unbiased. 'k3': never negative, lower variance.")
+    adaptive_kl: bool = option(False, "Move `beta` so that KL stays near `kl_target`; False: it is fixed.")
+    kl_target: float | None = option(
+        None, "KL per completion to keep to with `adaptive_kl`, in nats, above 0. Larger: the policy may go further."
     )
-    adaptive_kl: bool = field(
-        default=False, metadata={"help": "Move `beta` so that KL stays near `kl_target`; False: it is fixed."}
+    kl_horizon: int = option(
+        10_000, "Completions over which `beta` follows KL, by at most a fifth; 1 or more. Larger: slower."
     )
-    kl_target: float | None = field(
-        default=None,
-        metadata={
-            "help": "KL per completion to keep to with `adaptive_kl`, in nats, above 0. Larger: the policy may go further."
-        },
+    missing_eos_penalty: float = option(
+        0.0, "Taken off the score of a completion that did not end itself. Larger: they end sooner; 0: none."
     )
-    kl_horizon: int = field(
-        default=10_000,
-        metadata={"help": "Completions over which `beta` follows KL, by at most a fifth; 1 or more. Larger: slower."},
+    stop_tokens: list[str] | None = option(
+        None, "Tokens that end a completion, besides the end token; a completion with one has ended itself."
     )
-    missing_eos_penalty: float = field(
-        default=0.0,
-        metadata={
-            "help": "Taken off the score of a completion that did not end itself. Larger: they end sooner; 0: none."
-        },
-    )
-    stop_tokens: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that end a completion, besides the end token; a completion with one has ended itself."
-        },
-    )
-    score_scaling: bool = field(
-        default=True, metadata={"help": "Centre scores and divide them by their deviation over the run so far."}
-    )
-    score_clip: float = field(
-        default=10.0,
-        metadata={"help": "Largest scaled score, in deviations; needs `score_scaling`. Larger: outliers weigh more."},
+    score_scaling: bool = option(True, "Centre scores and divide them by their deviation over the run so far.")
+    score_clip: float = option(
+        10.0, "Largest scaled score, in deviations; needs `score_scaling`. Larger: outliers weigh more."
     )
 
-    gamma: float = field(
-        default=1.0,
-        metadata={
-            "group": "the advantages",
-            "help": "Discount per token, in (0, 1]. Smaller: the score counts less, the further from the end.",
-        },
+    gamma: float = option(
+        1.0,
+        "Discount per token, in (0, 1]. Smaller: the score counts less, the further from the end.",
+        group="the advantages",
     )
-    lam: float = field(default=0.95, metadata={"help": "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return."})
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each batch of rollouts."}
-    )
+    lam: float = option(0.95, "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return.")
+    whiten_advantages: bool = option(True, "Bring advantages to mean 0 and variance 1 over each batch of rollouts.")
 
-    ptx_coef: float = field(
-        default=0.0,
-        metadata={
-            "group": "the text that is learned beside",
-            "help": "Weight of the mean NLL per token of `ptx_dataset` in the loss. Larger: forgets less; 0: none.",
-        },
+    ptx_coef: float = option(
+        0.0,
+        "Weight of the mean NLL per token of `ptx_dataset` in the loss. Larger: forgets less; 0: none.",
+        group="the text that is learned beside",
     )
-    ptx_max_length: int = field(
-        default=512, metadata={"help": "Longest row of `ptx_dataset`, in tokens; cut at its end."}
-    )
+    ptx_max_length: int = option(512, "Longest row of `ptx_dataset`, in tokens; cut at its end.")
 
-    value_clip: float = field(
-        default=0.2,
-        metadata={
-            "group": "the critic",
-            "help": "Largest trusted move of a value, in units of return, above 0. Larger: the critic follows faster.",
-        },
+    value_clip: float = option(
+        0.2,
+        "Largest trusted move of a value, in units of return, above 0. Larger: the critic follows faster.",
+        group="the critic",
     )
-    value_coef: float = field(
-        default=0.1,
-        metadata={"help": "Weight of the value loss. Larger: the critic learns faster; 0: it does not learn."},
+    value_coef: float = option(
+        0.1, "Weight of the value loss. Larger: the critic learns faster; 0: it does not learn."
     )
-    critic_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak learning rate of the critic. Larger: it learns faster; 0: it does not learn; None: 10 × the policy's for "
-            "a head, equal for a model."
-        },
+    critic_learning_rate: float | None = option(
+        None,
+        "Peak learning rate of the critic. Larger: it learns faster; 0: it does not learn; None: 10 × the "
+        "policy's for a head, equal for a model.",
     )
-    critic_warmup_rollouts: int = field(
-        default=0,
-        metadata={
-            "help": "Batches of rollouts during which only the critic learns. Larger: a better critic before the policy moves; 0: "
-            "both learn from the first."
-        },
+    critic_warmup_rollouts: int = option(
+        0,
+        "Batches of rollouts during which only the critic learns. Larger: a better critic before the policy "
+        "moves; 0: both learn from the first.",
     )
-    detach_critic: bool = field(
-        default=True, metadata={"help": "Keep the value loss out of the policy's weights; only for the built-in head."}
-    )
+    detach_critic: bool = option(True, "Keep the value loss out of the policy's weights; only for the built-in head.")
 
     def __post_init__(self):
         check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target"))

@@ -1,11 +1,11 @@
 """The options of `ImitationRewardTrainer`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import RewardConfig
 
-from trl_ext.trainer_kit.config_docs import documented
+from trl_ext.trainer_kit.config_docs import documented, option
 
 
 @documented
@@ -21,20 +21,16 @@ class ImitationRewardConfig(RewardConfig):
     ValueError: ImitationRewardConfig(imitation_coef=-1.0): expected a finite weight of at least 0; 0 switches imitation off.
     """
 
-    imitation_coef: float = field(
-        default=0.1,
-        metadata={
-            "group": "the imitation",
-            "help": "Weight of the imitation term, at least 0: larger keeps the trunk closer to predicting the chosen "
-            "completions; 0 is TRL's RewardTrainer exactly.",
-        },
+    imitation_coef: float = option(
+        0.1,
+        "Weight of the imitation term, at least 0: larger keeps the trunk closer to predicting the chosen "
+        "completions; 0 is TRL's RewardTrainer exactly.",
+        group="the imitation",
     )
-    imitation_head: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint whose vocabulary head reads the trunk. Default: the one the model was loaded from, or "
-            "the embedding where the two are tied. Needed for an untied reward model, which is saved without a head."
-        },
+    imitation_head: str | None = option(
+        None,
+        "Checkpoint whose vocabulary head reads the trunk. Default: the one the model was loaded from, or the "
+        "embedding where the two are tied. Needed for an untied reward model, which is saved without a head.",
     )
 
     def __post_init__(self):

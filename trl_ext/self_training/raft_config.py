@@ -1,9 +1,9 @@
 """RAFT's values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
-from trl_ext.trainer_kit.config_docs import documented
+from trl_ext.trainer_kit.config_docs import documented, option
 
 
 @documented
@@ -20,10 +20,7 @@ class RAFTConfig(SelfTrainingConfig):
     other options are `SelfTrainingConfig`'s.
     """
 
-    stage_batch_size: int | None = field(
-        default=2048,
-        metadata={"group": "the stages", "help": "Prompts b per stage. None: all prompts of the data set."},
+    stage_batch_size: int | None = option(
+        2048, "Prompts b per stage. None: all prompts of the data set.", group="the stages"
     )
-    level_stages: int = field(
-        default=3, metadata={"help": "End the run when the mean score has not risen for so many stages. 0: never."}
-    )
+    level_stages: int = option(3, "End the run when the mean score has not risen for so many stages. 0: never.")

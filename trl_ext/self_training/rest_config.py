@@ -1,9 +1,9 @@
 """ReST's values, and ReST^EM's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
-from trl_ext.trainer_kit.config_docs import documented
+from trl_ext.trainer_kit.config_docs import documented, option
 
 # What is None in ReSTConfig becomes: in ReST (arXiv:2308.08998), in ReST^EM (arXiv:2312.06585).
 DEFAULTS = {
@@ -28,40 +28,22 @@ class ReSTConfig(SelfTrainingConfig):
     gives no value, so one half is our choice. All other options are `SelfTrainingConfig`'s.
     """
 
-    num_stages: int = field(default=2, metadata={"group": "the stages", "help": "Grow steps G."})
-    improve_lr_factor: float = field(
-        default=0.5, metadata={"help": "Learning rate of an Improve as a multiple of the one before in its stage."}
+    num_stages: int = option(2, "Grow steps G.", group="the stages")
+    improve_lr_factor: float = option(0.5, "Learning rate of an Improve as a multiple of the one before in its stage.")
+    selection: str = option(
+        "threshold", "'threshold', or 'percentile' or 'interpolation' of a prompt's scores.", group="the selection"
     )
-    selection: str = field(
-        default="threshold",
-        metadata={
-            "group": "the selection",
-            "help": "'threshold', or 'percentile' or 'interpolation' of a prompt's scores.",
-        },
+    score_map: str | None = option(
+        None,
+        "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'. None: "
+        "'fixed' for thresholds, 'none' for a prompt's own percentiles and interpolations.",
     )
-    score_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'. "
-            "None: 'fixed' for thresholds, 'none' for a prompt's own percentiles and interpolations."
-        },
-    )
-    thresholds: list[float] | None = field(
-        default=None, metadata={"help": "τ of each Improve. None: 0, .7, .8, .9, .95, .99; ReST^EM: 0."}
-    )
-    max_kept_per_prompt: int | None = field(
-        default=None, metadata={"help": "Most completions kept per prompt. None: all; ReST^EM: 10."}
-    )
-    mix_dataset: bool | None = field(
-        default=None, metadata={"help": "Mix in the data set's completions. None: if it has any; ReST^EM: no."}
-    )
-    temperature: float | None = field(
-        default=None, metadata={"group": "the sampling", "help": "Of sampling. None: 0.8; ReST^EM: 0.7."}
-    )
-    top_k: int | None = field(default=None, metadata={"help": "None: all tokens; ReST^EM: 40."})
-    num_generations: int | None = field(
-        default=None, metadata={"help": "Completions per prompt. None: 8; ReST^EM: 32."}
-    )
+    thresholds: list[float] | None = option(None, "τ of each Improve. None: 0, .7, .8, .9, .95, .99; ReST^EM: 0.")
+    max_kept_per_prompt: int | None = option(None, "Most completions kept per prompt. None: all; ReST^EM: 10.")
+    mix_dataset: bool | None = option(None, "Mix in the data set's completions. None: if it has any; ReST^EM: no.")
+    temperature: float | None = option(None, "Of sampling. None: 0.8; ReST^EM: 0.7.", group="the sampling")
+    top_k: int | None = option(None, "None: all tokens; ReST^EM: 40.")
+    num_generations: int | None = option(None, "Completions per prompt. None: 8; ReST^EM: 32.")
 
     def _resolve(self) -> None:
         if self.mix_dataset is None and self.importance_clip is not None:

@@ -8,7 +8,7 @@ from trl import SFTConfig
 
 from trl_ext.generation.protocol import Sampling
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, take_renamed
-from trl_ext.trainer_kit.config_docs import documented
+from trl_ext.trainer_kit.config_docs import documented, option
 from trl_ext.trainer_kit.learning_rates import LearningRates
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -68,142 +68,90 @@ class SelfTrainingConfig(SFTConfig):
         ValueError: For a value out of its range, or an option of SFT that has no meaning here.
     """
 
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "group": "the fine-tuning",
-            "help": "Peak learning rate of a stage's first Improve. None: 2e-4 with an adapter, 2e-5 in full.",
-        },
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of a stage's first Improve. None: 2e-4 with an adapter, 2e-5 in full.",
+        group="the fine-tuning",
     )
-    max_length: int | None = field(default=None, metadata={"help": "Fixed: a sequence is as long as it was sampled."})
-    completion_only_loss: bool | None = field(
-        default=True, metadata={"help": "Fixed: the loss runs over completions only."}
+    max_length: int | None = option(None, "Fixed: a sequence is as long as it was sampled.")
+    completion_only_loss: bool | None = option(True, "Fixed: the loss runs over completions only.")
+    num_train_epochs: float = option(3.0, "Not used: one epoch of the log is one Improve.")
+    lr_scheduler_type: str = option("linear", "How the learning rate falls within each Improve.")
+
+    num_stages: int = option(10, "Stages, i.e. Grow steps, at most.", group="the stages")
+    stage_batch_size: int | None = option(None, "Prompts b per Grow. None: all prompts of the data set.")
+    improve_epochs: float = option(2.0, "Passes over b rows in an Improve; fewer kept rows are repeated.")
+    improve_steps: int | None = option(None, "Optimizer steps of an Improve. None: those of `improve_epochs` passes.")
+    improve_lr_factor: float = option(1.0, "Learning rate of an Improve as a multiple of the one before in its stage.")
+    improve_patience: int = option(
+        0, "End an Improve after so many evaluations without a better held-out score. 0: never."
     )
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Not used: one epoch of the log is one Improve."})
-    lr_scheduler_type: str = field(
-        default="linear", metadata={"help": "How the learning rate falls within each Improve."}
+    keep_best: bool = option(
+        False, "Go on from the weights with an Improve's best held-out score, not from its last ones."
+    )
+    fresh_optimizer: bool = option(True, "Begin each stage without the optimizer's moments of the stage before.")
+    restart_from_base: bool = option(False, "Begin each stage's first Improve from the weights the run began with.")
+    level_stages: int = option(0, "End the run when the mean score has not risen for so many stages. 0: never.")
+
+    num_generations: int = option(8, "Completions K per prompt.", group="the sampling")
+    max_completion_length: int | None = option(None, "Longest completion in tokens. None: 512, as in GRPO and PPO.")
+    temperature: float = option(1.0, "Of sampling; 0 takes the likeliest token.")
+    top_p: float = option(1.0, "Sample from the likeliest tokens of this joint share.")
+    top_k: int = option(0, "Sample from so many of the likeliest tokens. 0: from all.")
+    min_p: float | None = option(None, "Leave out tokens below this share of the likeliest one's probability.")
+    repetition_penalty: float = option(1.0, "Divides the logits of tokens that are there already. 1: none.")
+    generation_batch_size: int | None = option(
+        None, "Completions sampled at once, which changes none of them. None: what memory allows."
+    )
+    prompts_per_part: int = option(64, "Prompts whose samples reach the disk together; a killed run loses one part.")
+    chat_template_kwargs: dict[str, Any] | None = option(
+        None, "Passed on to the chat template of conversational prompts."
     )
 
-    num_stages: int = field(default=10, metadata={"group": "the stages", "help": "Stages, i.e. Grow steps, at most."})
-    stage_batch_size: int | None = field(
-        default=None, metadata={"help": "Prompts b per Grow. None: all prompts of the data set."}
+    reward_weights: list[float] | None = option(
+        None, "One per reward function. None: 1 each. 0: watched, not counted.", group="the scores"
     )
-    improve_epochs: float = field(
-        default=2.0, metadata={"help": "Passes over b rows in an Improve; fewer kept rows are repeated."}
+    invalid_scores: str = option(
+        "raise", "A reward that is NaN or infinite: 'raise' names the row, 'drop' drops and counts it."
     )
-    improve_steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps of an Improve. None: those of `improve_epochs` passes."}
+    beta: float = option(
+        0.0, "Price of KL in the ranking key: score − β · (log π − log π at the run's beginning), per completion."
     )
-    improve_lr_factor: float = field(
-        default=1.0, metadata={"help": "Learning rate of an Improve as a multiple of the one before in its stage."}
-    )
-    improve_patience: int = field(
-        default=0,
-        metadata={"help": "End an Improve after so many evaluations without a better held-out score. 0: never."},
-    )
-    keep_best: bool = field(
-        default=False,
-        metadata={"help": "Go on from the weights with an Improve's best held-out score, not from its last ones."},
-    )
-    fresh_optimizer: bool = field(
-        default=True, metadata={"help": "Begin each stage without the optimizer's moments of the stage before."}
-    )
-    restart_from_base: bool = field(
-        default=False, metadata={"help": "Begin each stage's first Improve from the weights the run began with."}
-    )
-    level_stages: int = field(
-        default=0,
-        metadata={"help": "End the run when the mean score has not risen for so many stages. 0: never."},
-    )
-
-    num_generations: int = field(default=8, metadata={"group": "the sampling", "help": "Completions K per prompt."})
-    max_completion_length: int | None = field(
-        default=None, metadata={"help": "Longest completion in tokens. None: 512, as in GRPO and PPO."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling; 0 takes the likeliest token."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this joint share."})
-    top_k: int = field(default=0, metadata={"help": "Sample from so many of the likeliest tokens. 0: from all."})
-    min_p: float | None = field(
-        default=None, metadata={"help": "Leave out tokens below this share of the likeliest one's probability."}
-    )
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "Divides the logits of tokens that are there already. 1: none."}
-    )
-    generation_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Completions sampled at once, which changes none of them. None: what memory allows."},
-    )
-    prompts_per_part: int = field(
-        default=64, metadata={"help": "Prompts whose samples reach the disk together; a killed run loses one part."}
-    )
-    chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Passed on to the chat template of conversational prompts."}
-    )
-
-    reward_weights: list[float] | None = field(
-        default=None,
-        metadata={"group": "the scores", "help": "One per reward function. None: 1 each. 0: watched, not counted."},
-    )
-    invalid_scores: str = field(
-        default="raise",
-        metadata={"help": "A reward that is NaN or infinite: 'raise' names the row, 'drop' drops and counts it."},
-    )
-    beta: float = field(
-        default=0.0,
-        metadata={
-            "help": "Price of KL in the ranking key: score − β · (log π − log π at the run's beginning), per completion."
-        },
-    )
-    kl_coef: float | None = field(default=None, metadata={"help": "Deprecated: the former name of `beta`."})
-    score_map: str = field(
-        default="none",
-        metadata={
-            "help": "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'."
-        },
+    kl_coef: float | None = option(None, "Deprecated: the former name of `beta`.")
+    score_map: str = option(
+        "none", "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'."
     )
     score_range: list[float] = field(
         default_factory=lambda: [0.0, 1.0], metadata={"help": "The scores that the map 'fixed' takes to 0 and to 1."}
     )
 
-    selection: str = field(
-        default="local",
-        metadata={
-            "group": "the selection",
-            "help": "'local': best per prompt. 'global': best of the stage. 'threshold': above fixed values. "
-            "'percentile', 'interpolation': of each prompt's scores.",
-        },
+    selection: str = option(
+        "local",
+        "'local': best per prompt. 'global': best of the stage. 'threshold': above fixed values. 'percentile', "
+        "'interpolation': of each prompt's scores.",
+        group="the selection",
     )
-    acceptance_ratio: float | None = field(
-        default=None, metadata={"help": "Share that 'local' and 'global' keep. None: 1/K, one completion per prompt."}
+    acceptance_ratio: float | None = option(
+        None, "Share that 'local' and 'global' keep. None: 1/K, one completion per prompt."
     )
-    thresholds: list[float] | None = field(
-        default=None,
-        metadata={"help": "One per Improve of a stage, rising, in [0, 1]: τ, percentile / 100, or γ, by `selection`."},
+    thresholds: list[float] | None = option(
+        None, "One per Improve of a stage, rising, in [0, 1]: τ, percentile / 100, or γ, by `selection`."
     )
-    max_kept_per_prompt: int | None = field(
-        default=None, metadata={"help": "Most completions kept per prompt, the best first. None: all selected."}
+    max_kept_per_prompt: int | None = option(
+        None, "Most completions kept per prompt, the best first. None: all selected."
     )
-    drop_truncated: bool = field(default=True, metadata={"help": "Leave out completions that did not end."})
-    drop_duplicates: bool = field(
-        default=True, metadata={"help": "Leave out completions that their prompt has already."}
+    drop_truncated: bool = option(True, "Leave out completions that did not end.")
+    drop_duplicates: bool = option(True, "Leave out completions that their prompt has already.")
+    drop_alike: bool | None = option(
+        None, "Leave out prompts whose samples all score alike. None: only with `importance_clip`."
     )
-    drop_alike: bool | None = field(
-        default=None,
-        metadata={"help": "Leave out prompts whose samples all score alike. None: only with `importance_clip`."},
-    )
-    random_selection: bool = field(
-        default=False, metadata={"help": "The control: keep as many of each prompt's samples, but random ones."}
-    )
-    mix_dataset: bool = field(
-        default=False, metadata={"help": "Score and select the data set's own `completion` column too."}
-    )
+    random_selection: bool = option(False, "The control: keep as many of each prompt's samples, but random ones.")
+    mix_dataset: bool = option(False, "Score and select the data set's own `completion` column too.")
 
-    importance_clip: float | None = field(
-        default=None,
-        metadata={
-            "group": "the loss",
-            "help": "RAFT++: ε of the clipped importance ratio to the policy that sampled. None: plain loss.",
-        },
+    importance_clip: float | None = option(
+        None,
+        "RAFT++: ε of the clipped importance ratio to the policy that sampled. None: plain loss.",
+        group="the loss",
     )
 
     def __post_init__(self):

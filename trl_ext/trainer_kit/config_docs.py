@@ -2,11 +2,16 @@
 
 import inspect
 import textwrap
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+
+
+def option(default: Any, help: str, *, group: str | None = None) -> Any:
+    """A field of a config with its help; with a group, the first of "Parameters that control <group>"."""
+    return field(default=default, metadata={"help": help} | ({"group": group} if group else {}))
 
 
 def documented(config: type[Config]) -> type[Config]:
