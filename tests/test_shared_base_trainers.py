@@ -9,16 +9,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from shared_case import IDS, PAIRS, TEXTS, base_path, four_roles, lora, outputs, quiet, trained_names
 from tiny import byte_tokenizer
 from transformers import TrainerCallback
-from trl import (
-    GRPOConfig,
-    GRPOTrainer,
-    RewardConfig,
-    RewardTrainer,
-    RLOOConfig,
-    RLOOTrainer,
-    SFTConfig,
-    SFTTrainer,
-)
+from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
 from trl_ext import (
     ImitationRewardConfig,

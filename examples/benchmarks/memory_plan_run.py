@@ -17,16 +17,7 @@ from memory_plan_models import Roles, dataset, saved_model, word_tokenizer
 from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from trl_ext import (
-    LearnedReward,
-    PPOConfig,
-    PPOTrainer,
-    RAFTConfig,
-    RAFTTrainer,
-    ReSTConfig,
-    ReSTTrainer,
-    memory_plan,
-)
+from trl_ext import LearnedReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, memory_plan
 from trl_ext.memory_planning.plan_phases import CONTEXT_LINE, SLACK_LINE
 from trl_ext.memory_planning.plan_training import WEIGHT
 from trl_ext.self_training.grow import Grower

@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
 from trl_ext.ppo.ppo_config import LEARNING_RATES, PPOConfig

@@ -17,13 +17,7 @@ from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
-from trl_ext.ppo.policy import (
-    micro_batches,
-    reference_from,
-    turn_off_dropout,
-    whole_sequences,
-    without_reference,
-)
+from trl_ext.ppo.policy import micro_batches, reference_from, turn_off_dropout, whole_sequences, without_reference
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
     EvalRows,

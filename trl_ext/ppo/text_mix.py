@@ -10,12 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.sequences.log_probs import label_log_probs
-from trl_ext.sequences.token_ids import (
-    TemplateKwargs,
-    message_ids,
-    prompt_and_completion_ids,
-    row_template_kwargs,
-)
+from trl_ext.sequences.token_ids import TemplateKwargs, message_ids, prompt_and_completion_ids, row_template_kwargs
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
 
 CALL = "PPOTrainer(ptx_dataset=…)"

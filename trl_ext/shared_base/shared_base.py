@@ -9,11 +9,7 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.rewards.learned_reward import LearnedReward, check_options
 from trl_ext.sequences.tokenizers import tokenizer_at, tokenizer_beside
