@@ -2,19 +2,18 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import get_config_model_id
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.ppo.ppo_config import LEARNING_RATES, PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
-from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
+from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
 
 Rows = Dataset | IterableDataset
 EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows]
@@ -37,14 +36,9 @@ def checked_args(
     for name in ("tools", "environment_factory"):
         if others.get(name):
             raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
-    if (optimizers or (None, None))[1] is not None:
-        raise ValueError(
-            "PPOTrainer(optimizers=(…, scheduler)): the scheduler does not know the critic's weights, which join the "
-            "optimizer. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
-        )
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        args = PPOConfig(f"{name.split('/')[-1]}-PPO")
+    why = "the scheduler does not know the critic's weights, which join the optimizer"
+    refuse_scheduler(optimizers, trainer="PPOTrainer", why=why)
+    args = given_or_default(args, PPOConfig, model, method="PPO")
     if not isinstance(args, PPOConfig):
         raise ValueError(
             f"PPOTrainer(args={type(args).__name__}(…)): expected a PPOConfig, which has KL in the reward and a critic. "
@@ -63,9 +57,7 @@ def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, shard
             "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
             "and FSDP shard. Launch it without them."
         )
-    if sees_images or model.config.is_encoder_decoder:
-        kind = "a vision-language" if sees_images else "an encoder–decoder"
-        raise ValueError(f"PPOTrainer(model=…): {kind} model is not supported. Give a decoder of text.")
+    check_decoder(model, sees_images=sees_images, trainer="PPOTrainer")
 
 
 def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | None, args: PPOConfig) -> None:
@@ -168,34 +160,3 @@ def check_prompts(dataset: Rows | None, args: PPOConfig) -> None:
             f"PPOTrainer(train_dataset=…) has {len(dataset)} prompts, but one batch of rollouts takes {needed}, so no "
             "step could be made. Lower per_device_train_batch_size or gradient_accumulation_steps, or add prompts."
         )
-
-
-def check_lengths(
-    rows: EvalRows | list[dict] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    args: PPOConfig,
-    *,
-    name: str,
-) -> None:
-    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
-
-    Args:
-        rows: With `prompt`, text or messages. Of a stream nothing is looked at: each batch is when it comes.
-        tokenizer, config, args: The policy's tokenizer and config, and the trainer's.
-        name: Where the prompts are from, for the message.
-    """
-    check_windows(
-        _prompts(rows),
-        tokenizer,
-        config,
-        max_completion_length=args.max_completion_length,
-        call=f"PPOTrainer({name}=…)",
-        template_kwargs=args.chat_template_kwargs,
-    )
-
-
-def _prompts(rows: EvalRows | list[dict] | None) -> Iterable[str | list]:
-    if isinstance(rows, Dataset):
-        return rows["prompt"]
-    return (row["prompt"] for row in rows) if isinstance(rows, list) else ()

@@ -1,6 +1,6 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +22,6 @@ from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
     EvalRows,
     Rows,
-    check_lengths,
     check_policy,
     check_prompts,
     check_sampling,
@@ -39,6 +38,7 @@ from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.ppo.walk import CompletionWalk
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.sequences.continuations import as_continuations
+from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
@@ -151,8 +151,9 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         if args.disable_dropout:
             turn_off_dropout(self.model)
         keep_adapters_in_fp32(self.model, adapters)
-        self._check_lengths(train_dataset, "train_dataset")
-        self._check_lengths(eval_dataset, "eval_dataset")
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
+                self._check_lengths(rows["prompt"], name)
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights)
@@ -168,8 +169,16 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
         logged = self._metrics["train" if self.model.training else "eval"]
         return PPOMetrics(self.accelerator, logged, self._logs["advantages"])
 
-    def _check_lengths(self, rows: EvalRows | list[dict] | None, name: str) -> None:
-        check_lengths(rows, self._tokenizer, self.model.config, self.args, name=name)
+    def _check_lengths(self, prompts: Iterable[str | list], name: str) -> None:
+        """Raise a ValueError for a prompt that, with its completion, would not fit the model's window."""
+        check_windows(
+            prompts,
+            self._tokenizer,
+            self.model.config,
+            max_completion_length=self.args.max_completion_length,
+            call=f"PPOTrainer({name}=…)",
+            template_kwargs=self.args.chat_template_kwargs,
+        )
 
     def _memory_plan(self) -> MemoryPlan:
         return run_plan(
@@ -218,7 +227,7 @@ class PPOTrainer(OlderCalls, ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
-        self._check_lengths(inputs, "batch of rollouts")
+        self._check_lengths([row["prompt"] for row in inputs], "batch of rollouts")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with (
             outputs_of(self, "_calculate_rewards") as rewards,

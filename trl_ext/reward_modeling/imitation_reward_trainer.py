@@ -40,6 +40,7 @@ from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_h
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.trainer_input import given_or_default
 
 
 class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
@@ -95,9 +96,7 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
         *,
         imitation_head: nn.Module | str | None = None,
     ):
-        if args is None:
-            model_id = model if isinstance(model, str) else model.config._name_or_path
-            args = ImitationRewardConfig(f"{model_id.split('/')[-1]}-Reward")
+        args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
         adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
         super().__init__(
             model,

@@ -7,13 +7,13 @@ from typing import TypeVar
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import get_config_model_id
 
 from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import LEARNING_RATES, SelfTrainingConfig
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
+from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
 
 REFUSED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func")
 Config = TypeVar("Config", bound=SelfTrainingConfig)
@@ -28,9 +28,7 @@ def checked_args(
     config: type[Config],
 ) -> Config:
     """The config as the trainer needs it, or a default one; a ValueError if it is not of the kind `config`, or unusable."""
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        args = config(f"{name.split('/')[-1]}-{trainer.removesuffix('Trainer')}")
+    args = given_or_default(args, config, model, method=trainer.removesuffix("Trainer"))
     if not isinstance(args, config):
         raise ValueError(
             f"{trainer}(args={type(args).__name__}(…)): expected a {config.__name__}. Write that instead."
@@ -73,11 +71,8 @@ def check_given(reward_funcs: object, optimizers: tuple, refused: dict[str, obje
             raise ValueError(
                 f"{trainer}({name}=…): rows are made from samples, and the loss is the method's. Leave it out."
             )
-    if optimizers[1] is not None:
-        raise ValueError(
-            f"{trainer}(optimizers=(…, scheduler)): the learning rate falls within each Improve, which a scheduler of "
-            "your own does not know. Give the optimizer alone, (optimizer, None); lr_scheduler_type makes the schedule."
-        )
+    why = "the learning rate falls within each Improve, which a scheduler of your own does not know"
+    refuse_scheduler(optimizers, trainer=trainer, why=why)
     if reward_funcs in (None, [], ()):
         raise ValueError(f"{trainer}(reward_funcs={reward_funcs}): expected a reward, or a list of them.")
 
@@ -148,9 +143,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
 
 def check_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str) -> None:
     """Raise a ValueError for an architecture or tokenizer that cannot be sampled and trained here."""
-    if model.config.is_encoder_decoder or not isinstance(tokenizer, PreTrainedTokenizerBase):
-        kind = "an encoder–decoder" if model.config.is_encoder_decoder else "a vision-language"
-        raise ValueError(f"{trainer}(model=…): {kind} model is not supported. Give a decoder of text.")
+    check_decoder(model, sees_images=not isinstance(tokenizer, PreTrainedTokenizerBase), trainer=trainer)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{trainer}(processing_class=…): the tokenizer has no end token, so no completion could end. Set "
