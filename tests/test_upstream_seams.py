@@ -396,7 +396,7 @@ def test_a_processor_makes_the_policy_one_that_sees_images(tmp_path, grpo_traine
 
 
 def test_the_table_of_completions_has_a_rollouts_advantages(tmp_path, grpo_trainer, rollout):
-    """metrics.PPOMetrics._replace_group_metrics puts the means of PPO's own into `_logs`, to be shown in their place."""
+    """metrics.PPOMetrics.replace_groups puts the means of PPO's own into `_logs`, to be shown in their place."""
     table = grpo_trainer._logs["advantages"]
     assert list(table) == pytest.approx(rollout["advantages"].tolist())
     table[1], grpo_trainer.log_completions = 9.0, True

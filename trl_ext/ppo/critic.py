@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from trl_ext.trainer_kit.passes import seen_in
+
 CRITIC_FILE = "ppo_critic.safetensors"
 
 
@@ -36,26 +38,23 @@ class ValueModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        if not any(name.split(".")[-1] == "score" for name, _ in model.named_modules()):
+        self.model = model
+        if self._score_head is None:
             raise ValueError(
                 f"PPOTrainer(value_model={type(model).__name__}): expected a sequence-classification model with a "
                 "`score` head over every token. Load it with AutoModelForSequenceClassification, num_labels=1."
             )
-        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_) -> Tensor:
         """`(B, L)` token ids to `(B, L)` values."""
-        scores = []
-        handle = self._score_head().register_forward_hook(lambda module, args, output: scores.append(output))
-        try:
+        with seen_in(self._score_head, lambda args, output: output) as scores:
             self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        finally:
-            handle.remove()
         return scores[0].squeeze(-1).float()
 
-    def _score_head(self) -> nn.Module:
+    @property
+    def _score_head(self) -> nn.Module | None:
         """The module named `score`, or what PEFT put in its place."""
-        return next(module for name, module in self.model.named_modules() if name.split(".")[-1] == "score")
+        return next((module for name, module in self.model.named_modules() if name.split(".")[-1] == "score"), None)
 
 
 class Critic:

@@ -1,4 +1,4 @@
-"""What PPO needs of the policy that TRL does not hand over: its hidden states, its start, its precision."""
+"""What PPO needs of the policy that TRL does not hand over: its sequences, its dropout, its start."""
 
 import copy
 import functools
@@ -13,7 +13,6 @@ from trl.trainer import grpo_trainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.passes import under_adapter
 
 
 def whole_sequences(rollout: dict) -> dict[str, Tensor]:
@@ -28,18 +27,6 @@ def micro_batches(rows: dict[str, Tensor], size: int) -> Iterator[dict[str, Tens
     """`size` rows of each tensor at a time; of the last ones, those that are left."""
     for parts in zip(*(tensor.split(size) for tensor in rows.values()), strict=True):
         yield dict(zip(rows, parts, strict=True))
-
-
-@contextmanager
-def last_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
-    """Collect the last hidden state, `(B, L, H)`, of every pass through the model's trunk inside the block."""
-    states: list[Tensor] = []
-    trunk = under_adapter(model).get_decoder()  # OPT does not call its base_model
-    handle = trunk.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
-    try:
-        yield states
-    finally:
-        handle.remove()
 
 
 def turn_off_dropout(model: nn.Module) -> None:

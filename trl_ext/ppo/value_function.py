@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.ppo.critic import Critic, ValueHead, ValueModel
-from trl_ext.ppo.policy import last_hidden_states, turn_off_dropout
+from trl_ext.ppo.policy import turn_off_dropout
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.learned_reward import load_scorer
 from trl_ext.sequences.tokenizers import tokenizer_at
-from trl_ext.trainer_kit.passes import under_adapter
+from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trl_versions import recompute_activations
 
 
@@ -47,7 +47,9 @@ def values_beside(
     Yields:
         A function to call after the pass: from `input_ids` and `attention_mask`, `(B, P + T)`, and T to V, `(B, T)`.
     """
-    with last_hidden_states(policy) if critic.reads_policy else nullcontext() as states:
+    trunk = under_adapter(policy).get_decoder()  # OPT does not call its base_model
+    watch = seen_in(trunk, lambda args, output: output.last_hidden_state) if critic.reads_policy else nullcontext()
+    with watch as states:
 
         def values_of(tokens: dict[str, Tensor], length: int) -> Tensor:
             if not critic.reads_policy:

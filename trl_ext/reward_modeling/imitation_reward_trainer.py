@@ -2,13 +2,12 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -40,6 +39,7 @@ from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_h
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trainer_input import given_or_default
 
 
@@ -158,7 +158,7 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, targets = self._chosen(inputs)
         inputs = {name: value for name, value in inputs.items() if name != PROMPT_TOKENS}
-        with _recorded_input(self._score_head()) as states:
+        with seen_in(self._score_head(), lambda args, output: args[0]) as states:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         nll = completion_nll(states[0].chunk(2)[0], ids, targets, self._head)
         self._record(loss, nll)
@@ -199,8 +199,7 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
 
     def _score_head(self) -> nn.Module:
         """The model's `score` module, or what an adapter put in its place."""
-        model = self.accelerator.unwrap_model(self.model)
-        return (model.get_base_model() if isinstance(model, PeftModel) else model).score
+        return under_adapter(self.accelerator.unwrap_model(self.model)).score
 
     def _imitation_head(self, given: nn.Module | str | None) -> VocabularyHead:
         """The vocabulary head, on the model's device; warns of tokens that it does not know."""
@@ -235,14 +234,3 @@ class ImitationRewardTrainer(ResumableTrainer, RewardTrainer):
 
 def _imitates(args: RewardConfig) -> bool:
     return isinstance(args, ImitationRewardConfig) and args.imitation_coef > 0
-
-
-@contextmanager
-def _recorded_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What `module` reads inside the block, one tensor per call, with its gradient."""
-    seen = []
-    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()

@@ -1,11 +1,12 @@
 """What every pass without training needs to know of a model: its mode, its parameters, its cache."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -22,6 +23,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def seen_in(module: nn.Module, take: Callable[[tuple, Any], Tensor]) -> Iterator[list[Tensor]]:
+    """Collect `take(args, output)` of every pass through a module inside the block, with its gradient."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, args, output: seen.append(take(args, output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def under_adapter(model: nn.Module) -> nn.Module:
