@@ -17,7 +17,7 @@ from trl_ext.self_training.self_training_input import REFUSED
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = Path(__file__).parent / "user_program.py"
-ROOMS = [path for path in sorted(ROOT.glob("trl_ext/**/__init__.py")) if "_EXPORTS" in path.read_text()]
+ROOMS = [path for path in sorted(ROOT.glob("trl_ext/**/__init__.py")) if "lazy_exports(" in path.read_text()]
 
 
 def found_errors(program: Path) -> dict[int, str]:
@@ -39,25 +39,24 @@ def test_the_checker_objects_to_what_is_wrong_in_a_users_program_and_to_nothing_
     assert missed == {}
 
 
-def names_in(path: Path) -> tuple[dict[str, set[str]], dict[str, tuple[str, ...]]]:
-    """The imports of its TYPE_CHECKING block, by module; `_EXPORTS`."""
-    imports, exports = {}, {}
+def names_in(path: Path) -> dict[str, str]:
+    """What its TYPE_CHECKING block imports: modules by the names."""
+    modules = {}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for line in node.body:
                 assert all(name.asname == name.name for name in line.names)  # `as`: a public name to a checker
-                imports.setdefault(line.module, set()).update(name.name for name in line.names)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_EXPORTS":
-            exports = ast.literal_eval(node.value)
-    return imports, exports
+                modules |= {name.name: line.module for name in line.names}
+    return modules
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.parent.name)
 def test_lazy_names_are_the_checkers_names(path):
-    imports, exports = names_in(path)
-    public = import_module(".".join(path.relative_to(ROOT).parent.parts)).__all__
-    assert imports == {module: set(names) for module, names in exports.items()}
-    assert public == sorted(name for names in exports.values() for name in names)
+    modules = names_in(path)
+    package = import_module(".".join(path.relative_to(ROOT).parent.parts))
+    assert package.__all__ == sorted(modules)
+    for name, module in modules.items():
+        assert getattr(package, name) is getattr(import_module(module), name)
 
 
 def test_every_room_is_looked_at():
@@ -72,6 +71,13 @@ def test_arguments_are_trls(ours, theirs, refused):
     """A new argument upstream must be named, or refused, before it reaches a user."""
     named, upstream = (inspect.signature(cls).parameters.keys() for cls in (ours, theirs))
     assert upstream - named == refused
+
+
+def test_ppo_takes_grpos_arguments_by_place_as_far_as_it_does():
+    """`PPOTrainer(model, reward, args, train_dataset, eval_dataset)` is GRPOTrainer's call with another config."""
+    ours, theirs = (list(inspect.signature(cls).parameters.values()) for cls in (PPOTrainer, GRPOTrainer))
+    places = [p.name for p in ours if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert places == [p.name for p in theirs][: len(places)] and places[4] == "eval_dataset"
 
 
 def test_imitation_reward_trainer_has_reward_trainers_arguments_in_its_order():

@@ -35,29 +35,4 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "trl_ext.generation": ("EndpointGenerator", "FileGenerator", "TransformersGenerator", "VLLMGenerator"),
-    "trl_ext.memory_planning": ("MemoryPlan", "memory_plan"),
-    "trl_ext.ppo": ("PPOConfig", "PPOTrainer"),
-    "trl_ext.reward_modeling": ("ImitationRewardConfig", "ImitationRewardTrainer"),
-    "trl_ext.rewards": (
-        "LearnedReward",
-        "LengthIncentive",
-        "R3Reward",
-        "RelevanceReward",
-        "RepetitionPenalty",
-        "Route",
-        "RoutedProduct",
-    ),
-    "trl_ext.self_training": (
-        "RAFTConfig",
-        "RAFTTrainer",
-        "ReSTConfig",
-        "ReSTTrainer",
-        "SelfTrainingConfig",
-        "SelfTrainingTrainer",
-    ),
-    "trl_ext.shared_base": ("SharedBase",),
-}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

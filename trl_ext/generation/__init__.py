@@ -15,12 +15,4 @@ if TYPE_CHECKING:
     from trl_ext.generation.transformers_generator import TransformersGenerator as TransformersGenerator
     from trl_ext.generation.vllm_generator import VLLMGenerator as VLLMGenerator
 
-_EXPORTS = {
-    "trl_ext.generation.endpoint_generator": ("EndpointGenerator",),
-    "trl_ext.generation.file_generator": ("FileGenerator",),
-    "trl_ext.generation.protocol": ("Generator", "Part", "Policy", "Sampling"),
-    "trl_ext.generation.transformers_generator": ("TransformersGenerator",),
-    "trl_ext.generation.vllm_generator": ("VLLMGenerator",),
-}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

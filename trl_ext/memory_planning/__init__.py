@@ -9,6 +9,4 @@ if TYPE_CHECKING:
     from trl_ext.memory_planning.planning import MemoryPlan as MemoryPlan
     from trl_ext.memory_planning.planning import memory_plan as memory_plan
 
-_EXPORTS = {"trl_ext.memory_planning.planning": ("MemoryPlan", "memory_plan")}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

@@ -8,9 +8,4 @@ if TYPE_CHECKING:
     from trl_ext.ppo.ppo_config import PPOConfig as PPOConfig
     from trl_ext.ppo.ppo_trainer import PPOTrainer as PPOTrainer
 
-_EXPORTS = {
-    "trl_ext.ppo.ppo_config": ("PPOConfig",),
-    "trl_ext.ppo.ppo_trainer": ("PPOTrainer",),
-}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

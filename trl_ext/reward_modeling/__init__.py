@@ -8,9 +8,4 @@ if TYPE_CHECKING:
     from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig as ImitationRewardConfig
     from trl_ext.reward_modeling.imitation_reward_trainer import ImitationRewardTrainer as ImitationRewardTrainer
 
-_EXPORTS = {
-    "trl_ext.reward_modeling.imitation_reward_config": ("ImitationRewardConfig",),
-    "trl_ext.reward_modeling.imitation_reward_trainer": ("ImitationRewardTrainer",),
-}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

@@ -14,13 +14,4 @@ if TYPE_CHECKING:
     from trl_ext.rewards.routed_product import Route as Route
     from trl_ext.rewards.routed_product import RoutedProduct as RoutedProduct
 
-_EXPORTS = {
-    "trl_ext.rewards.learned_reward": ("LearnedReward",),
-    "trl_ext.rewards.length_incentive": ("LengthIncentive",),
-    "trl_ext.rewards.r3": ("R3Reward",),
-    "trl_ext.rewards.relevance": ("RelevanceReward",),
-    "trl_ext.rewards.repetition_penalty": ("RepetitionPenalty",),
-    "trl_ext.rewards.routed_product": ("Route", "RoutedProduct"),
-}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

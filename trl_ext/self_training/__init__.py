@@ -13,13 +13,4 @@ if TYPE_CHECKING:
     from trl_ext.self_training.self_training_config import SelfTrainingConfig as SelfTrainingConfig
     from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer as SelfTrainingTrainer
 
-_EXPORTS = {
-    "trl_ext.self_training.raft_config": ("RAFTConfig",),
-    "trl_ext.self_training.raft_trainer": ("RAFTTrainer",),
-    "trl_ext.self_training.rest_config": ("ReSTConfig",),
-    "trl_ext.self_training.rest_trainer": ("ReSTTrainer",),
-    "trl_ext.self_training.self_training_config": ("SelfTrainingConfig",),
-    "trl_ext.self_training.self_training_trainer": ("SelfTrainingTrainer",),
-}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

@@ -9,6 +9,4 @@ if TYPE_CHECKING:
     from trl_ext.sequences.texts import last_user_text as last_user_text
     from trl_ext.sequences.texts import text_of as text_of
 
-_EXPORTS = {"trl_ext.sequences.texts": ("last_user_text", "text_of")}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)

@@ -7,6 +7,4 @@ from trl_ext.trainer_kit.lazy import lazy_exports
 if TYPE_CHECKING:
     from trl_ext.shared_base.shared_base import SharedBase as SharedBase
 
-_EXPORTS = {"trl_ext.shared_base.shared_base": ("SharedBase",)}
-
-lazy_exports(__name__, _EXPORTS)
+lazy_exports(__name__)
