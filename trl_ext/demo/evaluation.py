@@ -9,8 +9,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, learned, r3
+from trl_ext.generation.decoding import until_end
 from trl_ext.self_training.monitors import distinct
+from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.texts import wordpunct
+from trl_ext.sequences.training_rows import training_row
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,8 @@ def sample_answers(policy: Path, start: Path, questions: list[dict], *, seed: in
     model, reference = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (policy, start))
     torch.manual_seed(seed)
     prompts = tokenizer([row["prompt"] for row in questions], padding=True, padding_side="left", return_tensors="pt")
-    with torch.no_grad():
-        ids = model.generate(**prompts, max_new_tokens=COMPLETION_LENGTH, do_sample=True, top_k=0)
-        kl = [_log_probs(m, ids, prompts) for m in (model, reference)]
+    ids = model.generate(**prompts, max_new_tokens=COMPLETION_LENGTH, do_sample=True, top_k=0)
+    kl = [_log_probs(m, ids, prompts) for m in (model, reference)]
     completions = ids[:, prompts["input_ids"].size(1) :]
     return Answers(
         texts=tokenizer.batch_decode(completions, skip_special_tokens=True),
@@ -50,14 +52,12 @@ def sample_answers(policy: Path, start: Path, questions: list[dict], *, seed: in
 
 def _log_probs(model: PreTrainedModel, ids: Tensor, prompts: PreTrainedTokenizerBase) -> Tensor:
     """log p(answer | question) of each row, `(B,)`."""
-    length = prompts["input_ids"].size(1)
-    answers = ids[:, length:]
-    before_end = (answers == model.config.eos_token_id).cumsum(1).roll(1, dims=1)
-    before_end[:, 0] = 0
-    own = before_end == 0
-    mask = torch.cat([prompts["attention_mask"], own.long()], dim=1)
-    logits = model(ids, attention_mask=mask).logits[:, length - 1 : -1].log_softmax(-1)
-    return (logits.gather(2, answers.unsqueeze(2)).squeeze(2) * own).sum(1)
+    ends, answers = frozenset({model.config.eos_token_id}), ids[:, prompts["input_ids"].size(1) :].tolist()
+    padded = zip(prompts["input_ids"], prompts["attention_mask"], strict=True)
+    asked = [row[mask.bool()].tolist() for row, mask in padded]
+    rows = [training_row(prompt, until_end(answer, ends)) for prompt, answer in zip(asked, answers, strict=True)]
+    log_probs = completion_log_probs(model, rows, pad_token_id=0, batch_size=len(rows), device=ids.device)
+    return torch.tensor([sum(row) for row in log_probs])
 
 
 def measure(answers: Answers, questions: list[dict], judge: Path) -> dict[str, float]:

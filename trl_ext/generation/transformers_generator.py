@@ -1,7 +1,6 @@
 """Samples the policy with transformers, in the process and on the device where it is: the default generator."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -104,14 +103,13 @@ def sample_tokens(
 ) -> list[list[int]]:
     """A completion for each prompt and seed, in their order."""
     longest_first = sorted(range(len(seeds)), key=lambda i: -len(prompt_ids[i]))
-    finish = partial(complete, policy.model, sampling=sampling, end_ids=end_ids)
 
     def run(prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
-        return finish(prompts, torch.stack([seeded_uniforms(seed, sampling.max_completion_length) for seed in seeds]))
+        uniforms = torch.stack([seeded_uniforms(seed, sampling.max_completion_length) for seed in seeds])
+        return complete(policy.model, prompts, uniforms, sampling=sampling, end_ids=end_ids)
 
     done = batcher.run([prompt_ids[i] for i in longest_first], [seeds[i] for i in longest_first], run)
-    in_order = dict(zip(longest_first, done, strict=True))
-    return [in_order[i] for i in range(len(seeds))]
+    return [ids for _, ids in sorted(zip(longest_first, done, strict=True))]
 
 
 def checked_model(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel | PeftModel:
