@@ -15,7 +15,8 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
-from trl_ext.rewards.learned_reward import LearnedReward, load_scorer
+from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.reward_models import load_scorer
 
 
 @pytest.fixture

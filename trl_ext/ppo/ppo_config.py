@@ -7,7 +7,6 @@ from trl import GRPOConfig
 from trl_ext.ppo.migration import OlderOptions
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, refuse_unused
 from trl_ext.trainer_kit.config_docs import documented, option
-from trl_ext.trainer_kit.learning_rates import LearningRates
 
 
 class _OneGeneration(int):
@@ -47,7 +46,7 @@ MEANINGLESS = {
     "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
 }
 
-LEARNING_RATES = LearningRates(full=1e-6, adapter=1e-5)
+LEARNING_RATE, ADAPTER_RATE = 1e-6, 1e-5  # of all weights, and of an adapter
 
 RANGES = {
     "gamma": (0.0, 1.0, False),

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
-from trl_ext.ppo.ppo_config import LEARNING_RATES, PPOConfig
+from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.trainer_kit.adapters import loaded_bits
@@ -46,7 +46,7 @@ def checked_args(
         )
     if args.learning_rate is None:
         args = copy.copy(args)
-        args.learning_rate = LEARNING_RATES.default(has_adapter=has_adapter)
+        args.learning_rate = ADAPTER_RATE if has_adapter else LEARNING_RATE
     return args
 
 

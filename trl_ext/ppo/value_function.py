@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.ppo.critic import Critic, ValueHead, ValueModel
 from trl_ext.ppo.policy import turn_off_dropout
 from trl_ext.ppo.ppo_config import PPOConfig
-from trl_ext.rewards.learned_reward import load_scorer
+from trl_ext.rewards.reward_models import load_scorer
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trl_versions import recompute_activations

@@ -17,8 +17,6 @@ from trl_ext.sequences.turn_end import turn_end_id
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.device import default_device
 
-__all__ = ["LearnedReward", "load_scorer"]
-
 
 class LearnedReward:
     """Scores each completion with a reward model, on the tokens that `RewardTrainer` would have shown it.
@@ -74,7 +72,9 @@ class LearnedReward:
         self.batch_size = batch_size
         window = model_window(self.module.config) or self.tokenizer.model_max_length
         self.max_length = max_length or min(window, self.tokenizer.model_max_length)
-        self.eos_token_ids = _as_set(_own_ends(self.tokenizer) if eos_token_ids is None else eos_token_ids)
+        if eos_token_ids is None:
+            eos_token_ids = [i for i in (self.tokenizer.eos_token_id, turn_end_id(self.tokenizer)) if i is not None]
+        self.eos_token_ids = frozenset([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
         self._pad_token_id = _set_pad_token(self.module, self.tokenizer)
         self._warned = False
 
@@ -150,11 +150,3 @@ def _set_pad_token(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
             "`tokenizer.pad_token`."
         )
     return config.pad_token_id
-
-
-def _own_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [i for i in (tokenizer.eos_token_id, turn_end_id(tokenizer)) if i is not None]
-
-
-def _as_set(ids: int | Iterable[int]) -> frozenset[int]:
-    return frozenset([ids] if isinstance(ids, int) else ids)

@@ -9,13 +9,12 @@ from trl import SFTConfig
 from trl_ext.generation.protocol import Sampling
 from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, take_renamed
 from trl_ext.trainer_kit.config_docs import documented, option
-from trl_ext.trainer_kit.learning_rates import LearningRates
 from trl_ext.trainer_kit.seeds import stable_seed
 
 SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
 SCORE_MAPS = ("none", "fixed", "running", "grow")
 RENAMED = {"kl_coef": "beta"}
-LEARNING_RATES = LearningRates(full=2e-5, adapter=2e-4)
+LEARNING_RATE, ADAPTER_RATE = 2e-5, 2e-4  # of all weights, and of an adapter
 
 # Fields of SFTConfig that mean nothing here, and why. Their defaults are accepted, anything else is refused.
 MEANINGLESS = {

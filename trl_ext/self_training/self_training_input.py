@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.self_training.grow import Grower
-from trl_ext.self_training.self_training_config import LEARNING_RATES, SelfTrainingConfig
+from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
@@ -51,15 +51,15 @@ def checked_args(
 
 
 def _default_rate(has_adapter: bool, trainer: str) -> float:
-    rate = LEARNING_RATES.default(has_adapter=has_adapter)
-    if has_adapter:
-        warnings.warn(
-            f"{trainer}, learning_rate=None: with an adapter it is now {rate}, and was {LEARNING_RATES.full}. Give it, to "
-            "choose.",
-            FutureWarning,
-            stacklevel=4,
-        )
-    return rate
+    if not has_adapter:
+        return LEARNING_RATE
+    warnings.warn(
+        f"{trainer}, learning_rate=None: with an adapter it is now {ADAPTER_RATE}, and was {LEARNING_RATE}. Give it, to "
+        "choose.",
+        FutureWarning,
+        stacklevel=4,
+    )
+    return ADAPTER_RATE
 
 
 def check_given(reward_funcs: object, optimizers: tuple, refused: dict[str, object], *, trainer: str) -> None:

@@ -21,7 +21,7 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase, **template_kwargs) -> int | 
         tokenizer: With the chat template.
         template_kwargs: Passed on to it.
     """
-    for content in (str, _parts):
+    for content in (str, lambda text: [{"type": "text", "text": text}]):
         last = _marks_behind(tokenizer, content, follows=False, **template_kwargs)
         earlier = _marks_behind(tokenizer, content, follows=True, **template_kwargs)
         everywhere = last[: common_length([last, earlier])]
@@ -83,10 +83,6 @@ def announced_turn_end(
 def _configured(model: PreTrainedModel | PeftModel) -> list[int | None]:
     ids = model.generation_config.eos_token_id
     return ids if isinstance(ids, list) else [ids]
-
-
-def _parts(text: str) -> list[dict]:
-    return [{"type": "text", "text": text}]
 
 
 def _marks_behind(tokenizer: PreTrainedTokenizerBase, content, *, follows: bool, **template_kwargs) -> list[int]:
