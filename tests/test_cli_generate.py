@@ -15,12 +15,15 @@ from self_training_case import trainer
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
 from trl_ext.cli import _parser, main
+from trl_ext.cli.generate_files import RECORD_KEY
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.prompt_files import read_prompts
 from trl_ext.generation.endpoint_generator import EndpointGenerator
 from trl_ext.generation.file_generator import FileGenerator
 from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.sample_files import SampleFiles
 from trl_ext.generation.transformers_generator import TransformersGenerator
+from trl_ext.trainer_kit.run_record import write_record
 
 ROWS = [{"prompt": prompt, "wanted": i} for i, prompt in enumerate(["say it", "why?", "go", "who is it", "yes"])]
 REWARDS = """
@@ -144,13 +147,55 @@ def test_an_error_in_a_reward_names_its_place(folder, capsys):
 def test_a_complete_output_is_left_alone(folder, monkeypatch, capsys):
     run()
     before = (folder / "samples.parquet").stat().st_mtime_ns
-    (folder / "samples").mkdir()
+    write_record(folder / "samples", json.loads(pq.read_schema("samples.parquet").metadata[RECORD_KEY]))
     (folder / "samples" / "scored-00001.parquet").touch()  # killed while it removed the parts
     monkeypatch.setattr(TransformersGenerator, "generate", None)
     capsys.readouterr()
     run()
     assert capsys.readouterr().out.startswith("Complete already. samples.parquet: 10 samples")
     assert (folder / "samples.parquet").stat().st_mtime_ns == before and not (folder / "samples").exists()
+
+
+@pytest.mark.parametrize("names", [["sampled-holiday.mp4", "scored-goals.csv"], ["scored-00000.parquet"], []])
+def test_a_folder_without_our_record_is_left_alone(folder, capsys, names):
+    """Whether it has nothing in it, names like ours, or those of our parts."""
+    (folder / "samples").mkdir()
+    for name in names:
+        (folder / "samples" / name).write_text("mine")
+    refused(capsys, "--output samples.parquet: its parts would go into 'samples', which holds something else")
+    run(output="whole.parquet")
+    (folder / "whole.parquet").rename("samples.parquet")
+    run()  # complete already
+    assert sorted(os.listdir("samples")) == sorted(names)
+
+
+def test_a_folder_with_another_record_is_left_alone(folder, capsys):
+    write_record(folder / "samples", {"config": {}, "generator": {}})  # of a run of RAFT that has sampled nothing yet
+    refused(capsys, "it has no record of this command")
+    run(output="whole.parquet")
+    (folder / "whole.parquet").rename("samples.parquet")
+    run()
+    assert os.listdir("samples") == ["self_training_run.json"]
+
+
+def test_what_else_comes_into_the_parts_folder_stays(folder, monkeypatch):
+    real = SampleFiles.finish
+
+    def finish(files, *args):
+        (files.parts / "notes.txt").write_text("mine")
+        real(files, *args)
+
+    monkeypatch.setattr(SampleFiles, "finish", finish)
+    run()
+    assert os.listdir("samples") == ["notes.txt"] and pq.read_table("samples.parquet").num_rows == 10
+
+
+def test_killed_while_it_wrote_its_record(folder):
+    (folder / "samples").mkdir()
+    (folder / "samples" / "self_training_run.json.7.partial").write_text("{")
+    (folder / "samples.parquet.part.7.partial").write_text("a user's")
+    run()
+    assert not (folder / "samples").exists() and (folder / "samples.parquet.part.7.partial").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 import errno
 import os
+import re
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +12,8 @@ from datasets import load_dataset
 from trl_ext.generation.sample_files import read_table, sample_schema
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.sequences.samples import Sample
-from trl_ext.trainer_kit.whole_files import PARTIAL, written_whole
+from trl_ext.trainer_kit import whole_files
+from trl_ext.trainer_kit.whole_files import PARTIAL, remove_leftovers, written_whole
 
 
 def samples(rows, *, messages: bool = False) -> list[Sample]:
@@ -112,6 +116,86 @@ def test_a_full_disk_is_named_and_leaves_what_is_complete(tmp_path, monkeypatch)
         files.score(0, score)
     assert raised.value.errno == errno.ENOSPC
     assert sorted(os.listdir(files.parts)) == ["sampled-00000.parquet", "sampled-00001.parquet"]
+
+
+def test_a_folder_that_was_made_for_a_file_goes_with_it(tmp_path):
+    with pytest.raises(RuntimeError), written_whole(tmp_path / "new" / "file"):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def no_rename(monkeypatch):
+    """As on a mounted drive."""
+
+    def replace(*args):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def test_a_grow_on_a_drive_that_cannot_rename(tmp_path, no_rename):
+    files = written(tmp_path)
+    for part in range(2):
+        files.score(part, score)
+    files.finish(2, {})
+    assert os.listdir(tmp_path) == ["grow-000.parquet"]
+    assert pq.read_table(files.finished)["score"].to_pylist() == [0.0, 1.0, 2.0]
+
+
+def test_a_half_copied_file_is_marked(tmp_path, no_rename, monkeypatch):
+    """And taken away with its mark, so that it is absent."""
+
+    class Killed(BaseException):
+        pass
+
+    def half(source, target):
+        target.write(source.read(2))
+        assert sorted(os.listdir(tmp_path)) == ["file", f"file.{os.getpid()}.copying", f"file.{os.getpid()}{PARTIAL}"]
+        found.update({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+        raise Killed
+
+    found = {}
+    monkeypatch.setattr(shutil, "copyfileobj", half)
+    with pytest.raises(Killed), written_whole(tmp_path / "file") as partial:
+        partial.write_text("content")
+    assert os.listdir(tmp_path) == []  # what an error leaves
+    for name, content in found.items():  # what a kill leaves
+        (tmp_path / name).write_bytes(content)
+    assert not remove_leftovers(tmp_path, re.compile("other"))
+    assert remove_leftovers(tmp_path, re.compile("file")) and os.listdir(tmp_path) == []
+
+
+def test_what_can_neither_be_renamed_nor_copied_leaves_the_former_file(tmp_path, no_rename, monkeypatch):
+    path, real = tmp_path / "file", Path.open
+    path.write_text("before")
+
+    def refuses(self, mode="r", *args, **kwargs):
+        if self == path and "w" in mode:
+            raise OSError(errno.EACCES, "Permission denied")
+        return real(self, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuses)
+        with pytest.raises(OSError, match=r"could not write .*file \(Permission denied\).*put that right, then go on"):
+            with written_whole(path) as partial:
+                partial.write_bytes(b"after")
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_drive_that_shows_files_late_is_waited_for(tmp_path, monkeypatch):
+    path, asked, real = tmp_path / "file", [], Path.exists
+    monkeypatch.setattr(
+        Path, "exists", lambda self: real(self) and (self != path or (asked.append(1), len(asked) > 3)[1])
+    )
+    with written_whole(path) as partial:
+        partial.write_text("content")
+    assert len(asked) == 4
+    monkeypatch.setattr(whole_files, "VISIBLE_WITHIN", 0)
+    monkeypatch.setattr(Path, "exists", lambda self: self != path and real(self))
+    with pytest.raises(OSError, match="after 0 s the drive does not show it with its 7 bytes"):
+        with written_whole(path) as partial:
+            partial.write_text("content")
 
 
 def test_a_damaged_part_is_named_with_what_to_do(tmp_path):

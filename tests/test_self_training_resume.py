@@ -19,6 +19,7 @@ from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trl_ext import RAFTTrainer, ReSTTrainer, TransformersGenerator
+from trl_ext.self_training.run_folder import forget_run
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
 HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
@@ -263,6 +264,56 @@ def test_what_a_kill_leaves_around_the_end_of_a_grow_is_tidied(tmp_path):
         shutil.rmtree(checkpoint)
     small(tmp_path).train(resume_from_checkpoint=True)
     assert sorted(path.name for path in tmp_path.glob("grow-*")) == ["grow-000.parquet"]
+
+
+FOREIGN = (
+    "movie.mp4.partial",
+    "Downloads/movie.mp4.partial",
+    "Downloads/grow-001.parquet.123.partial",
+    "grow-plan.parquet.12.partial",
+    "grow-notes/sampled-00000.parquet.1.partial",
+    "best-improve-mine.safetensors",
+    "checkpoint-notes/a.txt",
+)
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path):
+    for name in FOREIGN:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for resume in (None, True):
+        small(tmp_path, eval_dataset=HELD_OUT, eval_strategy="steps", eval_steps=2, keep_best=True).train(
+            resume_from_checkpoint=resume
+        )
+    assert all((tmp_path / name).read_text() == "mine" for name in FOREIGN)
+
+
+@pytest.mark.parametrize("name", ["initial_weights.safetensors", "best-improve-000-step-2.safetensors", "grow-000"])
+def test_files_that_a_run_would_write_over_are_refused_by_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"with '{name}', holds a run already of another trainer"):
+        small(tmp_path).train()
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_killed_while_it_wrote_its_record_a_run_begins(tmp_path):
+    (tmp_path / "self_training_run.json.12.partial").write_text("{")
+    (tmp_path / "self_training_run.json.13.copying").touch()
+    (tmp_path / "self_training_run.json").write_text("{")  # half copied
+    small(tmp_path).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in tmp_path.glob("self_*")) == ["self_training_run.json"]
+
+
+def test_a_run_that_is_forgotten_leaves_what_is_not_its_own(tmp_path):
+    small(tmp_path).train()
+    (tmp_path / "grow-000").mkdir()
+    for name in ("grow-000-notes.txt", "grow-000/mine.txt"):
+        (tmp_path / name).write_text("mine")
+    before = {path.name for path in tmp_path.glob("[cR]*")}  # checkpoints and the model card
+    forget_run(tmp_path)
+    assert set(os.listdir(tmp_path)) == before | {"grow-000", "grow-000-notes.txt"}
+    forget_run(tmp_path)
+    assert os.listdir(tmp_path / "grow-000") == ["mine.txt"]
 
 
 def test_a_damaged_finished_grow_is_named(tmp_path):

@@ -6,6 +6,7 @@ samples.parquet                  all of them; the record is then in its schema's
 """
 
 import json
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from trl_ext.generation.protocol import Policy
-from trl_ext.generation.sample_files import TOKENIZER_KEY, SampleFiles, sample_schema
+from trl_ext.generation.sample_files import PART_NAME, TOKENIZER_KEY, SampleFiles, sample_schema
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.run_record import RECORD, check_unchanged, read_record
+from trl_ext.trainer_kit.whole_files import LEFTOVER, remove_leftovers
 
+RECORD_NAME = re.compile(re.escape(RECORD))
 RECORD_KEY = b"trl-ext generate"  # of the schema's metadata
 
 
@@ -42,32 +45,39 @@ def already_complete(files: SampleFiles, record: dict[str, Any]) -> bool:
     if before is None:
         raise ValueError(f"{call}: there is a file that this command did not write. Give another --output.")
     check_unchanged(json.loads(before), record, call=call)
-    if files.parts.is_dir() and _only_parts(files):  # it was killed while it removed them
+    if read_record(files.parts) == record:  # it was killed while it removed them
         files.tidy()
     return True
 
 
 def check_parts(files: SampleFiles, record: dict[str, Any]) -> None:
-    """Raise a ValueError if the folder for parts holds those of another command, or files that are no parts.
+    """Raise a ValueError unless there is no folder for parts yet, or one with a record of this command and only parts.
 
     A folder without any part may have been left by a command that could not begin, so its record may differ.
     """
-    call = f"--output {files.finished}"
     if not files.parts.exists():
         return
-    is_own = files.parts.is_dir() and _only_parts(files)
-    has_parts = any(files.parts.glob("*.parquet"))
-    before = read_record(files.parts)
-    if not is_own or (has_parts and before is None):
+    if remove_leftovers(files.parts, RECORD_NAME) and not any(files.parts.iterdir()):
+        return  # killed while it wrote the record
+    call = f"--output {files.finished}"
+    names = sorted(path.name for path in files.parts.iterdir()) if files.parts.is_dir() else []
+    foreign = [name for name in names if not _is_own(name)]
+    before = read_record(files.parts) or {}
+    if foreign or "prompts_per_part" not in before:  # else it is the record of a trainer's run
         raise ValueError(
-            f"{call}: its parts would go into {str(files.parts)!r}, which holds something else. Give another --output."
+            f"{call}: its parts would go into {str(files.parts)!r}, which holds something else "
+            f"({repr(foreign[0]) if foreign else 'it has no record of this command'}). Give another --output, or remove "
+            "it yourself."
         )
-    if has_parts:
+    if any(PART_NAME.fullmatch(name) for name in names):
         check_unchanged(before, record, call=call)
+    remove_leftovers(files.parts, PART_NAME)
 
 
-def _only_parts(files: SampleFiles) -> bool:
-    return all(path.name.startswith(("sampled-", "scored-", RECORD)) for path in files.parts.iterdir())
+def _is_own(name: str) -> bool:
+    leftover = LEFTOVER.fullmatch(name)
+    name = leftover["name"] if leftover else name
+    return bool(name == RECORD or PART_NAME.fullmatch(name))
 
 
 def summary(files: SampleFiles) -> str:

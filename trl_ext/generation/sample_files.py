@@ -5,8 +5,9 @@ samples/scored-00003.parquet     the same with scores and log-probabilities
 samples.parquet                  all of them
 """
 
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import Text
-from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.trainer_kit.run_record import RECORD
+from trl_ext.trainer_kit.whole_files import remove_leftovers, written_whole
 
+PART_NAME = re.compile(r"(sampled|scored)-\d{5,}\.parquet")
 TOKENIZER_KEY = b"tokenizer"  # of the schema's metadata: the fingerprint of the vocabulary that the ids belong to
 
 
@@ -118,8 +121,23 @@ class SampleFiles:
 
     def tidy(self) -> None:
         """Remove the parts of a Grow that is finished, also of one whose run died while it removed them."""
-        if self.finished.exists() and self.parts.exists():
-            shutil.rmtree(self.parts)
+        if self.finished.exists():
+            self.remove_parts()
+
+    def remove_parts(self) -> None:
+        """Remove what was written here, by its exact names, and the folder for it unless something else is in it.
+
+        The record goes last: as long as anything is there, it says whose it is.
+        """
+        if not self.parts.is_dir():
+            return
+        for names in (PART_NAME, re.compile(re.escape(RECORD))):
+            remove_leftovers(self.parts, names)
+            for path in list(self.parts.iterdir()):
+                if names.fullmatch(path.name) and path.is_file():
+                    path.unlink()
+        with suppress(OSError):  # somebody else's files are in it
+            self.parts.rmdir()
 
 
 def make_parts(rows: list[int], prompts: list[Text], *, size: int) -> list[Part]:

@@ -6,6 +6,7 @@ grow-000.parquet                  all of them, with the ranking key and what was
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from trl_ext.generation.sample_files import SampleFiles
 from trl_ext.self_training.stage_selection import Scored, Selected
 from trl_ext.sequences.samples import Sample
 
+GROW_NAME = re.compile(r"grow-\d{3,}")
 DROPPED = b"dropped"  # of a finished file's metadata: how many samples were left out before ranking, by reason
 
 

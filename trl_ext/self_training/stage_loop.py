@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,7 +15,14 @@ from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_tex
 from trl_ext.self_training.improve_rows import ImproveRows, kept_row
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.stage_table import ImproveEntry, StageTable
-from trl_ext.self_training.weights import best_path, put_back_best, save_weights, set_weights, trainable_weights
+from trl_ext.self_training.weights import (
+    best_path,
+    put_back_best,
+    remove_best,
+    save_weights,
+    set_weights,
+    trainable_weights,
+)
 from trl_ext.sequences.samples import Sample
 
 
@@ -152,9 +158,7 @@ class StageLoop(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if args.keep_best and state.is_world_process_zero:  # this checkpoint and later ones need no others
-            needed = {best_path(args.output_dir, entry) for entry in self.table.improves[-2:]}
-            for path in set(Path(args.output_dir).glob("best-improve-*.safetensors")) - needed:
-                path.unlink()
+            remove_best(args.output_dir, needed=self.table.improves[-2:])
 
     def on_epoch_end(self, args, state, control, **kwargs):
         stages, rest = divmod(state.global_step, self.schedule.steps_per_improve * self.schedule.improves_per_stage)

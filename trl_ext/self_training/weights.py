@@ -4,6 +4,7 @@ Under an adapter these are the adapter's; the frozen base is never copied. So th
 ranking by KL and restarts need, costs an adapter and not a second model.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from trl_ext.self_training.stage_table import ImproveEntry
 from trl_ext.trainer_kit.whole_files import written_whole
 
+BEST_NAME = re.compile(r"best-improve-\d{3,}-step-\d+\.safetensors")
 Weights = dict[str, Tensor]
 
 
@@ -51,6 +53,14 @@ def save_weights(path: Path, weights: Weights) -> None:
 def best_path(output_dir: str, entry: ImproveEntry) -> Path:
     """Where a run keeps the weights of an Improve's best held-out score."""
     return Path(output_dir) / f"best-improve-{entry.improve:03d}-step-{entry.best_step}.safetensors"
+
+
+def remove_best(output_dir: str, *, needed: list[ImproveEntry]) -> None:
+    """Remove the best weights of a run's Improves, apart from those that are needed."""
+    kept = {best_path(output_dir, entry).name for entry in needed}
+    for path in list(Path(output_dir).iterdir()):
+        if BEST_NAME.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
 
 
 def put_back_best(model: nn.Module, output_dir: str, entry: ImproveEntry, *, trainer: str) -> None:
