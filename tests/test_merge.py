@@ -1,5 +1,7 @@
 """A policy merged for serving: exact where arithmetic allows, loadable without peft or bitsandbytes, the base untouched."""
 
+import shutil
+
 import pytest
 import torch
 from peft import TaskType
@@ -74,3 +76,41 @@ def test_what_differs_is_said(base, adapter, tmp_path, monkeypatch):
 def test_no_adapter(base, tmp_path):
     with pytest.raises(ValueError, match=r"SharedBase\.merge\(…\): expected the folder or hub id of an adapter"):
         base.merge(tmp_path, tmp_path / "merged")
+
+
+def test_a_file_is_no_folder(base, adapter, tmp_path):
+    """transformers would log an error and go on."""
+    (tmp_path / "out").write_text("mine")
+    for output_dir in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(
+            ValueError, match=r"SharedBase\.merge\(…\): expected a folder .*out' is a file\. Give another"
+        ):
+            base.merge(adapter, output_dir)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "adapter_config.json"])
+def test_another_model_is_not_written_over(base, adapter, tmp_path, name):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"other' holds '{name}', which this run did not write and would write over"):
+        base.merge(adapter, tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [name]
+
+
+def test_only_the_same_merge_is_made_again(base, adapter, tmp_path, monkeypatch):
+    merged = base.merge(adapter, tmp_path / "merged", texts=["hello"])
+    assert base.merge(adapter, tmp_path / "merged", texts=["hello"]) == merged
+    monkeypatch.chdir(tmp_path)
+    assert base.merge("adapter", "merged", texts=["hello"]).kl == merged.kl
+    shutil.copytree(adapter, tmp_path / "second")
+    with pytest.raises(
+        ValueError, match=r"merged' holds what another run has written \(adapter: 'adapter' then, 'sec"
+    ):
+        base.merge(tmp_path / "second", tmp_path / "merged")
+
+
+def test_a_merge_that_is_refused_leaves_no_folder(base, tmp_path):
+    with pytest.raises(ValueError, match="adapter"):
+        base.merge(tmp_path, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

@@ -1,6 +1,8 @@
 """From an adapter on a quantised base to a model that can be served: dequantise first, then merge."""
 
+import hashlib
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,11 @@ from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
+from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import eval_mode
 
+MARK = "trl_ext_merge.json"  # says of which merge a folder is
+ANY = re.compile(".*")
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: why is the sky blue?\nAnswer: air scatters short waves of light more than long ones.",
@@ -69,13 +74,18 @@ def merge_adapter(
     Args:
         base: The base.
         adapter: Folder or hub id of the policy's adapter.
-        output_dir: Where a plain transformers checkpoint goes.
+        output_dir: Where a plain transformers checkpoint goes: a new or empty folder, or that of the same merge.
         dtype: Of the merged weights; None: that of the base's unquantised ones.
         device: Where it is done; it takes the whole model in `dtype`.
         texts: Text, or messages, on which the adapter's outputs and the merged model's are compared; a mean KL above
             0.05 nats warns.
+
+    Raises:
+        ValueError: If output_dir is a file, or holds anything but what the same merge has written there.
     """
-    call = "SharedBase.merge(…)"
+    call, folder = "SharedBase.merge(…)", Path(output_dir)
+    run = _merge_of(base.name, adapter)
+    check_own_folder(folder, MARK, run, names=ANY, call=call)
     whole = unquantised_copy(base.model, dtype or base.model.dtype, torch.device(device))
     merged = saved_adapter(whole, adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name).merge_and_unload(
         safe_merge=True
@@ -89,9 +99,17 @@ def merge_adapter(
             stacklevel=3,
         )
     end_with_turn(merged, base.tokenizer, call=call)
-    merged.save_pretrained(output_dir)
-    base.tokenizer.save_pretrained(output_dir)
-    return Merged(str(Path(output_dir)), kl, agreement)
+    mark_folder(folder, MARK, run)
+    merged.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return Merged(str(folder), kl, agreement)
+
+
+def _merge_of(base: str, adapter: str | os.PathLike) -> dict[str, str]:
+    """Of which merge a folder is, as may be published with it: names without the paths, and what tells paths apart."""
+    places = [os.path.abspath(name) if os.path.exists(name) else str(name) for name in (base, adapter)]
+    run = hashlib.blake2b("\n".join(places).encode(), digest_size=8).hexdigest()
+    return {"base": Path(base).name, "adapter": Path(adapter).name, "run": run}
 
 
 def unquantised_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
