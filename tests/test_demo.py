@@ -44,6 +44,60 @@ def test_the_chain_runs(tmp_path, monkeypatch, capsys):
         assert (out / folder / "model.safetensors").is_file()
 
 
+@pytest.fixture
+def begun(monkeypatch):
+    """A demo that ends with its first stage, which leaves a model."""
+
+    def supervised(world, folder, scale, *, seed):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_text(f"{scale.sft_rows} rows, seed {seed}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "supervised", supervised)
+
+
+def demo(*options, folder):
+    with pytest.raises(KeyboardInterrupt):
+        main(["demo", "--output-dir", str(folder), *options])
+
+
+def refused(capsys, message, *options, folder):
+    before = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as raised:
+        main(["demo", "--output-dir", str(folder), *options])
+    assert raised.value.code == 2 and message in capsys.readouterr().err
+    assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_only_the_same_demo_begins_anew_in_a_used_folder(begun, tmp_path, capsys):
+    demo(folder=tmp_path)
+    refused(capsys, "sft_rows: 1600 then, 800 now", "--quick", folder=tmp_path)
+    refused(
+        capsys,
+        "holds what another run has written (seed: 0 then, 1 now). Give another",
+        "--seed",
+        "1",
+        folder=tmp_path,
+    )
+    demo(folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "reward_without_imitation", "ppo", "control", "raft", "rest"])
+def test_a_demo_writes_over_nobodys_models(begun, tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.safetensors").write_text("mine")
+    refused(capsys, f"holds '{name}', which this run did not write and would write over", folder=tmp_path)
+
+
+def test_a_demo_beside_other_files(begun, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    demo("--quick", folder=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "measures.json").write_text("mine")
+    refused(capsys, "holds 'measures.json'", folder=tmp_path / "own")
+
+
 def test_kl_of_a_policy_to_itself_is_0():
     questions = sample_questions(load_world(), held_out=True, count=6, seed=0)
     answers = evaluation.sample_answers(ASSETS / "policy", ASSETS / "policy", questions, seed=0)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from trl_ext import __version__
@@ -35,4 +36,8 @@ def _demo(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything it needs is in the package
     from trl_ext.demo.chain import run_demo
 
-    run_demo(args.output_dir, seed=args.seed, quick=args.quick)
+    try:
+        run_demo(args.output_dir, seed=args.seed, quick=args.quick)
+    except (ValueError, OSError) as error:
+        print(f"trl-ext demo: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

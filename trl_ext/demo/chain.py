@@ -1,8 +1,10 @@
 """`trl-ext demo`: the whole chain on a small world of its own, offline, on a CPU."""
 
 import json
+import re
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -10,6 +12,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from trl_ext import __version__
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import measure, pair_accuracy, sample_answers
@@ -17,23 +20,30 @@ from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
 from trl_ext.demo.world import Entity, load_world
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import mean_score
+from trl_ext.trainer_kit.own_folders import claim_folder
 
 IMITATION = 0.1
+MARK = "trl_ext_demo.json"  # says of which demo a folder is
+FOLDERS = ("sft", "reward", "reward_without_imitation", *(run.lower() for run in RUNS[1:]))
+FILES = ("measures.json", "logs.json", "answers.jsonl", "curves.png")
 
 
 def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[str, dict[str, float]]:
     """SFT → reward model → PPO, RAFT and ReST with R³ beside a control; prints and saves what came of it.
 
     Args:
-        output_dir: Where models, curves and numbers go.
+        output_dir: Where models, curves and numbers go. The same demo writes over its own; any other folder that holds
+            something by those names is refused with a ValueError.
         seed: Of data order, initial heads and sampling.
         quick: A shorter run.
 
     Returns:
         The measures of each of RUNS.
     """
+    scale = stages.QUICK if quick else stages.FULL
+    _claim(output_dir, scale, seed)
     _quiet()
-    scale, world, start = stages.QUICK if quick else stages.FULL, load_world(), time.perf_counter()
+    world, start = load_world(), time.perf_counter()
     console = Console()
     policy = _stage_sft(console, world, output_dir, scale, seed)
     judge = _stage_reward(console, world, policy, output_dir, scale, seed)
@@ -51,6 +61,13 @@ def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[st
     _save(console, output_dir, measures, questions, texts, logs)
     console.print(f"{time.perf_counter() - start:.0f} s")
     return measures
+
+
+def _claim(output_dir: Path, scale: stages.Scale, seed: int) -> None:
+    """Make the folder this demo's, which begins anew in it, or refuse it."""
+    run = {"seed": seed, "version": __version__} | asdict(scale)
+    names = re.compile("|".join(map(re.escape, FOLDERS + FILES)))
+    claim_folder(output_dir, MARK, run, names=names, call=f"trl-ext demo --output-dir {output_dir}")
 
 
 def _stage_sft(console: Console, world: list[Entity], output_dir: Path, scale: stages.Scale, seed: int) -> Path:

@@ -1,6 +1,5 @@
 """The stages of `trl-ext demo`, each a call of one trainer: SFT, reward model, PPO, RAFT, ReST."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from trl_ext import (
 )
 from trl_ext.demo.answers import preference_rows, sample_questions, sft_rows
 from trl_ext.demo.world import ASSETS, Entity, answered_right
-from trl_ext.trainer_kit.run_record import RECORD
+from trl_ext.self_training.run_folder import forget_run
 
 COMPLETION_LENGTH = 48  # tokens
 TOP_RELEVANCE = 1.3  # what a right answer reaches with the demo's encoder; Contriever's is 3.5 in the paper
@@ -113,7 +112,7 @@ def ppo(
 def raft(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Scale, *, seed: int) -> Path:
     """RAFT on R³ and the reward model: the best of eight answers to each question, stage by stage."""
     args = RAFTConfig(**_self_training(folder, scale, seed), num_stages=scale.stages)
-    _forget_run(folder)
+    forget_run(folder)  # a demo that is run again begins anew
     return _trained(RAFTTrainer(str(policy), [r3(), learned(judge)], args, _questions(world, scale, seed)), folder)
 
 
@@ -130,15 +129,8 @@ def rest(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Sc
         score_map="none",
         temperature=1.0,
     )
-    _forget_run(folder)
+    forget_run(folder)  # a demo that is run again begins anew
     return _trained(ReSTTrainer(str(policy), [r3(), learned(judge)], args, _questions(world, scale, seed)), folder)
-
-
-def _forget_run(folder: Path) -> None:
-    """A demo that is run again begins anew, where RAFT and ReST would go on with what they had sampled."""
-    (folder / RECORD).unlink(missing_ok=True)
-    for path in folder.glob("grow-[0-9][0-9][0-9]*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _self_training(folder: Path, scale: Scale, seed: int) -> dict:
