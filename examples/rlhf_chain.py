@@ -18,11 +18,13 @@ For each seed, which also decides what is held out:
 2. PPO with the second one as reward. The held-out prompts are answered before and after, and the first one, for which
    PPO does not optimise, scores the same answers: a gain that it does not share may be none.
 
-OUT gets table.txt, results.json, and for each seed three models with the log of their training.
+OUT gets table.txt, results.json, and for each seed three models with the log of their training. The same command writes
+over its own; what others have left there by those names is refused.
 """
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -36,8 +38,10 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, PPOConfig, PPOTrainer
 from trl_ext.sequences.windows import model_window
+from trl_ext.trainer_kit.own_folders import claim_folder
 
 PPO_EPOCHS = 4  # over each batch of rollouts
+MARK, OWN = "rlhf_chain.json", re.compile(r"seed-\d+|table\.txt|results\.json")  # in OUT: whose it is; what is written
 RANKING, IMITATION = "ranking alone", "ranking + imitation"
 
 
@@ -253,6 +257,10 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     room = window - options.max_completion_length
     pairs = load_pairs(options.pairs, options.pair_fields, tokenizer, max_length, console)
     prompts = load_prompts(options.prompts, options.prompt_field, tokenizer, room, console, cut=options.first_sentence)
+    run = json.loads(
+        json.dumps({name: value for name, value in vars(options).items() if name != "output_dir"}, default=str)
+    )
+    claim_folder(options.output_dir, MARK, run, names=OWN, call=f"rlhf_chain.py --output-dir {options.output_dir}")
     runs = []
     for seed in options.seeds:
         folder = options.output_dir / f"seed-{seed}"

@@ -21,6 +21,7 @@ trained with this recipe by its authors: please send yours.
 import argparse
 import gc
 import json
+import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from trl_ext import SharedBase
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
+from trl_ext.trainer_kit.own_folders import claim_folder
 
 GIB = 2**30
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "trl-ext")
@@ -46,6 +48,7 @@ SAME = {
     "sft": ("model", "bits", "sft_data", "rank", "sft_epochs", "sft_learning_rate", "seed"),
     "reward": ("model", "bits", "pairs", "rank", "reward_epochs", "reward_learning_rate", "imitation_coef", "seed"),
 }
+BEGUN, CHECKPOINT = "begun.json", re.compile(r"checkpoint-\d+")  # of a stage that is not finished
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -158,6 +161,9 @@ def run_stage(name: str, base: SharedBase, options, plan: MemoryPlan | None) -> 
         check_same(name, record["settings"], settings_of(options))
         print(f"{name}: finished before, {folder} is used as it is")
         return record
+    if name in SAME:  # PPO and RAFT look after their folders themselves
+        run = {key: settings_of(options)[key] for key in SAME[name]}
+        claim_folder(folder, BEGUN, run, names=CHECKPOINT, call=f"train_7b_24gb.py, stage {name!r}")
     print(f"{name}: begins", flush=True)
     set_seed(options.seed)  # of new adapters; trainers seed themselves
     trainer, start = STAGES[name](base, options, folder, plan), time.perf_counter()

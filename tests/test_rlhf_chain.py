@@ -126,3 +126,10 @@ def test_measures_by_hand():
 
     pairs = [{"prompt": "p"} | pair for pair in (longer, longer, shorter, equal)]
     assert preferences.pair_accuracy(reward, pairs) == 62.5
+
+
+def test_another_chains_folder_is_refused(tmp_path):
+    (tmp_path / "out" / "seed-0" / "policy").mkdir(parents=True)
+    rows = [{"prompt": f"{i}?", "chosen": " ok", "rejected": " no"} for i in range(5)]
+    with pytest.raises(ValueError, match=r"rlhf_chain.py --output-dir .*out' holds 'seed-0', which this run did not"):
+        run_chain(tmp_path, rows, [{"prompt": f"tell {i}"} for i in range(5)])

@@ -151,3 +151,20 @@ def test_a_csv_files_text_stays_text(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion\n12,NA\n13,2024-01-01\n")
     rows = [{"prompt": "12", "completion": "NA"}, {"prompt": "13", "completion": "2024-01-01"}]
     assert load_rows(str(tmp_path / "a.csv"), "--sft-data", [["prompt", "completion"], ["text"]]).to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        ("checkpoint-5/trainer_state.json", r"stage 'sft': .*sft' holds 'checkpoint-5', which this run did not write"),
+        (
+            "begun.json",
+            r"stage 'sft': .*sft' holds what another run has written \(bits: None then, 8 now; model: None",
+        ),
+    ],
+)
+def test_another_runs_stage_is_not_gone_on_with(settings, tmp_path, left, message):
+    (tmp_path / "sft" / left).parent.mkdir(parents=True)
+    (tmp_path / "sft" / left).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        train_7b_24gb.main(words(settings | {"--output-dir": tmp_path}))
