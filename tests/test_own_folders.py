@@ -5,9 +5,11 @@ import re
 
 import pytest
 from self_training_case import trainer
+from transformers import Trainer
 
 from trl_ext import ImitationRewardTrainer, PPOTrainer, RAFTTrainer, ReSTTrainer
-from trl_ext.trainer_kit.model_cards import OwnModelCard
+from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.own_folders import check_own_folder, claim_folder
 
 NAMES = re.compile(r"model|numbers\.json")
@@ -65,5 +67,6 @@ def test_a_model_card_replaces_no_readme(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [PPOTrainer, RAFTTrainer, ReSTTrainer, ImitationRewardTrainer])
-def test_every_trainer_keeps_readmes(kind):
-    assert kind.create_model_card is OwnModelCard.create_model_card
+def test_every_trainer_watches_its_folder(kind):
+    assert kind.create_model_card is OutputDirWatch.create_model_card
+    assert kind.__mro__.index(ResumableTrainer) < kind.__mro__.index(OutputDirWatch) < kind.__mro__.index(Trainer)

@@ -41,14 +41,14 @@ from trl_ext.sequences.continuations import as_continuations
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
-from trl_ext.trainer_kit.model_cards import OwnModelCard
+from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
 
-class PPOTrainer(OlderCalls, ResumableTrainer, OwnModelCard, GRPOTrainer):
+class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]

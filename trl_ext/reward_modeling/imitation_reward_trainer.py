@@ -39,12 +39,12 @@ from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_h
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
-from trl_ext.trainer_kit.model_cards import OwnModelCard
+from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trainer_input import given_or_default
 
 
-class ImitationRewardTrainer(ResumableTrainer, OwnModelCard, RewardTrainer):
+class ImitationRewardTrainer(ResumableTrainer, OutputDirWatch, RewardTrainer):
     """TRL's `RewardTrainer` with the imitation regulariser of Secrets of RLHF, Part I (arXiv:2307.04964).
 
         L = L_ranking + β_rm · Σ NLL(y_w | x) / number of chosen tokens

@@ -48,14 +48,14 @@ from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
-from trl_ext.trainer_kit.model_cards import OwnModelCard
+from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 
 Config = TypeVar("Config", bound=SelfTrainingConfig)
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
-class SelfTrainingTrainer(ResumableTrainer, OwnModelCard, SFTTrainer, Generic[Config]):
+class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[Config]):
     """Fine-tunes a policy on the best of its own samples, stage by stage.
 
         for each stage:   Grow      K completions of each of b prompts, scored; on disk as grow-000.parquet, …

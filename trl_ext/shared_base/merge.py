@@ -18,6 +18,7 @@ from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
+from trl_ext.trainer_kit.free_disk import check_free_disk
 from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import eval_mode
 
@@ -99,6 +100,7 @@ def merge_adapter(
             stacklevel=3,
         )
     end_with_turn(merged, base.tokenizer, call=call)
+    check_free_disk(folder, sum(p.nbytes for p in merged.parameters()), call=call)
     mark_folder(folder, MARK, run)
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
