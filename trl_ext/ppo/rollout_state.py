@@ -111,7 +111,8 @@ class RolloutState:
         for name in TRACKERS:
             for key, value in state.get(name, {}).items():
                 setattr(getattr(self, name), key, value)
-        return state["counters"]["step"], _batches_in(load_file(tensor_file, device=str(device)))
+        target = device.type if device.type == "cpu" else str(device)  # nothing can be read to "cpu:0"
+        return state["counters"]["step"], _batches_in(load_file(tensor_file, device=target))
 
     def _check_batching(self, then: dict[str, int], folder: str | Path) -> None:
         changed = {name: (then[name], now) for name, now in self._batching().items() if then[name] != now}

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from trl_ext.trainer_kit.overrides import replaced
+
 TRAINER_STATE = "trainer_state.json"  # written last by transformers' Trainer
 
 
@@ -71,6 +73,25 @@ class ResumableTrainer:
         except BaseException:
             self._keep_log()
             raise
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        bare = torch.device("cpu")  # nothing can be read to "cpu:0", as each of several processes' is called
+        device = bare if self.args.device.type == "cpu" else self.args.device
+        with replaced(self.args, _setup_devices=device):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        folder.mkdir(parents=True, exist_ok=True)  # for processes that write before the first has saved the model
+        if self.args.should_save:  # an older one by this name, which was passed over, must not lend its mark to this
+            for path in (folder / TRAINER_STATE, *folder.glob("rng_state*.pth")):
+                path.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # only then the mark that all is written, and older ones may go
 
     def _keep_log(self) -> None:
         if self.state.log_history:  # else an earlier run's log would be lost
