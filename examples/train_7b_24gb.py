@@ -186,10 +186,7 @@ def run_stage(name: str, base: SharedBase, options, plan: MemoryPlan | None) -> 
 
 def resumed_from(name: str, folder: Path) -> str | bool | None:
     """What a stage's trainer is told to go on from; trl_ext's own find it themselves."""
-    newest = newest_complete_checkpoint(folder)
-    if name == "raft":
-        return True  # also without a checkpoint: from what has been sampled
-    return newest if newest is None or name == "sft" else True
+    return newest_complete_checkpoint(folder) if name == "sft" else True
 
 
 def settings_of(options) -> dict:

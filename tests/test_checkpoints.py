@@ -2,6 +2,7 @@ import json
 from typing import ClassVar
 
 import pytest
+import torch
 
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer, newest_complete_checkpoint
 
@@ -10,7 +11,7 @@ def checkpoint(folder, step, state='{"global_step": 1}', files=("optimizer.pt",)
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     for name in files:
-        (path / name).touch()
+        torch.save({}, path / name)
     if state is not None:
         (path / "trainer_state.json").write_text(state)
     return str(path)

@@ -291,7 +291,7 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
 
     def _checkpoint_files(self):
         entropy = ("entropy_ctrl_state.json",) if self.use_adaptive_entropy else ()  # TRL writes it last of all
-        states = (name for process in range(self.accelerator.num_processes) for name in state_files(process))
+        states = (name for process in self._processes() for name in state_files(process))
         return (*super()._checkpoint_files(), CRITIC_FILE, *entropy, *states)
 
     def _save_optimizer_and_scheduler(self, output_dir):

@@ -198,11 +198,14 @@ class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[
                 ValueError if the folder holds another run.
         """
         self.table.clear()
-        resume = self.run_folder.open(resume_from_checkpoint, has_trained=self.loop.has_trained)
-        return super().train(resume_from_checkpoint=resume, **kwargs)
+        self.run_folder.open(resume_from_checkpoint, has_trained=self.loop.has_trained)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _checkpoint_files(self):
-        return (TABLE,)
+        return (*super()._checkpoint_files(), TABLE)
+
+    def _checkpoint_kind(self):
+        return "RAFT or ReST"
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

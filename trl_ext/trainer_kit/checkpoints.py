@@ -1,20 +1,35 @@
 """Checkpoints that are complete or absent, and runs that fail without losing what they had."""
 
-import json
-import re
+import warnings
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
 
+from trl_ext.trainer_kit.checkpoint_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    DEEPSPEED,
+    FSDP,
+    MODEL,
+    STEPPING,
+    TRAINER_STATE,
+    Needed,
+    checkpoint_folders,
+    is_finished,
+    lacks,
+    rng_file,
+    written_by,
+)
 from trl_ext.trainer_kit.overrides import replaced
 
-TRAINER_STATE = "trainer_state.json"  # written last by transformers' Trainer
 
-
-def newest_complete_checkpoint(output_dir: str | Path, required: tuple[str, ...] = ()) -> str | None:
-    """The `checkpoint-<step>` folder with the highest step in which every file is there, or None.
+def newest_complete_checkpoint(output_dir: str | Path, required: Needed = ()) -> str | None:
+    """The `checkpoint-<step>` folder with the highest step in which every file is there and can be opened, or None.
 
     A run may be killed while it writes; transformers would take the highest number, complete or not.
 
@@ -22,19 +37,7 @@ def newest_complete_checkpoint(output_dir: str | Path, required: tuple[str, ...]
         output_dir: Where the checkpoints are.
         required: Names of further files without which a checkpoint is not complete.
     """
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    by_step = sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((str(path) for path in by_step if _is_complete(path, required)), None)
-
-
-def _is_complete(folder: Path, required: tuple[str, ...]) -> bool:
-    if not all((folder / name).is_file() for name in required):
-        return False
-    try:
-        json.loads((folder / TRAINER_STATE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
+    return next((str(path) for path in checkpoint_folders(output_dir) if not lacks(path, required)), None)
 
 
 class Explains(Protocol):
@@ -46,9 +49,10 @@ class Explains(Protocol):
 class ResumableTrainer:
     """Mixin before a Trainer: resume from the newest complete checkpoint, and keep the log of a run that fails.
 
-    `train(resume_from_checkpoint=True)` passes over checkpoints that a killed run left unfinished. When training
-    raises, whatever was logged so far is in `trainer_state.json` of the output folder, beside the checkpoints. An error
-    for lack of memory says in which phase, and what would need less.
+    `train(resume_from_checkpoint=True)` passes over checkpoints that are unfinished or damaged, and names them; where
+    nothing was finished yet, it begins. A checkpoint that is given by its path must be whole, and written by as many
+    processes as there are. When training raises, whatever was logged so far is in `trainer_state.json` of the output
+    folder, beside the checkpoints. An error for lack of memory says in which phase, and what would need less.
     """
 
     memory: Explains
@@ -57,14 +61,15 @@ class ResumableTrainer:
         """Names of the files, besides Trainer's own, without which a checkpoint is not complete."""
         return ()
 
+    def _checkpoint_kind(self) -> str:
+        """Whose checkpoints it goes on with, for messages."""
+        return type(self).__name__
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete_checkpoint(self.args.output_dir, self._checkpoint_files())
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"{type(self).__name__}.train(resume_from_checkpoint=True): {self.args.output_dir!r} holds no "
-                    "complete checkpoint. Give the path of one, or start with resume_from_checkpoint=None."
-                )
+            resume_from_checkpoint = self._newest_checkpoint()
+        elif resume_from_checkpoint not in (None, False):
+            self._check_checkpoint(Path(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
@@ -74,11 +79,81 @@ class ResumableTrainer:
             self._keep_log()
             raise
 
+    # Which checkpoint
+
+    def _newest_checkpoint(self) -> str | None:
+        """The newest whole checkpoint; None where none was ever finished; a ValueError where all are damaged."""
+        problems = self._problems(checkpoint_folders(self.args.output_dir))
+        whole = next((folder for folder, found in problems.items() if not found), None)
+        passed = [*takewhile(problems.get, problems)]
+        said = " ".join(f"{folder.name}: {'; '.join(problems[folder])}." for folder in passed[:3])
+        call = f"{type(self).__name__}.train(resume_from_checkpoint=True): {self.args.output_dir!r}"
+        if whole is None and any(map(is_finished, passed)):
+            raise ValueError(
+                f"{call} holds no complete checkpoint. Give the path of one, or start with resume_from_checkpoint=None. "
+                f"{said}{self._of_model_only()}"
+            )
+        if passed and self.accelerator.is_main_process:
+            goes_on = "begins anew" if whole is None else f"goes on with {whole.name}"
+            warnings.warn(f"{call}, {goes_on} and passes over {said}", stacklevel=3)
+        return None if whole is None else str(whole)
+
+    def _check_checkpoint(self, folder: Path) -> None:
+        problems = self._problems([folder])[folder]
+        if problems:
+            raise ValueError(
+                f"{type(self).__name__}.train(resume_from_checkpoint={str(folder)!r}): {'; '.join(problems)}, so it is "
+                f"not a checkpoint of {self._checkpoint_kind()} to go on with. To start from its weights, load them as "
+                f"the model.{self._of_model_only()}"
+            )
+
+    def _of_model_only(self) -> str:
+        return " With save_only_model=True, no checkpoint can be gone on with." if self.args.save_only_model else ""
+
+    def _problems(self, folders: list[Path]) -> dict[Path, list[str]]:
+        """Why each cannot be gone on with, as any of the processes sees it: they must agree, or wait for ever."""
+        seen = gather_object([{str(folder): self._lacks(folder) for folder in folders}])
+        missing = ["there is no such folder"]  # on a disk of another machine
+        return {
+            folder: [*dict.fromkeys(problem for each in seen for problem in each.get(str(folder), missing))]
+            for folder in map(Path, dict.fromkeys(name for each in seen for name in each))
+        }
+
+    def _lacks(self, folder: Path) -> list[str]:
+        then, now = written_by(folder), self.accelerator.num_processes
+        if then not in (None, now):
+            return [
+                f"it was written by {then} processes, and now their number is {now}: their random states and batches differ"
+            ]
+        return lacks(folder, (*self._trainer_files(), *self._checkpoint_files()))
+
+    def _trainer_files(self) -> Needed:
+        """What Trainer reads of a checkpoint, as this one trains."""
+        if self.is_deepspeed_enabled:
+            files = DEEPSPEED
+        elif self.is_fsdp_enabled:
+            files = FSDP
+        elif isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
+            files = (ADAPTER, ADAPTER_CONFIG, *STEPPING)
+        else:
+            files = (MODEL, *STEPPING)
+        scaler = () if self.accelerator.scaler is None else ("scaler.pt",)
+        random_states = (rng_file(process, self.accelerator.num_processes) for process in self._processes())
+        return (*files, *scaler, *random_states)
+
+    def _processes(self) -> range:
+        """The processes whose files are in a checkpoint: all, or where each machine has a disk, surely one's own."""
+        if self.args.save_on_each_node:
+            return range(self.accelerator.process_index, self.accelerator.process_index + 1)
+        return range(self.accelerator.num_processes)
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         bare = torch.device("cpu")  # nothing can be read to "cpu:0", as each of several processes' is called
         device = bare if self.args.device.type == "cpu" else self.args.device
         with replaced(self.args, _setup_devices=device):
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    # Writing one
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
@@ -93,12 +168,15 @@ class ResumableTrainer:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # only then the mark that all is written, and older ones may go
 
+    # A run that fails
+
     def _keep_log(self) -> None:
         if self.state.log_history:  # else an earlier run's log would be lost
             with suppress(OSError):  # a full disk must not hide what failed first
                 self.save_state()
 
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
-        newest = newest_complete_checkpoint(self.args.output_dir, self._checkpoint_files())
+        needed = (*self._trainer_files(), *self._checkpoint_files())
+        newest = newest_complete_checkpoint(self.args.output_dir, needed)
         kept = "no checkpoint was written yet" if newest is None else f"checkpoints are kept, the newest is {newest!r}"
         return f"{type(self).__name__}.train: {self.memory.explain()} In {self.args.output_dir!r}, {kept}. ({error})"

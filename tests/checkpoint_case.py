@@ -1,0 +1,122 @@
+"""A run of each trainer with checkpoints, small enough to be killed, damaged, moved and gone on with.
+
+    torchrun --nproc-per-node=2 checkpoint_case.py KIND FOLDER
+
+saves in two processes, of which the first is late, and goes on from a copy of what that left.
+"""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
+
+STEPS = 4
+PROMPTS = [f"say {i}" for i in range(16)]
+KINDS = ("ppo", "raft", "reward")
+
+
+def even_letters(completions, **columns):
+    return [float(sum(ord(letter) % 2 == 0 for letter in text)) for text in completions]
+
+
+def pairs() -> Dataset:
+    rows = [{"prompt": f"item {i}: ", "chosen": "good " * (1 + i % 3), "rejected": "bad " * 3} for i in range(16)]
+    return Dataset.from_list(rows)
+
+
+def settings_of(kind: str) -> tuple[type, type, dict, dict]:
+    """Trainer, config, and what each takes besides what is common to all."""
+    generating = {"reward_funcs": even_letters, "train_dataset": Dataset.from_dict({"prompt": PROMPTS})}
+    return {
+        "ppo": (
+            PPOTrainer,
+            PPOConfig,
+            generating,
+            {"max_steps": STEPS, "num_iterations": 2, "max_completion_length": 4},
+        ),
+        "raft": (
+            RAFTTrainer,
+            RAFTConfig,
+            generating,
+            {"num_stages": 2, "improve_steps": 2, "max_completion_length": 4, "drop_truncated": False},
+        ),
+        "reward": (
+            ImitationRewardTrainer,
+            ImitationRewardConfig,
+            {"train_dataset": pairs()},
+            {"max_steps": STEPS, "max_length": 256},
+        ),
+    }[kind]
+
+
+def make(kind: str, folder: str | Path, *, model=None, lora: bool = False, parts: dict | None = None, **changes):
+    """A trainer of `STEPS` steps that saves after each; `changes` are its config's, `parts` its own."""
+    trainer, config, own, settings = settings_of(kind)
+    tokenizer = byte_tokenizer()
+    tiny = tiny_reward_model if kind == "reward" else tiny_llama
+    common = {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+    return trainer(
+        model=tiny(tokenizer, tie_word_embeddings=True) if model is None else model,
+        args=config(str(folder), **common | settings | changes),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type=TASKS[kind]) if lora else None,
+        **own | (parts or {}),
+    )
+
+
+TASKS = {"ppo": "CAUSAL_LM", "raft": "CAUSAL_LM", "reward": "SEQ_CLS"}
+
+
+def trained(trainer) -> dict[str, torch.Tensor]:
+    """Weights and moments, the critic's too."""
+    named = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    critic = trainer.critic.parameters() if isinstance(trainer, PPOTrainer) else []
+    named |= {f"critic.{i}": p.detach().clone() for i, p in enumerate(critic)}
+    moments = trainer.optimizer.state_dict()["state"]
+    return named | {f"moment.{i}.{k}": v for i, state in moments.items() for k, v in state.items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def two_processes(kind: str, folder: Path) -> None:
+    whole = make(kind, folder / "whole", ddp_backend="gloo")
+    if whole.is_world_process_zero():
+        save = whole.save_model
+        whole.save_model = lambda *args, **kwargs: (time.sleep(0.5), save(*args, **kwargs))
+    whole.train()
+    whole.accelerator.wait_for_everyone()
+    if whole.is_world_process_zero():
+        shutil.copytree(folder / "whole", folder / "moved")
+        shutil.rmtree(folder / "moved" / f"checkpoint-{STEPS}")
+        (folder / "moved" / f"checkpoint-{STEPS - 1}" / "rng_state_1.pth").unlink()
+    whole.accelerator.wait_for_everyone()
+    resumed = make(kind, folder / "moved", ddp_backend="gloo")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(trained(whole), trained(resumed))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    two_processes(sys.argv[1], Path(sys.argv[2]))
