@@ -376,6 +376,8 @@ def test_a_column_that_would_take_anothers_name(folder, capsys):
         (("--reward", "rewards.py:number"), "--reward rewards.py:number: it is 3, which cannot be called"),
         (("--reward", "no-model"), "Reward model 'no-model': expected a folder"),
         (("--reward-weights", "1"), "--reward-weights [1.0]: expected one per --reward (0), got 1"),
+        ((*NEARNESS, "--reward-weights", "nan"), "--reward-weights [nan]: expected finite numbers, got nan"),
+        ((*NEARNESS, "--reward-weights", "0"), "--reward-weights [0.0]: expected one that is not 0"),
         (("--generator", "file"), "--generator file: expected --file"),
         (("--generator", "file", "--file", "none.jsonl"), "FileGenerator('none.jsonl'): there is no such file"),
         (("--file", "prompts.jsonl"), "--file prompts.jsonl: --generator transformers has no use for it"),

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -26,6 +27,26 @@ def test_async_and_sync_functions_with_weights(tmp_path):
     expected = 1.5 * logged(trainer, "rewards/even_letters/mean")[0]
     assert logged(trainer, "score")[0] == pytest.approx(expected)
     assert "rewards/LengthIncentive/mean" in trainer.state.log_history[0]
+
+
+def test_rewards_of_one_name_are_logged_apart(tmp_path):
+    """As in RAFT: a number of its own for each."""
+
+    def judge(score):
+        def judge(completions, **columns):
+            return np.full((len(completions), 1), score)
+
+        return judge
+
+    trainer = ppo_trainer(tmp_path, reward_funcs=[judge(1.0), judge(3.0)], max_steps=1)
+    trainer.train()
+    assert (logged(trainer, "rewards/judge_0/mean"), logged(trainer, "rewards/judge_1/mean")) == ([1.0], [3.0])
+
+
+@pytest.mark.parametrize("weights", [[float("nan")], [0.0], [1.0, 1.0]])
+def test_weights_are_checked_before_the_run(tmp_path, weights):
+    with pytest.raises(ValueError, match=r"PPOTrainer, reward_weights=\["):
+        ppo_trainer(tmp_path, reward_weights=weights)
 
 
 def test_columns_reach_the_reward(tmp_path):

@@ -16,7 +16,7 @@ from trl_ext.cli.prompt_files import read_prompts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
 from trl_ext.rewards.reward_callables import reward_callables
-from trl_ext.rewards.weighted_rewards import Scorer
+from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.self_training.grow import with_scores
 from trl_ext.trainer_kit.run_record import data_fingerprint, write_record
 from trl_ext.trainer_kit.seeds import stable_seed
@@ -71,15 +71,11 @@ def _check(args: Namespace) -> None:
 
 def make_scorer(args: Namespace) -> Scorer:
     """The rewards that are named, with their weights; without rewards one that has none."""
-    rewards = [named_reward(name) for name in args.reward]
-    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
-        raise ValueError(
-            f"--reward-weights {args.reward_weights}: expected one per --reward ({len(rewards)}), got "
-            f"{len(args.reward_weights)}."
-        )
+    rewards, weights = [named_reward(name) for name in args.reward], args.reward_weights
+    check_weights(weights, len(rewards), given=f"--reward-weights {weights}", each="--reward")
     return Scorer(
         reward_callables(rewards, None, args, trainer="trl-ext generate"),
-        args.reward_weights or [1.0] * len(rewards),
+        weights or [1.0] * len(rewards),
         seed=stable_seed(args.seed, "score"),
     )
 

@@ -4,30 +4,67 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
+from decimal import Decimal
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, finfo, float32
+
+LARGEST = finfo(float32).max  # which trainers compute in
+UNORDERED = str | bytes | Mapping | Set  # they can be iterated, and are no list of scores
 
 
-def checked_reward(function: Callable, *, keep_invalid: bool = False) -> Callable:
+def reward_name(function: Callable) -> str:
+    """What a reward is logged as: a function's name, or an object's class."""
+    inner = _unwrapped(function)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def distinct_names(names: list[str]) -> list[str]:
+    """The names, told apart by their places where some are alike.
+
+    >>> distinct_names(["near", "judge", "judge"])
+    ['near', 'judge_1', 'judge_2']
+    """
+    while len(set(names)) < len(names):  # again where a name that was made is another's own
+        names = [f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return names
+
+
+def finite_number(value: Any) -> float | None:
+    """A number of any library as a float, also a tensor of one element; None for what is none, or not finite.
+
+    >>> finite_number(np.True_), finite_number(Decimal("0.5")), finite_number("1"), finite_number(math.inf)
+    (1.0, 0.5, None, None)
+    """
+    value = _scalar(value)
+    if not isinstance(value, numbers.Real | Decimal):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # a whole number beyond all floats; a Decimal that signals
+        return None
+    return number if abs(number) <= LARGEST else None
+
+
+def checked_reward(function: Callable, *, name: str | None = None, keep_invalid: bool = False) -> Callable:
     """Wrap a reward function so that a bad answer is an error that names its row.
 
     Good answers are one finite number per completion, or `None` where the function does not apply. The wrapper keeps
-    the function's name and whether it is async. With `keep_invalid`, a number that is not finite comes back as NaN, for
-    a caller that drops such rows.
+    the function's name, unless it is given another, and whether it is async. With `keep_invalid`, a number that is not
+    finite comes back as NaN, for a caller that drops such rows.
 
     >>> def length(completions, **kwargs):
     ...     return [float("nan") if not text else len(text) for text in completions]
     >>> checked_reward(length)(prompts=["", ""], completions=["abc", ""])
     Traceback (most recent call last):
     ...
-    ValueError: Reward function 'length' returned nan for row 1 (completion ''): expected a finite number, or None \
-where it does not apply.
+    ValueError: Reward function 'length' returned nan for row 1 (completion ''): expected a finite number (float32), or \
+None where it does not apply.
     """
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    name = getattr(inner, "__name__", type(inner).__name__)
+    inner = _unwrapped(function)
+    name = name or reward_name(function)
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(inner.__call__):
 
         async def scored(**columns):
@@ -45,12 +82,12 @@ where it does not apply.
 
 def check_scores(scores: Iterable, completions: list, name: str, *, keep_invalid: bool = False) -> list[float | None]:
     """The scores as floats and Nones, or a ValueError that names the first row that is neither."""
-    if isinstance(scores, str) or not isinstance(scores, Iterable):
+    if not isinstance(scores, Iterable) or isinstance(scores, UNORDERED) or _shape(scores) == ():
         raise ValueError(
             f"Reward function {name!r} returned {scores!r}: expected a list with one number per completion "
             f"({len(completions)})."
         )
-    scores = scores.tolist() if isinstance(scores, Tensor) else list(scores)
+    scores = _listed(scores)
     if len(scores) != len(completions):
         raise ValueError(
             f"Reward function {name!r} returned {len(scores)} rewards for {len(completions)} completions: expected one "
@@ -59,16 +96,39 @@ def check_scores(scores: Iterable, completions: list, name: str, *, keep_invalid
     return [_check(score, row, completions[row], name, keep_invalid) for row, score in enumerate(scores)]
 
 
-def _check(score, row: int, completion, name: str, keep_invalid: bool) -> float | None:
+def _unwrapped(function: Callable) -> Callable:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _check(score: Any, row: int, completion: Any, name: str, keep_invalid: bool) -> float | None:
     if score is None:
         return None
-    if isinstance(score, Tensor) and score.numel() == 1:
-        score = score.item()
-    if keep_invalid and isinstance(score, numbers.Real) and not math.isfinite(score):
+    number = finite_number(score)
+    if number is not None:
+        return number
+    if keep_invalid and isinstance(_scalar(score), numbers.Real | Decimal):
         return math.nan
-    if not isinstance(score, numbers.Real) or not math.isfinite(score):
-        raise ValueError(
-            f"Reward function {name!r} returned {score!r} for row {row} (completion {completion!r}): expected a finite "
-            "number, or None where it does not apply."
-        )
-    return float(score)
+    raise ValueError(
+        f"Reward function {name!r} returned {score!r} for row {row} (completion {completion!r}): expected a finite "
+        "number (float32), or None where it does not apply."
+    )
+
+
+def _listed(scores: Iterable) -> list:
+    """One entry per row: of `(N,)` and `(N, 1)` a number, of anything wider a row that is none."""
+    if isinstance(scores, Tensor | np.ndarray):
+        scores = scores[:, 0] if _shape(scores)[1:] == (1,) else scores
+        return scores.tolist()
+    return list(scores)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else None
+
+
+def _scalar(value: Any) -> Any:
+    """What is in a tensor or array of one element, and in a number of numpy's."""
+    is_one = isinstance(value, np.generic) or (isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1)
+    return value.item() if is_one else value

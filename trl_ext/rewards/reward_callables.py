@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from trl_ext.rewards.checked_reward import checked_reward
+from trl_ext.rewards.checked_reward import checked_reward, distinct_names, reward_name
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.r3 import R3Reward
+from trl_ext.rewards.weighted_rewards import check_weights
 
 Reward = Callable[..., Any] | nn.Module | str  # a function in TRL's protocol, a reward model, or the path of one
 
@@ -24,10 +25,13 @@ def reward_callables(
 ) -> list[Callable]:
     """Reward functions as they are, reward models and their paths as `LearnedReward`; each checked row by row.
 
+    What they are logged as is told apart by their places where some have one name. Their weights are checked, too.
+
     Args:
         rewards: One reward or a list of them.
         tokenizers: Of the reward models, in the order of `rewards`; None where it is found beside the model.
-        args: The trainer's config, with `max_completion_length`: its device is where reward models run.
+        args: The trainer's config, with `max_completion_length` and `reward_weights`: its device is where reward models
+            run.
         trainer: Its name, for messages.
         keep_invalid: As in `checked_reward`.
     """
@@ -42,8 +46,13 @@ def reward_callables(
             f"{trainer}(reward_processing_classes=…): their number ({len(tokenizers)}) must match that of the rewards "
             f"({len(rewards)}). Give one for each, None for a function."
         )
-    pairs = zip(rewards, tokenizers, strict=True)
-    return [checked_reward(_callable(*pair, args, trainer), keep_invalid=keep_invalid) for pair in pairs]
+    check_weights(args.reward_weights, len(rewards), given=f"{trainer}, reward_weights={args.reward_weights}")
+    callables = [_callable(*pair, args, trainer) for pair in zip(rewards, tokenizers, strict=True)]
+    names = distinct_names([reward_name(function) for function in callables])
+    return [
+        checked_reward(function, name=name, keep_invalid=keep_invalid)
+        for function, name in zip(callables, names, strict=True)
+    ]
 
 
 def _callable(

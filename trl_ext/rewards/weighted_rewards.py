@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_ext.rewards.checked_reward import distinct_names, finite_number
 from trl_ext.sequences.samples import Sample
 from trl_ext.trainer_kit.seeds import seeded
 
@@ -43,12 +44,12 @@ class Scorer:
                 f"reward_weights={self.weights}: expected one per reward function ({len(self.rewards)}), got "
                 f"{len(self.weights)}."
             )
+        self.weights = [float(weight) for weight in self.weights]
 
     @property
     def names(self) -> list[str]:
         """The rewards' names, told apart by a number where two are alike."""
-        names = [reward.__name__ for reward in self.rewards]
-        return [f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+        return distinct_names([reward.__name__ for reward in self.rewards])
 
     def columns(self, samples: list[Sample], columns: dict[str, list], *, part: int) -> dict[str, list[float | None]]:
         """`reward/<name>` of each reward and `score`, each with one value per sample.
@@ -94,6 +95,28 @@ class Scorer:
         self.metrics.setdefault(name, []).append(float(value))
 
 
+def check_weights(weights: Sequence[float] | None, count: int, *, given: str, each: str = "reward function") -> None:
+    """Raise a ValueError for weights that are not one finite number per reward, or of which none counts.
+
+    Args:
+        weights: One per reward; None: all 1.
+        count: How many rewards there are.
+        given: Who was given which weights, for the message.
+        each: What a reward is called there.
+    """
+    if weights is None:
+        return
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise ValueError(f"{given}: expected a list with one number per {each} ({count}).")
+    if len(weights) != count:
+        raise ValueError(f"{given}: expected one per {each} ({count}), got {len(weights)}.")
+    bad = [weight for weight in weights if finite_number(weight) is None]
+    if bad:
+        raise ValueError(f"{given}: expected finite numbers, got {bad[0]!r}. Give 0 for a reward that only watches.")
+    if not any(weights):
+        raise ValueError(f"{given}: expected one that is not 0, or nothing gets a score. Leave it out for all 1.")
+
+
 def _call_all(rewards: list[Callable], arguments: dict[str, Any]) -> list[list[float | None]]:
     """Every reward's answers; async ones run together."""
 
@@ -123,7 +146,7 @@ def weighted_scores(rewards: Tensor, weights: Tensor) -> Tensor:
         weights: `(F,)`.
 
     Raises:
-        ValueError: If no completion has a score.
+        ValueError: If no completion has a score, or one is beyond all numbers.
     """
     counted = weights.to(rewards.device) != 0  # what is only watched does not make a score
     unscored = rewards[:, counted].isnan().all(1)
@@ -132,4 +155,11 @@ def weighted_scores(rewards: Tensor, weights: Tensor) -> Tensor:
             f"PPOTrainer: no reward function scored any of the {len(rewards)} completions of this batch (all returned "
             "None), so there is nothing to learn from. Make one of them apply to every batch."
         )
-    return (rewards * weights.to(rewards)).nansum(1).masked_fill(unscored, torch.nan)
+    scores = (rewards * weights.to(rewards)).nansum(1).masked_fill(unscored, torch.nan)
+    if scores.isinf().any():
+        row = int(scores.isinf().nonzero()[0])
+        raise ValueError(
+            f"PPOTrainer: reward_weights={weights.tolist()} times the rewards {rewards[row].tolist()} of row {row} is "
+            "beyond the largest number (float32). Give smaller weights, or scale the rewards."
+        )
+    return scores
