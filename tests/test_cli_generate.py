@@ -380,6 +380,7 @@ def test_a_column_that_would_take_anothers_name(folder, capsys):
         ((*NEARNESS, "--reward-weights", "0"), "--reward-weights [0.0]: expected one that is not 0"),
         (("--generator", "file"), "--generator file: expected --file"),
         (("--generator", "file", "--file", "none.jsonl"), "FileGenerator('none.jsonl'): there is no such file"),
+        (("--base-url", "http://h/v1?key=secret"), "--base-url http://h/v1: --generator transformers has no use"),
         (("--file", "prompts.jsonl"), "--file prompts.jsonl: --generator transformers has no use for it"),
     ],
 )

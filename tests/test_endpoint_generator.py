@@ -1,13 +1,16 @@
 """Against a real HTTP server that speaks the two routes, in a thread."""
 
 import json
+import logging
 import threading
+import traceback
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tiny import byte_tokenizer
 
+from trl_ext.generation.endpoint_answers import text_and_end, texts_and_ends
 from trl_ext.generation.endpoint_generator import EndpointError, EndpointGenerator
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.trainer_kit.seeds import stable_seed
@@ -21,6 +24,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.failures, self.at_most, self.body = [], 0, 100, None
+        self.paths, self.spoil = [], lambda answer, request: None  # done to each answer
         self.busy, self.most_busy, self.together = 0, 0, None
         self.lock = threading.Lock()
 
@@ -52,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            self.server.requests.append((self.path, request, self.headers["Authorization"]))
+            self.server.paths.append(self.path)
+            path = self.path.partition("?")[0]
+            self.server.requests.append((path, request, self.headers["Authorization"]))
             fails = self.server.failures > 0
             self.server.failures -= fails
             self.server.busy += 1
@@ -62,7 +68,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.together.wait(5)  # passed only if so many are asked at the same time
         with self.server.lock:
             self.server.busy -= 1
-        body = self.server.body or json.dumps(self.server.answer(self.path, request))
+        answer = self.server.answer(path, request)
+        self.server.spoil(answer, request)
+        body = self.server.body or json.dumps(answer)
         if fails:
             body = json.dumps({"error": {"message": "out of memory"}})
         self.send_response(500 if fails else 200)
@@ -201,6 +209,16 @@ def test_a_server_that_does_not_answer(server):
     [
         ("<html>hello</html>", "something else than JSON.*does its base_url end in /v1"),
         ('{"error": {"message": "no"}}', "3 answers without any"),
+        ('{"error": {"message": "the card is on fire"}}', "without any; the last was .*the card is on fire"),
+        ('{"detail": "no such route"}', "the last was .*no such route"),
+        ("[1, 2]", r"the last was \[1, 2\]"),
+        ("null", "the last was null"),
+        ('"hello"', 'the last was "hello"'),
+        ("7", "the last was 7"),
+        ('{"choices": null}', "without any; the last was"),
+        ('{"choices": {"text": "a"}}', "without any; the last was"),
+        ('{"choices": ["a", null, 3]}', r'the last was {"choices": \["a", null, 3\]}'),
+        ('{"choices": [{"message": "a"}, {"message": null}, {}]}', "without any; the last was"),
         ("{broken", "could not be asked"),
     ],
 )
@@ -237,3 +255,85 @@ def test_without_the_client(monkeypatch):
 def test_concurrency_below_one():
     with pytest.raises(ValueError, match=r"concurrency=0"):
         EndpointGenerator("m", "http://host/v1", concurrency=0)
+
+
+GOOD = {"text": "a", "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "stop"},
+        {"text": None, "finish_reason": "stop"},
+        {"text": ["a"], "finish_reason": "stop"},
+        {"text": "", "finish_reason": "content_filter"},
+        {"message": {"role": "assistant", "content": None, "refusal": "I cannot."}, "finish_reason": "stop"},
+        {"message": {"role": "assistant", "content": None, "tool_calls": [{}]}, "finish_reason": "tool_calls"},
+        {"message": {"role": "assistant", "content": None, "reasoning_content": "Hm"}, "finish_reason": "length"},
+        {"message": {"role": "assistant", "content": [{"type": "thinking", "thinking": []}]}},
+        {"message": {"content": [{"type": "text", "text": None}]}, "finish_reason": "stop"},
+    ],
+)
+def test_what_has_no_text_is_no_completion(choice):
+    assert text_and_end(choice) is None
+    assert texts_and_ends(json.dumps({"choices": [choice, GOOD]})) == ([("a", True)], [choice])
+
+
+def test_what_has_text():
+    parts = [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Se"}, {"type": "text", "text": "oul"}]
+    assert text_and_end({"message": {"content": parts}, "finish_reason": "length"}) == ("Seoul", False)
+    assert text_and_end({"text": "", "finish_reason": "stop"}) == ("", True)  # it ended at once
+    assert text_and_end({"text": "a"}) == ("a", False)  # which does not say that it ended
+    assert text_and_end({"text": "\ud83da", "finish_reason": "stop"}) == ("\ufffda", True)  # half of an emoji
+
+
+def test_choices_without_text_are_asked_for_again_aloud(server):
+    def spoil(answer, request):
+        for choice in answer["choices"][1:]:
+            choice["message"]["content"] = None
+
+    server.spoil = spoil
+    with pytest.warns(UserWarning, match="2 of 3 completions of .*Seoul.* came without text.*again"):
+        samples = ask(server, [CHAT], num_generations=3)
+    assert [body["n"] for body in server.asked] == [3, 2, 1]
+    assert [s["completion"][0]["content"] for s in samples] == [f"{s['seed']}.0" for s in samples]
+    assert len({s["seed"] for s in samples}) == 3
+
+
+def test_an_answer_without_any_is_asked_for_with_another_seed(server):
+    first = stable_seed(0, 0)
+    server.spoil = lambda answer, request: answer.update(choices=[]) if request["seed"] == first else None
+    samples = ask(server, num_generations=2)
+    assert [body["n"] for body in server.asked] == [2, 2] and {s["seed"] for s in samples} == {server.asked[1]["seed"]}
+    assert server.asked[1]["seed"] != first
+
+
+def test_keys_reach_the_server_and_nobody_else(server, caplog):
+    """Not a message, the settings of a run, its log, or a traceback."""
+    caplog.set_level(logging.INFO)
+    url = server.url.replace("http://", "http://me:pass%20word@") + "?api-key=query+key&version=2"
+    generator = EndpointGenerator("m", url, "bearer", max_retries=0)
+    part = Part(0, (0,), ("a",))
+    list(generator.generate([part], Sampling(), Policy(None, byte_tokenizer())))
+    assert server.paths == ["/v1/completions?api-key=query+key&version=2"]
+    server.body = json.dumps({"error": "bad key: query key, query+key, query%20key, bearer, pass%20word"})
+    errors = []
+    for failures in (0, 1):
+        server.failures = failures
+        with pytest.raises(EndpointError) as error:
+            list(generator.generate([part], Sampling(), Policy(None, byte_tokenizer())))
+        errors += traceback.format_exception(error.value)
+    told = [generator.name, generator.base_url, json.dumps(generator.settings()), caplog.text, *errors]
+    assert "HTTP Request" in caplog.text and "bad key" in "".join(errors)
+    for key in ("query key", "query+key", "query%20key", "bearer", "pass%20word", "pass word"):
+        assert key not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000/v1?key=secret", "ftp://u:secret@host/v1", "http://", "http://host:no/v1?key=secret", "http://[x"],
+)
+def test_what_is_no_address(url):
+    with pytest.raises(ValueError, match=r"EndpointGenerator\(base_url='.*'\): expected an address such as") as error:
+        EndpointGenerator("m", url)
+    assert "secret" not in str(error.value)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext import generation
+from trl_ext.generation.endpoint_answers import public_url
 from trl_ext.generation.protocol import Generator, Policy
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.device import default_device
@@ -24,7 +25,8 @@ def make_generator(args: Namespace) -> Generator:
         ("--batch-size", args.batch_size, ("transformers",)),
     ):
         if value is not None and args.generator not in users:
-            raise ValueError(f"{option} {value}: --generator {args.generator} has no use for it. Leave it out.")
+            shown = public_url(value) if option == "--base-url" else value
+            raise ValueError(f"{option} {shown}: --generator {args.generator} has no use for it. Leave it out.")
     if args.generator == "file":
         if args.file is None:
             raise ValueError(

@@ -2,12 +2,20 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from trl_ext.generation.endpoint_answers import (
+    NoText,
+    Secrets,
+    address_and_query,
+    excerpt,
+    public_url,
+    texts_and_ends,
+)
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
@@ -25,12 +33,13 @@ class EndpointGenerator:
     """Asks a server for completions: messages as a chat, text as text to go on from.
 
     Such completions come without token ids, and are not the policy's own: the policy is only trained on them.
-    A server that ignores the number of samples asked for is asked again, with another seed, for the rest. At
-    temperature 0 all samples of a prompt are equal, so it is asked for one.
+    A server that ignores the number of samples asked for, or gives some without text, is asked again, with another
+    seed, for the rest. At temperature 0 all samples of a prompt are equal, so it is asked for one.
 
     Args:
         model: Its name on the server.
-        base_url: e.g. "http://localhost:8000/v1"; None: as the environment says, or OpenAI itself.
+        base_url: e.g. "http://localhost:8000/v1"; None: as the environment says, or OpenAI itself. Its query is sent
+            along with each request, and neither that nor a password in it is shown or written anywhere.
         api_key: None: OPENAI_API_KEY of the environment; a server of one's own may need none.
         concurrency: Prompts that are asked at a time.
         timeout: Longest wait for one answer, in seconds.
@@ -55,13 +64,15 @@ class EndpointGenerator:
         self.model = model
         self.name = f"endpoint:{model}"
         self.concurrency = concurrency
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
         self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)
+        self._secrets = Secrets(base_url or "", api_key)
 
     @property
     def base_url(self) -> str:
-        """Of the server, without a user or password in it."""
-        url = urlsplit(str(self._client.base_url))
-        return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
+        """Of the server, without a user, password or key in it."""
+        return public_url(str(self._client.base_url))
 
     def settings(self) -> dict[str, Any]:
         return {"generator": "endpoint", "model": self.model, "base_url": self.base_url}
@@ -98,41 +109,66 @@ class EndpointGenerator:
 
     def _choices(self, row: int, prompt: Text, asked: int, sampling: Sampling) -> list[tuple[str, bool, int]]:
         """As many texts as asked for, each with whether it ended and its seed, however few come at a time."""
-        choices, empty = [], 0
+        choices: list[tuple[str, bool, int]] = []
+        empty = 0  # answers in a row
         while len(choices) < asked:
-            seed = stable_seed(sampling.seed, row, *([len(choices)] if choices else []))
-            came = self._ask(prompt, asked - len(choices), seed, sampling)[: asked - len(choices)]
-            choices += [(text, ended, seed) for text, ended in came]
-            empty = 0 if came else empty + 1
-            if empty == EMPTY_ANSWERS:
-                raise self._error(
-                    f"it gave {len(choices)} of the {asked} completions that prompt {row} should get, and then "
-                    f"{EMPTY_ANSWERS} answers without any"
-                )
+            seed = stable_seed(sampling.seed, row, *([len(choices)] if choices else []), *["again"] * empty)
+            try:
+                came = self._ask(prompt, asked - len(choices), seed, sampling)[: asked - len(choices)]
+            except NoText as error:
+                empty += 1
+                if empty == EMPTY_ANSWERS:
+                    raise self._error(
+                        f"it gave {len(choices)} of the {asked} completions that prompt {row} should get, and then "
+                        f"{EMPTY_ANSWERS} answers without any; the last was {error}"
+                    ) from None
+            else:
+                choices += [(text, ended, seed) for text, ended in came]
+                empty = 0
         return choices
 
     def _ask(self, prompt: Text, n: int, seed: int, sampling: Sampling) -> list[tuple[str, bool]]:
         """One request."""
+        answer = self._answer(prompt, {"model": self.model, "n": n, "seed": seed, **request_options(sampling)})
+        try:
+            texts, without = texts_and_ends(answer)
+        except json.JSONDecodeError:  # e.g. a web page
+            raise self._error(
+                f"it could not be asked: it answered something else than JSON ({answer[:80]!r}); does its base_url end "
+                "in /v1?"
+            ) from None
+        if without:
+            first = self._secrets.hidden(excerpt(without[0]))
+            warnings.warn(
+                f"{self._call}: {len(without)} of {len(texts) + len(without)} completions of {self._secrets.hidden(excerpt(prompt))} "
+                f"came without text and are asked for again, e.g. {first}",
+                stacklevel=2,
+            )
+        return texts
+
+    def _answer(self, prompt: Text, options: dict[str, Any]) -> str:
+        """What it sends back, as it is. Errors are raised without their cause, which may repeat a key."""
         import openai
 
-        options = {"model": self.model, "n": n, "seed": seed, **request_options(sampling)}
         try:
             if isinstance(prompt, str):
-                answer = self._client.completions.create(prompt=prompt, **options)
+                answer = self._client.completions.with_raw_response.create(prompt=prompt, **options)
             else:
-                answer = self._client.chat.completions.create(messages=prompt, **options)
+                answer = self._client.chat.completions.with_raw_response.create(messages=prompt, **options)
         except openai.APIStatusError as error:
-            raise self._error(f"it refused ({error.message})") from error
-        except openai.APITimeoutError as error:
-            raise self._error(f"it did not answer within {self._client.timeout} s") from error
-        except (openai.OpenAIError, json.JSONDecodeError) as error:
-            raise self._error(f"it could not be asked ({error.__cause__ or error})") from error
-        if isinstance(answer, str):  # e.g. a web page
-            raise self._error(f"it answered something else than JSON ({answer[:80]!r}); does its base_url end in /v1?")
-        return [_text_and_end(choice) for choice in answer.choices or []]
+            raise self._error(f"it refused ({error.message})") from None
+        except openai.APITimeoutError:
+            raise self._error(f"it did not answer within {self._client.timeout} s") from None
+        except openai.OpenAIError as error:
+            raise self._error(f"it could not be asked ({error.__cause__ or error})") from None
+        return answer.http_response.text
+
+    @property
+    def _call(self) -> str:
+        return f"EndpointGenerator({self.model!r}, base_url={self.base_url!r})"
 
     def _error(self, what: str) -> EndpointError:
-        return EndpointError(f"EndpointGenerator({self.model!r}, base_url={self.base_url!r}): {what}. {KEPT}")
+        return EndpointError(f"{self._call}: {self._secrets.hidden(what)}. {KEPT}")
 
 
 def request_options(sampling: Sampling) -> dict[str, Any]:
@@ -157,19 +193,12 @@ def _client(base_url: str | None, api_key: str | None, *, timeout: float, max_re
         import openai
     except ImportError as error:
         raise ImportError('EndpointGenerator needs the openai client: pip install "trl-ext[endpoint]"') from error
-    own_server = base_url or os.environ.get("OPENAI_BASE_URL")
-    api_key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if own_server else None)
-    if api_key is None:
+    if api_key is None and base_url is None:
         raise ValueError(
             "EndpointGenerator(base_url=None, api_key=None): OpenAI's own server needs a key. Give api_key, set "
             "OPENAI_API_KEY, or give the base_url of another server."
         )
-    return openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
-
-
-def _text_and_end(choice) -> tuple[str, bool]:
-    """Of a choice of either kind."""
-    from openai.types import CompletionChoice
-
-    text = choice.text if isinstance(choice, CompletionChoice) else choice.message.content
-    return text or "", choice.finish_reason == "stop"
+    address, query = (None, None) if base_url is None else address_and_query(base_url)
+    return openai.OpenAI(
+        base_url=address, default_query=query, api_key=api_key or "none", timeout=timeout, max_retries=max_retries
+    )

@@ -1,0 +1,115 @@
+"""What a server answered, judged by its shape, and its address, without the keys that are in it."""
+
+import json
+import logging
+from typing import Any
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
+
+EXCERPT = 200  # characters of an answer that a message quotes
+SHORTEST_SECRET = 4  # characters; less is found everywhere
+LOGGERS = ("httpx", "httpx2", "openai._base_client")  # which write down the address of each request
+
+
+class NoText(Exception):
+    """An answer without a single completion; its text is what came."""
+
+
+def texts_and_ends(answer: str) -> tuple[list[tuple[str, bool]], list[Any]]:
+    """The completions in a server's answer, each with whether it ended, and the choices without text.
+
+    Raises:
+        json.JSONDecodeError: For what is no JSON.
+        NoText: Where no choice has text, with what came instead, such as the server's message.
+    """
+    content = json.loads(answer)
+    choices = content.get("choices") if isinstance(content, dict) else None
+    found = [(choice, text_and_end(choice)) for choice in choices] if isinstance(choices, list) else []
+    texts = [text for _, text in found if text is not None]
+    if not texts:
+        raise NoText(excerpt(content))
+    return texts, [choice for choice, text in found if text is None]
+
+
+def text_and_end(choice: Any) -> tuple[str, bool] | None:
+    """Of a choice of either kind; None where it has no text, also an empty one that did not come to its own end.
+
+    >>> text_and_end({"text": " Seoul.", "finish_reason": "stop"})
+    (' Seoul.', True)
+    >>> text_and_end({"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"})
+    """
+    if not isinstance(choice, dict):
+        return None
+    message = choice.get("message")
+    text = _joined(message.get("content") if isinstance(message, dict) else choice.get("text"))
+    ended = choice.get("finish_reason") == "stop"
+    return (text, ended) if text or (text is not None and ended) else None
+
+
+def excerpt(content: Any) -> str:
+    """What came, as JSON, in the length of a message."""
+    text = json.dumps(content, ensure_ascii=False)
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
+
+
+def _joined(content: Any) -> str | None:
+    """Text as it is, parts of a message's content joined; half of a character, which no file takes, as U+FFFD."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(parts) if parts and all(isinstance(part, str) for part in parts) else None
+    if not isinstance(content, str):
+        return None
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def public_url(url: str) -> str:
+    """A server's address without user, password, query and fragment, where keys may be.
+
+    >>> public_url("http://user:password@host:1/v1?key=secret")
+    'http://host:1/v1'
+    """
+    scheme, separator, place = url.partition("#")[0].partition("?")[0].rpartition("://")
+    host, slash, path = place.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
+def address_and_query(url: str) -> tuple[str, dict[str, str]]:
+    """A server's address without its query, and the query, which each request repeats behind its own path.
+
+    Raises:
+        ValueError: For what is no address; it does not repeat what may be a key.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:  # e.g. a port that is no number
+        good = False
+    if not good:
+        raise ValueError(
+            f"EndpointGenerator(base_url={public_url(url)!r}): expected an address such as 'http://localhost:8000/v1'."
+        )
+    return parts._replace(query="", fragment="").geturl(), dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
+class Secrets(logging.Filter):
+    """Keys that no message may repeat. As a filter, it takes them out of what a logger writes."""
+
+    def __init__(self, url: str, api_key: str | None):
+        super().__init__()
+        parts = urlsplit(url)
+        values = [api_key, parts.password or parts.username, *(value for _, value in parse_qsl(parts.query))]
+        values = [value for value in values if value is not None and len(value) >= SHORTEST_SECRET]
+        forms = {
+            form for value in values for form in (value, unquote(value), quote(value, safe=""), quote_plus(value))
+        }
+        self.forms = sorted(forms, key=len, reverse=True)
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(self)
+
+    def hidden(self, text: str) -> str:
+        for form in self.forms:
+            text = text.replace(form, "…")
+        return text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self.hidden(record.getMessage()), None
+        return True
