@@ -265,6 +265,20 @@ def test_what_exists_is_scored(folder):
     assert "score" in after.column_names
 
 
+def test_prompts_that_repeat_keep_their_own_samples(folder):
+    """Through the command, and in parts of another size and order."""
+    prompts = ["say it", "go", "say it", "say it"]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    run()
+    run("--file", "samples.parquet", generator="file", output="again.parquet")
+    before = pq.read_table("samples.parquet").to_pylist()
+    assert pq.read_table("again.parquet").to_pylist() == before
+    assert len({tuple(sample["completion_ids"]) for sample in before}) == 8
+    part = Part(0, (3, 0), (prompts[3], prompts[0]))
+    ((_, samples),) = FileGenerator("again.parquet").generate([part], Sampling(), Policy(None, byte_tokenizer()))
+    assert [sample["completion_ids"] for sample in samples] == [before[i]["completion_ids"] for i in (6, 7, 0, 1)]
+
+
 def test_raft_starts_from_the_output(folder):
     run(*NEARNESS)
     raft = trainer(

@@ -1,17 +1,21 @@
 """Completions from files: which prompts get which, and whose token ids are believed."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, tiny_llama
 
 from trl_ext.generation.file_generator import FileGenerator
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.sample_files import sample_schema
+from trl_ext.sequences.samples import as_completion
+from trl_ext.sequences.texts import text_of
+from trl_ext.sequences.token_ids import prompt_and_completion_ids
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 
 ROWS = [
@@ -221,3 +225,165 @@ def test_sampling_settings_mean_nothing(tmp_path, policy):
     assert list(FileGenerator(path).generate([part], hot, policy)) == list(
         FileGenerator(path).generate([part], replace(hot, temperature=0.5, seed=1), policy)
     )
+
+
+def four_each(prompts, path, fingerprint):
+    """What `generate` writes with K = 4: every completion is another."""
+    rows = [
+        {"row": row, "sample": sample, "prompt": prompt, "completion": f"{row}.{sample}"}
+        | {"prompt_ids": ids(prompt)[:-1], "completion_ids": ids(f"{row}.{sample}")}
+        for row, prompt in enumerate(prompts)
+        for sample in range(4)
+    ]
+    return grown(path, rows, fingerprint)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "pandas"])
+def test_our_own_file_comes_back_row_for_row(kind, tmp_path, policy):
+    """Also where prompts repeat, only some parts are asked for, and the file was converted since."""
+    prompts = ["a", "b", "a", "a"]
+    path = four_each(prompts, tmp_path / "s.parquet", tokenizer_fingerprint(policy.tokenizer))
+    if kind == "jsonl":
+        path = jsonl(tmp_path, pq.read_table(path).to_pylist())
+    elif kind == "pandas":  # which keeps no metadata of ours
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    parts = [Part(i, (row,), (prompts[row],)) for i, row in enumerate([0, 1, 2, 3])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is left out, so nothing is said
+        answers = list(FileGenerator(path).generate(parts, Sampling(num_generations=4), policy))
+        last = list(FileGenerator(path).generate(parts[3:], Sampling(num_generations=4), policy))
+    samples = [sample for _, samples in answers for sample in samples]
+    assert [s["completion"] for s in samples] == [f"{row}.{sample}" for row in range(4) for sample in range(4)]
+    assert [s["sample"] for s in samples] == [0, 1, 2, 3] * 4
+    assert last == answers[3:]
+
+
+def test_prompts_at_other_rows_than_in_our_own_file(tmp_path, policy):
+    path = four_each(["a", "b", "a"], tmp_path / "s.parquet", tokenizer_fingerprint(policy.tokenizer))
+    with pytest.warns(UserWarning, match=r"1 prompts stand at other rows .* at several, e.g. 'a' at 2"):
+        samples = ask(path, policy, prompts=("b", "a"))  # at 10 and 11
+    assert [s["completion"][0] for s in samples] == ["1"] * 4 + ["0"] * 4 + ["2"] * 4
+
+
+@pytest.mark.parametrize("columns", [{"row": 11}, {"row": "x", "sample": "y"}, {"row": 10.5, "sample": 0}])
+def test_a_file_by_others_may_have_a_column_of_our_names(columns, tmp_path, policy):
+    rows = [{"prompt": "a", "completion": text} | columns for text in ("one", "two")]
+    for write in (jsonl, parquet):
+        assert [s["completion"] for s in ask(write(tmp_path, rows), policy, prompts=("a",))] == ["one", "two"]
+
+
+def test_our_own_file_with_rows_of_others_behind_it(tmp_path, policy):
+    rows = [{"prompt": "a", "completion": "x", "row": 10, "sample": 0}, {"prompt": "b", "completion": "y"}]
+    assert [s["completion"] for s in ask(parquet(tmp_path, rows), policy, prompts=("a", "b"))] == ["x", "y"]
+
+
+def test_a_grow_with_nothing_but_the_data_sets_own(tmp_path, policy):
+    path = grown(tmp_path / "s.parquet", [{"prompt": "a", "completion": "x", "sample": -1}], "0")
+    with pytest.raises(ValueError, match="none of the prompts asked for, e.g. 'b'; its first is None"):
+        ask(path, policy)
+
+
+def test_prompts_that_repeat_are_counted(tmp_path, policy):
+    with pytest.warns(UserWarning, match=r"3 of the 4 prompts asked for repeat 1 prompts, e.g. 'a' 3 times"):
+        samples = ask(jsonl(tmp_path), policy, prompts=("a", "b", "a", "a"))
+    assert [s["completion"] for s in samples] == ["one", "three", "five", "two", *["one", "three", "five"] * 2]
+
+
+def test_what_is_not_given_is_counted(tmp_path, policy):
+    with pytest.warns(UserWarning, match=r"1 prompts have more than num_generations=2 completions, e.g. 'a' 3"):
+        ask(jsonl(tmp_path), policy, k=2)
+    with pytest.warns(UserWarning, match=r"no completion for 1 of the 2 prompts, e.g. '\?'"):
+        ask(jsonl(tmp_path), policy, prompts=("b", "?"))
+
+
+def refused_before_the_first_part(rows, policy, folder, message, *, write=jsonl):
+    parts = [Part(i, (i,), (prompt,)) for i, prompt in enumerate("ab")]
+    with pytest.raises(ValueError, match=rf"FileGenerator\('.*'\): .*{message}"):
+        next(FileGenerator(write(folder, rows)).generate(parts, Sampling(), policy))
+
+
+GOOD = {"prompt": "a", "completion": "x", "completion_ids": ids("x"), "prompt_ids": ids("a")[:-1]}
+LAST = {"prompt": "b", "completion": "y", "completion_ids": ids("y"), "prompt_ids": ids("b")[:-1]}
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"completion_ids": ids("z")}, "another tokenizer: the ids of 'y' are 'z' to the policy"),
+        ({"prompt_ids": [3]}, "another tokenizer: the prompt_ids of 'b' are not what the policy reads"),
+        ({"completion_ids": [3, 259]}, "the completion_ids of prompt 'b' have the id 259, and .* vocabulary has 259"),
+        ({"prompt_ids": [-1]}, "the prompt_ids of prompt 'b' have the id -1"),
+        ({"completion_ids": [2**40]}, "have the id 1099511627776"),
+        ({"prompt_ids": None}, "prompt 'b' has completion_ids without prompt_ids.*Give both"),
+        ({"completion_ids": []}, r"`completion_ids` of prompt 'b' are \[\], expected a list of whole numbers"),
+        ({"prompt_ids": []}, r"`prompt_ids` of prompt 'b' are \[\]"),
+        ({"completion_ids": [3, None]}, r"`completion_ids` of prompt 'b' are \[3, None\]"),
+        ({"completion": "why"}, "the ids of 'why' are 'y' to the policy"),
+    ],
+)
+def test_every_row_is_checked_before_the_first_part(wrong, message, write, tmp_path, policy):
+    refused_before_the_first_part([GOOD, GOOD, LAST | wrong], policy, tmp_path, message, write=write)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ended": "false"}, "`ended` of prompt 'b' is 'false', expected true or false"),
+        ({"ended": 0}, "`ended` of prompt 'b' is 0"),
+        ({"generator": 3}, "`generator` of prompt 'b' is 3, expected text"),
+        ({"seed": "7"}, "`seed` of prompt 'b' is '7', expected a whole number"),
+        ({"completion_ids": "3 4"}, "`completion_ids` of prompt 'b' are '3 4', expected a list"),
+        ({"completion_ids": [3.5]}, r"`completion_ids` of prompt 'b' are \[3.5\]"),
+    ],
+)
+def test_values_of_a_wrong_type(wrong, message, tmp_path, policy):
+    rows = [{"prompt": "a", "completion": "x"}, {"prompt": "b", "completion": "y"} | wrong]
+    refused_before_the_first_part(rows, policy, tmp_path, message)
+
+
+def test_a_text_that_was_changed_in_our_own_file(tmp_path, policy):
+    row = {"prompt": "a", "completion": "X", "prompt_ids": ids("a")[:-1], "completion_ids": ids("x")}
+    path = grown(tmp_path / "s.parquet", [row], tokenizer_fingerprint(policy.tokenizer))
+    with pytest.raises(ValueError, match="the ids of 'X' are 'x' to the policy"):
+        ask(path, policy)
+
+
+def test_ids_of_the_models_own_vocabulary(tmp_path, policy):
+    """Embeddings may have more rows than the tokenizer has words, and a model samples them."""
+    row = GOOD | {"completion_ids": [*ids("x")[:-1], 263, 1]}
+    wide = Policy(tiny_llama(policy.tokenizer, vocab_size=264), policy.tokenizer)
+    assert ask(jsonl(tmp_path, [row]), wide)[0]["completion_ids"] == row["completion_ids"]
+    narrow = Policy(tiny_llama(policy.tokenizer, vocab_size=263), policy.tokenizer)
+    refused_before_the_first_part([row], narrow, tmp_path, "have the id 263, and .* vocabulary has 263")
+
+
+def test_ids_that_were_read_from_the_text(tmp_path, policy):
+    """A text with a special token in it decodes to another, and is nevertheless its ids' text."""
+    text = "x<eos>y"
+    prompt, completion = prompt_and_completion_ids("a", text, policy.tokenizer)
+    row = {"prompt": "a", "completion": text, "prompt_ids": prompt, "completion_ids": completion}
+    assert ask(jsonl(tmp_path, [row]), policy)[0]["completion_ids"] == completion
+
+
+@pytest.mark.parametrize("has_ids", [True, False])
+@pytest.mark.parametrize("prompt", ["a", CHAT])
+def test_completions_that_are_too_long_are_left_out_aloud(prompt, has_ids, tmp_path, policy):
+    rows = []
+    for text in ("1234567", "12345678", "123456"):  # and an end token each
+        tokens = prompt_and_completion_ids(prompt, as_completion(prompt, text), policy.tokenizer)
+        given = dict(zip(("prompt_ids", "completion_ids"), tokens, strict=True)) if has_ids else {}
+        rows.append({"prompt": prompt, "completion": text} | given)
+    part = Part(0, (0,), (prompt,))
+    with pytest.warns(UserWarning, match="1 completions are longer than max_completion_length=8 and are left out"):
+        [(_, samples)] = FileGenerator(jsonl(tmp_path, rows)).generate(
+            [part], Sampling(max_completion_length=8), policy
+        )
+    assert [text_of(s["completion"]) for s in samples] == ["1234567", "123456"]
+    assert [s["sample"] for s in samples] == [0, 1]
+
+
+def test_text_needs_no_chat_template_where_nothing_is_trained(tmp_path, policy):
+    policy.tokenizer.chat_template = None
+    rows = [{"prompt": CHAT, "completion": "Seoul."}]
+    assert ask(jsonl(tmp_path, rows), policy, prompts=(CHAT,))[0]["completion"] == ANSWER

@@ -1,4 +1,5 @@
-from tiny import tokenizer_with_options
+import pytest
+from tiny import tiny_llama, tokenizer_with_options
 
 from trl_ext.generation.protocol import Policy
 from trl_ext.self_training.tokenising import tokenised
@@ -29,3 +30,12 @@ def test_the_policys_options_reach_the_template():
 def test_ids_that_are_there_stay(tokenizer):
     known = sample("ab", "cd") | {"prompt_ids": [1], "completion_ids": [2]}
     assert tokenised([known], Policy(None, tokenizer)) == [known]
+
+
+def test_what_passes_the_models_window_is_left_out_aloud():
+    tokenizer = tokenizer_with_options()
+    policy = Policy(tiny_llama(tokenizer, max_position_embeddings=8), tokenizer)
+    samples = [sample("ab", "12345"), sample("ab", "123456"), sample("abc", "12345", ended=False)]  # 8, 9 and 8 tokens
+    with pytest.warns(UserWarning, match=r"1 of 3 samples .* window of 8 tokens .*'file'.* row 0 with 9"):
+        read = tokenised(samples, policy)
+    assert [(one["prompt"], one["completion"]) for one in read] == [("ab", "12345"), ("abc", "12345")]

@@ -18,7 +18,9 @@ from trl_ext.trainer_kit.row_files import json_rows
 COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "ended", "generator", "seed")
 REQUIRED = COLUMNS[:2]
 IDS = COLUMNS[2:4]
-SAMPLE = "sample"  # of our own Grows: below 0, a completion of the data set, which the trainer mixes in itself
+ROW = "row"  # of files that a Grow or `generate` wrote: number of the prompt
+SAMPLE = "sample"  # of the same: below 0, a completion of the data set, which the trainer mixes in itself
+OWN = (ROW, SAMPLE)
 LINES = 1000  # of a JSONL file that are read at a time
 
 
@@ -32,7 +34,7 @@ def completion_files(path: Path) -> list[Path]:
 
 
 def completion_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Read a file piece by piece, with those of COLUMNS that it has.
+    """Read a file piece by piece, with those of COLUMNS that it has, and with ROW if it is one of our own.
 
     Raises:
         KeyError: Of a required column that it lacks.
@@ -82,9 +84,17 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
         for name in REQUIRED:
             if name not in present:
                 raise KeyError(name)
-        columns = [name for name in (*COLUMNS, SAMPLE) if name in present]
-        for batch in file.iter_batches(columns=columns):
-            yield _with_messages(batch.filter(pc.greater_equal(batch[SAMPLE], 0)) if SAMPLE in columns else batch)
+        own = all(name in present and pa.types.is_integer(file.schema_arrow.field(name).type) for name in OWN)
+        columns = [name for name in COLUMNS if name in present]
+        for batch in file.iter_batches(columns=[*columns, *(OWN if own else ())]):
+            yield _with_messages(_sampled(batch))
+
+
+def _sampled(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Without the data set's completions, where it has the columns OWN."""
+    if SAMPLE not in batch.schema.names:
+        return batch
+    return batch.filter(pc.fill_null(pc.greater_equal(batch[SAMPLE], 0), True)).drop_columns([SAMPLE])
 
 
 def _with_messages(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -101,4 +111,6 @@ def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
     rows = json_rows(path)
     while chunk := list(islice(rows, LINES)):
         columns = {name: [row[name] if name in REQUIRED else row.get(name) for row in chunk] for name in COLUMNS}
-        yield pa.RecordBatch.from_pydict(columns)
+        if all(type(row.get(name)) is int for row in chunk for name in OWN):
+            columns |= {name: [row[name] for row in chunk] for name in OWN}
+        yield _sampled(pa.RecordBatch.from_pydict(columns))

@@ -1,46 +1,46 @@
 """Completions that exist already: an expert's, people's, or an earlier run's, from a parquet or JSONL file."""
 
 import hashlib
-from collections import Counter, defaultdict
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from trl_ext.generation.completion_checks import DROP_IDS, RowChecks, WrongRow, in_form
 from trl_ext.generation.completion_files import (
-    COLUMNS,
-    IDS,
     REQUIRED,
     completion_batches,
     completion_files,
     is_text_or_messages,
-    key_of,
     tokenizer_of,
-    values_at,
 )
+from trl_ext.generation.completion_search import Asked, Found, find, notes
 from trl_ext.generation.protocol import Part, Policy, Sampling
-from trl_ext.sequences.samples import Sample, as_completion
-from trl_ext.sequences.texts import Text, text_of
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.texts import Text
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.row_files import UNREADABLE
-
-Found = dict[str, list[tuple[pa.RecordBatch, int]]]  # by prompt: where its completions are
 
 
 class FileGenerator:
     """Gives each prompt the completions that a file has for it, in the file's order, at most K.
 
-    Prompts are matched as they are written. A prompt that the file lacks gets none. The sampling settings, apart
-    from K, mean nothing here. Only the rows that are asked for stay in memory.
+    In a file that a Grow or `trl-ext generate` wrote, a prompt gets what was made for its row. Else prompts are matched
+    as they are written, and those that repeat get the same. A prompt that the file lacks gets none. A completion longer
+    than `max_completion_length` is left out. A warning counts each of these. The other sampling settings, apart from K,
+    mean nothing here. Only the rows that are asked for stay in memory.
 
     Args:
         path: A .parquet or .jsonl file, or a folder of .parquet files, e.g. `grow-000.parquet` of an earlier run. Its
             columns: `prompt` and `completion` (text or messages); if it has them also `prompt_ids`,
-            `completion_ids`, `ended` (true where missing), `generator` (the file's name where missing) and `seed`.
+            `completion_ids`, `ended` (true where missing), `generator` (the file's name where missing) and `seed`; with
+            `row` and `sample`, whole numbers, it is one of our own.
 
     Raises:
-        ValueError: If it is missing, empty, damaged, lacks a column, or holds ids of another vocabulary.
+        ValueError: If it is missing, empty, damaged, lacks a column, or holds ids that are not their text's. What is
+            asked for is checked before the first part comes.
     """
 
     def __init__(self, path: str | Path):
@@ -68,86 +68,67 @@ class FileGenerator:
     ) -> Iterator[tuple[Part, list[Sample]]]:
         """Yield each part with what the file has for it."""
         parts = list(parts)
-        found = self._find([prompt for part in parts for prompt in part.prompts], sampling.num_generations)
-        if not found and parts and parts[0].index == 0:  # else other parts may have had theirs before
+        asked = [pair for part in parts for pair in zip(part.rows, part.prompts, strict=True)]
+        found = find(self._batches(), asked, limit=sampling.num_generations)
+        if not found.counts and parts and parts[0].index == 0:  # else other parts may have had theirs before
             raise self._error(
-                f"it has none of the prompts asked for, e.g. {parts[0].prompts[0]!r}; its first is "
-                f"{next(self._batches())['prompt'][0].as_py()!r}",
+                f"it has none of the prompts asked for, e.g. {parts[0].prompts[0]!r}; its first is {self._first()!r}",
                 "Prompts must be the same to the letter, and text or messages on both sides",
             )
-        self._check_ids(found, policy)
+        self._check_vocabulary(policy)
+        self._check(found, asked, sampling, policy)
         for part in parts:
             rows = zip(part.rows, part.prompts, strict=True)
             yield part, [sample for row, prompt in rows for sample in self._samples(row, prompt, found)]
 
     def _samples(self, row: int, prompt: Text, found: Found) -> list[Sample]:
-        samples = []
-        for number, (batch, at) in enumerate(found.get(key_of(prompt), ())):
-            values = values_at(batch, at)
-            samples.append(
-                Sample(
-                    row=row,
-                    sample=number,
-                    prompt=prompt,
-                    completion=self._in_form(prompt, values["completion"]),
-                    prompt_ids=values["prompt_ids"],
-                    completion_ids=values["completion_ids"],
-                    ended=True if values["ended"] is None else values["ended"],
-                    generator=values["generator"] or self.name,
-                    seed=-1 if values["seed"] is None else values["seed"],
+        return [
+            Sample(
+                row=row,
+                sample=number,
+                prompt=prompt,
+                completion=in_form(prompt, values["completion"]),
+                prompt_ids=values["prompt_ids"],
+                completion_ids=values["completion_ids"],
+                ended=True if values["ended"] is None else values["ended"],
+                generator=values["generator"] or self.name,
+                seed=-1 if values["seed"] is None else values["seed"],
+            )
+            for number, values in enumerate(found.rows(found.place(row, prompt)))
+        ]
+
+    def _check(self, found: Found, asked: Asked, sampling: Sampling, policy: Policy) -> None:
+        """Raise for a row that is not what it says, leave out what is too long, and warn of what may not be expected."""
+        checks = RowChecks(policy, sampling.max_completion_length)
+        said, long = notes(found, asked, limit=sampling.num_generations), []
+        for place in found.places(asked):
+            rows = found.rows(place)
+            try:
+                checks.check(rows)
+            except WrongRow as error:
+                raise self._error(*error.args) from None
+            fits = [checks.fits(row) for row in rows]
+            if not all(fits):
+                found.drop(place, fits)
+                long += [row["prompt"] for row, fit in zip(rows, fits, strict=True) if not fit]
+        if long:
+            said.append(
+                f"{len(long)} completions are longer than max_completion_length={sampling.max_completion_length} and "
+                f"are left out, e.g. of prompt {long[0]!r}. Raise it, or shorten them"
+            )
+        for sentence in said:
+            warnings.warn(f"FileGenerator({str(self.path)!r}): {sentence}.", stacklevel=3)
+
+    def _check_vocabulary(self, policy: Policy) -> None:
+        """Raise if ids are of another vocabulary, as our own files say."""
+        ours = tokenizer_fingerprint(policy.tokenizer)
+        for path in self._files:
+            if tokenizer_of(path) not in (None, ours):
+                raise self._error(
+                    f"a generator with another tokenizer: {path.name} was made with {tokenizer_of(path)}, the policy "
+                    f"has {ours}",
+                    DROP_IDS,
                 )
-            )
-        return samples
-
-    def _in_form(self, prompt: Text, completion: Text) -> Text:
-        """The completion as text for text, as messages for messages."""
-        if isinstance(completion, str):
-            return as_completion(prompt, completion)
-        if isinstance(prompt, str):
-            raise self._error(
-                f"prompt {prompt!r} is text, but its completion is messages", "Give both as text or both as messages"
-            )
-        return completion
-
-    def _find(self, prompts: list[Text], limit: int) -> Found:
-        """The rows that are asked for, at most `limit` of each prompt."""
-        asked = {key_of(prompt) for prompt in prompts}
-        found: Found = defaultdict(list)
-        counts: Counter[str] = Counter()
-        for batch in self._batches():
-            keep: list[tuple[str, int]] = []
-            for at, prompt in enumerate(batch["prompt"].to_pylist()):
-                key = None if prompt is None else key_of(prompt)
-                if key in asked and batch["completion"][at].is_valid and counts[key] < limit:
-                    counts[key] += 1
-                    keep.append((key, at))
-            kept = batch.take(pa.array([at for _, at in keep], pa.int64()))
-            for at, (key, _) in enumerate(keep):
-                found[key].append((kept, at))
-        return dict(found)
-
-    def _check_ids(self, found: Found, policy: Policy) -> None:
-        """Raise if ids are of another vocabulary: as our own files say, or as the first row that has them shows."""
-        ours, theirs = tokenizer_fingerprint(policy.tokenizer), [tokenizer_of(path) for path in self._files]
-        for path, fingerprint in zip(self._files, theirs, strict=True):
-            if fingerprint not in (None, ours):
-                raise self._other_tokenizer(f"{path.name} was made with {fingerprint}, the policy has {ours}")
-        if None not in theirs:
-            return
-        row = _first_with_ids(found)
-        if row["completion_ids"] is not None:
-            text = text_of(row["completion"])
-            decoded = text_of(policy.completion_texts([row["prompt"]], [row["completion_ids"]])[0])
-            if decoded.strip() != text.strip():
-                raise self._other_tokenizer(f"the ids of {text[:80]!r} are {decoded[:80]!r} to the policy")
-        if row["prompt_ids"] is not None and row["prompt_ids"] != policy.prompt_ids(row["prompt"]):
-            raise self._other_tokenizer(f"the prompt_ids of {row['prompt']!r} are not what the policy reads")
-
-    def _other_tokenizer(self, what: str) -> ValueError:
-        return self._error(
-            f"a generator with another tokenizer: {what}",
-            "Drop the columns prompt_ids and completion_ids, or give the tokenizer that made them",
-        )
 
     def _find_files(self) -> list[Path]:
         if not self.path.exists():
@@ -173,14 +154,9 @@ class FileGenerator:
                 "It is damaged or not what its name says: get it anew",
             ) from error
 
+    def _first(self) -> Text | None:
+        """Its first prompt; None if it holds only completions that a data set had."""
+        return next((batch["prompt"][0].as_py() for batch in self._batches() if len(batch)), None)
+
     def _error(self, what: str, remedy: str) -> ValueError:
         return ValueError(f"FileGenerator({str(self.path)!r}): {what}. {remedy}.")
-
-
-def _first_with_ids(found: Found) -> dict[str, Any]:
-    """The first row that has token ids; without any, a row of None."""
-    for places in found.values():
-        for batch, at in places:
-            if any(name in batch.schema.names and batch[name][at].is_valid for name in IDS):
-                return values_at(batch, at)
-    return dict.fromkeys(COLUMNS)
