@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from encoders import OneHot, saved_bert, tiny_bert, word_tokenizer
 from tiny import byte_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import BertModel
 
 from trl_ext import RelevanceReward
@@ -78,3 +80,97 @@ def test_what_may_be_a_hub_id_is_refused_on_first_use(name):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"RelevanceReward\(encoder=.*expected a folder written by save_pretrained"):
         RelevanceReward(str(tmp_path))(prompts=["a"], completions=["b"])
+
+
+@pytest.fixture(scope="module")
+def unit_path(tmp_path_factory, bert_path):
+    """A folder of a sentence-transformers model that normalises, as all-MiniLM-L6-v2 does."""
+    library = pytest.importorskip("sentence_transformers")
+    model = library.SentenceTransformer(bert_path, device="cpu")
+    model.append(library.sentence_transformer.modules.Normalize())
+    folder = tmp_path_factory.mktemp("unit")
+    model.save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def on_the_hub(tmp_path, monkeypatch):
+    """Makes the cache of a hub that cannot be reached hold some files of a folder, under the id owner/encoder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    load_encoder.cache_clear()
+
+    def put(folder, *, without=(), known_missing=(), whole=False):
+        repository, commit = tmp_path / "models--owner--encoder", "c0ffee".ljust(40, "0")
+        shutil.copytree(folder, repository / "snapshots" / commit, ignore=shutil.ignore_patterns(*without))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        for name in known_missing:
+            (repository / ".no_exist" / commit / name).parent.mkdir(parents=True, exist_ok=True)
+            (repository / ".no_exist" / commit / name).touch()
+        if whole:
+            (repository / "snapshots" / commit / ".gitattributes").touch()
+        return "owner/encoder"
+
+    return put
+
+
+def vectors_at(path):
+    model, tokenizer = load_encoder(str(path), "cpu", torch.float32)
+    return encode(model, tokenizer, TEXTS, max_length=64, batch_size=6)
+
+
+@pytest.mark.parametrize("kind", ["unit_path", "bert_path"])
+def test_an_id_means_what_its_files_mean_as_a_folder(kind, on_the_hub, request):
+    """A normalising encoder has vectors of length 1 either way, a plain one means of hidden states."""
+    folder = request.getfixturevalue(kind)
+    by_folder, by_id = vectors_at(folder), vectors_at(on_the_hub(folder, whole=True))
+    torch.testing.assert_close(by_id, by_folder, rtol=0, atol=0)
+    unit = torch.allclose(by_folder[1:].norm(dim=1), torch.ones(5), atol=1e-5)
+    assert unit == (kind == "unit_path")
+
+
+def test_a_cache_that_knows_of_no_modules_is_a_plain_encoder(on_the_hub, bert_path):
+    torch.testing.assert_close(
+        vectors_at(on_the_hub(bert_path, known_missing=["modules.json"])), vectors_at(bert_path)
+    )
+
+
+def test_a_part_of_a_repository_in_the_cache_is_not_guessed_from(on_the_hub, unit_path):
+    """Transformers alone fetches neither modules.json nor the folders beside it; taken as plain, it would not normalise."""
+    name = on_the_hub(unit_path, without=["modules.json", "*_*"])
+    with pytest.raises(
+        ValueError, match=r"RelevanceReward\(encoder='owner/encoder'\).*run `hf download owner/encoder`"
+    ):
+        load_encoder(name, "cpu", torch.float32)
+
+
+def test_a_copy_without_modules_json_is_refused(unit_path, on_the_hub, tmp_path):
+    shutil.copytree(unit_path, tmp_path / "copy", ignore=shutil.ignore_patterns("modules.json"))
+    for path in (tmp_path / "copy", on_the_hub(unit_path, without=["modules.json"], whole=True)):
+        with pytest.raises(ValueError, match=r"has 1_Pooling/config.json.*no modules.json.*copy or download it again"):
+            load_encoder(str(path), "cpu", torch.float32)
+
+
+def with_cls_and_sep():
+    """As a BERT's: [CLS] before each text and [SEP] behind it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<bos>", "<eos><pad>"])
+def test_a_text_without_a_token_of_its_own_has_no_vector(text):
+    tokenizer = with_cls_and_sep()
+    assert len(tokenizer("")["input_ids"]) == 2  # so that a model has something to read
+    vectors = encode(tiny_bert(tokenizer), tokenizer, [text, "a"], max_length=64, batch_size=2)
+    assert vectors[0].abs().sum() == 0 < vectors[1].abs().sum()
+
+
+def test_nor_has_it_where_sentence_transformers_pools(unit_path, tmp_path):
+    shutil.copytree(unit_path, tmp_path / "st")
+    with_cls_and_sep().save_pretrained(tmp_path / "st")
+    model, none = load_encoder(str(tmp_path / "st"), "cpu", torch.float32)
+    vectors = encode(model, none, ["", "a"], max_length=64, batch_size=2)
+    assert model.encode([""]).any() and vectors.norm(dim=1).tolist() == pytest.approx([0, 1])

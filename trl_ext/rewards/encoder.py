@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedTokenizerBase
 
+from trl_ext.rewards.encoder_repository import is_sentence_repository
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.overrides import replaced
@@ -24,11 +25,25 @@ def encode(
     """One vector per text, `(N, D)` in fp32.
 
     Mean of the last hidden state over a text's tokens; a `SentenceTransformer` (`tokenizer` None) pools in its own way.
-    What is longer than `max_length` tokens, or than the encoder's window, loses its beginning.
+    What is longer than `max_length` tokens, or than the encoder's window, loses its beginning. A text without a token of
+    its own, that is, with only those that the tokenizer puts around every text such as [CLS] and [SEP], says nothing: 0.
     """
     model.eval()
-    if tokenizer is None:
-        return _encode_with_sentence_transformer(model, texts, max_length=max_length, batch_size=batch_size)
+    way = _encode_with_sentence_transformer if tokenizer is None else _encode_with_mean
+    vectors, ids = way(model, tokenizer or model.tokenizer, texts, max_length=max_length, batch_size=batch_size)
+    silent = [not text.strip() for text in texts] if ids is None else _silent(tokenizer or model.tokenizer, texts, ids)
+    return vectors.masked_fill(torch.tensor(silent, device=vectors.device)[:, None], 0.0)
+
+
+def _silent(tokenizer: PreTrainedTokenizerBase, texts: list[str], ids: list[list[int]]) -> list[bool]:
+    """Of each text, whether it has no token of its own, but only those that are put around every text."""
+    around = {*tokenizer("")["input_ids"], *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    return [not text.strip() or around.issuperset(row) for text, row in zip(texts, ids, strict=True)]
+
+
+def _encode_with_mean(
+    model, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, max_length: int, batch_size: int
+) -> tuple[Tensor, list[list[int]]]:
     window = model_window(model.config) or max_length
     with replaced(tokenizer, truncation_side="left"):
         longest = min(max_length, window, tokenizer.model_max_length)
@@ -36,7 +51,7 @@ def encode(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length together: little padding
     batches = [[ids[i] for i in order[start : start + batch_size]] for start in range(0, len(ids), batch_size)]
     vectors = torch.cat([mean_pooled(model, batch) for batch in batches])
-    return vectors[torch.tensor(order).argsort()]
+    return vectors[torch.tensor(order).argsort()], ids
 
 
 @torch.no_grad()
@@ -55,20 +70,24 @@ def mean_pooled(model: nn.Module, ids: list[list[int]]) -> Tensor:
     return hidden.masked_fill(~mask[..., None], 0.0).sum(1) / lengths.clamp(min=1)
 
 
-def _encode_with_sentence_transformer(model, texts: list[str], *, max_length: int, batch_size: int) -> Tensor:
-    with _left_truncation(model, max_length):
+def _encode_with_sentence_transformer(
+    model, tokenizer, texts: list[str], *, max_length: int, batch_size: int
+) -> tuple[Tensor, list[list[int]] | None]:
+    with _left_truncation(model, max_length) as longest:
         vectors = model.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
-    return vectors.float()
+        ids = longest and tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+    return vectors.float(), ids
 
 
 @contextmanager
-def _left_truncation(model, max_length: int) -> Iterator[None]:
-    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # static embeddings read a text whole
-        yield
+def _left_truncation(model, max_length: int) -> Iterator[int | None]:
+    """Cut beginnings; yields the most tokens of a text, None where it is read whole, as static embeddings do."""
+    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        yield None
         return
     longest = min(max_length, model.max_seq_length or max_length)
     with replaced(model.tokenizer, truncation_side="left"), replaced(model, max_seq_length=longest):
-        yield
+        yield longest
 
 
 @functools.cache
@@ -78,14 +97,14 @@ def load_encoder(
     """The frozen encoder at a path or hub id, with its tokenizer; loaded once per process, device and dtype."""
     path = os.path.expanduser(path)
     try:
-        if (Path(path) / "modules.json").is_file():
+        if is_sentence_repository(path):
             return _load_sentence_transformer(path, device, dtype).requires_grad_(False), None
         model = AutoModel.from_pretrained(path, dtype=dtype).to(device)
     except (OSError, ValueError) as error:  # ValueError: a folder of something else
         raise ValueError(
             f"RelevanceReward(encoder={path!r}): expected a folder written by save_pretrained or the id of a model on "
             "the Hugging Face hub, and could load neither. Check the spelling; for an id, also that the hub can be "
-            f"reached (HF_HUB_OFFLINE) or that the model was downloaded before. transformers says: {error}"
+            f"reached (HF_HUB_OFFLINE) or that the model was downloaded before. The reason: {error}"
         ) from error
     tokenizer = tokenizer_at(path)
     if tokenizer is None:
