@@ -279,7 +279,7 @@ def test_our_own_file_with_rows_of_others_behind_it(tmp_path, policy):
 
 def test_a_grow_with_nothing_but_the_data_sets_own(tmp_path, policy):
     path = grown(tmp_path / "s.parquet", [{"prompt": "a", "completion": "x", "sample": -1}], "0")
-    with pytest.raises(ValueError, match="none of the prompts asked for, e.g. 'b'; its first is None"):
+    with pytest.raises(ValueError, match=r"none of the prompts asked for, e.g. 'b'; its first is None"):
         ask(path, policy)
 
 

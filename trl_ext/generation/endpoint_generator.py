@@ -8,14 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from trl_ext.generation.endpoint_answers import (
-    NoText,
-    Secrets,
-    address_and_query,
-    excerpt,
-    public_url,
-    texts_and_ends,
-)
+from trl_ext.generation.endpoint_answers import NoText, Secrets, address_and_query, excerpt, public_url, texts_and_ends
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
