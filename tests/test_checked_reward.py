@@ -94,3 +94,14 @@ def test_names_are_kept():
     assert checked_reward(LengthIncentive()).__name__ == "LengthIncentive"
     assert checked_reward(LengthIncentive(), name="shorter").__name__ == "shorter"
     assert not inspect.iscoroutinefunction(checked_reward(LengthIncentive()))
+
+
+@pytest.mark.parametrize(("name", "logged"), [(None, "r3/near"), ("custom_1", "r3/near_1")])
+def test_what_a_reward_logs_is_told_apart_too(name, logged):
+    def custom(completions, log_metric, **columns):
+        log_metric("r3/near", 2.0)
+        return [1.0] * len(completions)
+
+    seen = {}
+    checked_reward(custom, name=name)(completions=COMPLETIONS, log_metric=seen.__setitem__)
+    assert seen == {logged: 2.0}

@@ -52,8 +52,9 @@ def checked_reward(function: Callable, *, name: str | None = None, keep_invalid:
     """Wrap a reward function so that a bad answer is an error that names its row.
 
     Good answers are one finite number per completion, or `None` where the function does not apply. The wrapper keeps
-    the function's name, unless it is given another, and whether it is async. With `keep_invalid`, a number that is not
-    finite comes back as NaN, for a caller that drops such rows.
+    the function's name, unless it is given another, and whether it is async. A name that adds a number to it adds that
+    to the metrics which the function logs, too. With `keep_invalid`, a number that is not finite comes back as NaN, for
+    a caller that drops such rows.
 
     >>> def length(completions, **kwargs):
     ...     return [float("nan") if not text else len(text) for text in completions]
@@ -64,16 +65,22 @@ def checked_reward(function: Callable, *, name: str | None = None, keep_invalid:
 None where it does not apply.
     """
     inner = _unwrapped(function)
-    name = name or reward_name(function)
+    own_name = reward_name(function)
+    name = name or own_name
+    end = name.removeprefix(own_name) if name.startswith(own_name) else ""
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(inner.__call__):
 
         async def scored(**columns):
-            return check_scores(await function(**columns), columns["completions"], name, keep_invalid=keep_invalid)
+            return check_scores(
+                await function(**_logging(columns, end)), columns["completions"], name, keep_invalid=keep_invalid
+            )
 
     else:
 
         def scored(**columns):
-            return check_scores(function(**columns), columns["completions"], name, keep_invalid=keep_invalid)
+            return check_scores(
+                function(**_logging(columns, end)), columns["completions"], name, keep_invalid=keep_invalid
+            )
 
     functools.update_wrapper(scored, function, assigned=("__module__", "__doc__"), updated=())
     scored.__name__ = name
@@ -94,6 +101,14 @@ def check_scores(scores: Iterable, completions: list, name: str, *, keep_invalid
             "per completion; return None for those it does not apply to."
         )
     return [_check(score, row, completions[row], name, keep_invalid) for row, score in enumerate(scores)]
+
+
+def _logging(columns: dict[str, Any], end: str) -> dict[str, Any]:
+    """The columns, where `log_metric` adds `end` to each name."""
+    log = columns.get("log_metric")
+    if log is None or not end:
+        return columns
+    return columns | {"log_metric": lambda metric, value: log(metric + end, value)}
 
 
 def _unwrapped(function: Callable) -> Callable:
