@@ -71,7 +71,7 @@ def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | 
         )
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         module = reward.module if isinstance(reward, LearnedReward) else reward
-        if value_model is not None and module is value_model:
+        if not isinstance(value_model, str | None) and module is value_model:  # a path is loaded anew
             raise ValueError(
                 f"PPOTrainer(value_model={type(module).__name__}): it is also one of reward_funcs, and training it "
                 "would change the scores. Give its path, or copy.deepcopy(model)."
