@@ -153,6 +153,12 @@ class ResumableTrainer:
         with replaced(self.args, _setup_devices=device):
             super()._load_optimizer_and_scheduler(checkpoint)
 
+    def _load_callback_state(self):
+        super()._load_callback_state()
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        if best.is_dir():  # the state names it where it was before the run's folder was moved or copied
+            self.state.best_model_checkpoint = str(best)
+
     # Writing one
 
     def _save_checkpoint(self, model, trial):
