@@ -1,4 +1,5 @@
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,13 @@ def test_a_copy_without_modules_json_is_refused(unit_path, on_the_hub, tmp_path)
     shutil.copytree(unit_path, tmp_path / "copy", ignore=shutil.ignore_patterns("modules.json"))
     for path in (tmp_path / "copy", on_the_hub(unit_path, without=["modules.json"], whole=True)):
         with pytest.raises(ValueError, match=r"has 1_Pooling/config.json.*no modules.json.*copy or download it again"):
+            load_encoder(str(path), "cpu", torch.float32)
+
+
+def test_without_sentence_transformers_its_models_are_not_read_in_another_way(unit_path, on_the_hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for path in (unit_path, on_the_hub(unit_path, whole=True)):
+        with pytest.raises(ImportError, match=r"is a sentence-transformers model: pip install 'trl-ext\[encoders\]'"):
             load_encoder(str(path), "cpu", torch.float32)
 
 
