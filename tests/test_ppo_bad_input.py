@@ -195,9 +195,8 @@ def test_frozen_adapter(tmp_path):
 
 
 def test_r3_without_its_columns(tmp_path):
-    trainer = ppo_trainer(tmp_path, reward_funcs=R3Reward(max_completion_length=5))
     with pytest.raises(ValueError, match="query_type"):
-        trainer.train()
+        ppo_trainer(tmp_path, reward_funcs=R3Reward(max_completion_length=5))
 
 
 def test_r3_for_another_completion_length(tmp_path):

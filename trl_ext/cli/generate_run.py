@@ -16,6 +16,7 @@ from trl_ext.cli.prompt_files import read_prompts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
 from trl_ext.rewards.reward_callables import reward_callables
+from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.self_training.grow import with_scores
 from trl_ext.trainer_kit.run_record import data_fingerprint, write_record
@@ -35,6 +36,7 @@ def generate(args: Namespace) -> None:
         return
     check_parts(files, record)
     scorer = make_scorer(args)
+    check_reward_columns(scorer.rewards, prompts, call=f"--prompts {args.prompts}")
     parts = make_parts(list(range(len(prompts))), list(prompts["prompt"]), size=args.prompts_per_part)
     if not all(files.is_sampled(part.index) for part in parts):
         policy = make_policy(args)

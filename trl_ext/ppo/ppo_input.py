@@ -11,6 +11,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
+from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
@@ -76,6 +77,17 @@ def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | 
                 f"PPOTrainer(value_model={type(module).__name__}): it is also one of reward_funcs, and training it "
                 "would change the scores. Give its path, or copy.deepcopy(model)."
             )
+
+
+def check_columns(rewards: list[Callable], train: Rows | None, evaluation: EvalRows | None) -> None:
+    """Raise a ValueError for a reward that would find a column missing, or unusable, after the first rollout."""
+    several = evaluation if isinstance(evaluation, dict) else {"": evaluation}
+    named = {"train_dataset": train} | {
+        f"eval_dataset{name and f'[{name!r}]'}": rows for name, rows in several.items()
+    }
+    for name, rows in named.items():
+        if isinstance(rows, Dataset | IterableDataset):
+            check_reward_columns(rewards, rows, call=f"PPOTrainer({name}=…)")
 
 
 def non_empty(rollout_func: Callable | None) -> Callable | None:

@@ -22,6 +22,7 @@ from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
     EvalRows,
     Rows,
+    check_columns,
     check_policy,
     check_prompts,
     check_sampling,
@@ -131,11 +132,14 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
         check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
+        rewards = reward_callables(reward_funcs, reward_processing_classes, args)
+        if rollout_func is None:  # which may add columns
+            check_columns(rewards, train_dataset, eval_dataset)
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(
                 model=model,
-                reward_funcs=reward_callables(reward_funcs, reward_processing_classes, args),
+                reward_funcs=rewards,
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,

@@ -14,6 +14,8 @@ from torch import Tensor, finfo, float32
 LARGEST = finfo(float32).max  # which trainers compute in
 UNORDERED = str | bytes | Mapping | Set  # they can be iterated, and are no list of scores
 
+from trl_ext.rewards.reward_columns import check_columns
+
 
 def reward_name(function: Callable) -> str:
     """What a reward is logged as: a function's name, or an object's class."""
@@ -84,6 +86,7 @@ None where it does not apply.
 
     functools.update_wrapper(scored, function, assigned=("__module__", "__doc__"), updated=())
     scored.__name__ = name
+    scored.__dict__["check_columns"] = functools.partial(check_columns, function)
     return scored
 
 

@@ -18,6 +18,8 @@ from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.overrides import replaced
 
+PROBES = ("Why?", "What is the capital of Korea?", "It is Seoul, a city of ten million people on the river Han.")
+
 
 def encode(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, texts: list[str], *, max_length: int, batch_size: int
@@ -88,6 +90,19 @@ def _left_truncation(model, max_length: int) -> Iterator[int | None]:
     longest = min(max_length, model.max_seq_length or max_length)
     with replaced(model.tokenizer, truncation_side="left"), replaced(model, max_seq_length=longest):
         yield longest
+
+
+def common_length(vectors: Tensor) -> float | None:
+    """The length that all of an encoder's vectors have, within 1 %; None where it differs, or fewer than three tell.
+
+    >>> common_length(torch.tensor([[3.0, 4.0], [5.0, 0.0], [0.0, 5.0], [0.0, 0.0]]))  # a text without a token tells nothing
+    5.0
+    """
+    vectors = vectors[vectors.any(dim=1)]
+    lengths = vectors.norm(dim=1)
+    if not len(lengths) or lengths.max() - lengths.min() > 0.01 * lengths.max() or len(vectors.unique(dim=0)) < 3:
+        return None
+    return lengths.mean().item()
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Relevance of a completion to its question or to a reference answer. N completions, D dimensions."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -8,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.rewards.encoder import encode, is_missing_folder, is_sentence_transformer, load_encoder
+from trl_ext.rewards.encoder import (
+    PROBES,
+    common_length,
+    encode,
+    is_missing_folder,
+    is_sentence_transformer,
+    load_encoder,
+)
+from trl_ext.rewards.reward_columns import Columns
 from trl_ext.sequences.texts import last_user_text, text_of
 from trl_ext.trainer_kit.device import default_device
 
@@ -69,6 +78,8 @@ class RelevanceReward:
         batch_size: Texts per forward pass, sorted by length; repeated ones are encoded once.
         device: Of an encoder given by name; by default CUDA where there is one, else the CPU.
         dtype: Of an encoder given by name; by default fp32.
+        top_relevance: What R³ takes for the best relevance: a ValueError where the encoder's vectors, all of one length,
+            could never reach it. None: any will do.
     """
 
     encoder: str | os.PathLike | nn.Module = "facebook/contriever"
@@ -81,6 +92,7 @@ class RelevanceReward:
     batch_size: int = 64
     device: str | torch.device | None = None
     dtype: str | torch.dtype | None = None
+    top_relevance: float | None = None
 
     def __post_init__(self):
         self._check_choices()
@@ -95,16 +107,43 @@ class RelevanceReward:
 
     def __call__(self, *, prompts: list, completions: list, reference: list | None = None, **kwargs) -> list[float]:
         answers = [text_of(completion) for completion in completions]
-        targets = [last_user_text(p) for p in prompts] if self.to == "prompt" else self._references(reference, answers)
+        beside = [f"beside the completion {answer[:60]!r}" for answer in answers]
+        targets = [last_user_text(p) for p in prompts] if self.to == "prompt" else self._references(reference, beside)
         texts = list(dict.fromkeys(targets + answers))
         row = {text: i for i, text in enumerate(texts)}
-        model, tokenizer = self._load()
-        vectors = encode(model, tokenizer, texts, max_length=self.max_length, batch_size=self.batch_size)
+        vectors = self._vectors(texts)
         left, right = vectors[[row[text] for text in targets]], vectors[[row[text] for text in answers]]
         scores = similarities(left, right, kind=self.similarity)
         if self.contrast:
             scores = scores - mean_to_others(targets, left, right, kind=self.similarity)
         return scores.tolist()
+
+    def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
+        """Raise a ValueError where a reference is missing, or the encoder, or it cannot reach `top_relevance`."""
+        texts = []
+        if self.to == "reference" and rows:
+            given = columns.get("reference")
+            texts = self._references(given and [given[i] for i in rows], [f"in row {i}" for i in rows])
+        if rows:
+            self._vectors(list(dict.fromkeys([*texts[: self.batch_size], *PROBES])))
+
+    def _vectors(self, texts: list[str]) -> Tensor:
+        model, tokenizer = self._load()
+        options = {"max_length": self.max_length, "batch_size": self.batch_size}
+        vectors = encode(model, tokenizer, texts, **options)
+        if self.top_relevance is not None and self.similarity == "dot":
+            few = len(texts) < 3 and tokenizer is None  # which may normalise
+            self._check_reach(common_length(encode(model, tokenizer, list(PROBES), **options) if few else vectors))
+        return vectors
+
+    def _check_reach(self, length: float | None) -> None:
+        if length is not None and self.top_relevance > 1.02 * length**2:
+            raise ValueError(
+                f"R3Reward(top_relevance={self.top_relevance}): all vectors of this encoder have the length {length:.3g}, so "
+                f"that no relevance is above {length**2:.3g}, and closed answers would earn at most "
+                f"{length**2 / self.top_relevance:.2f} of what the paper means. Give top_relevance={length**2:.3g}, or the "
+                "best that you see."
+            )
 
     def _load(self) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
         if not isinstance(self.encoder, (str, os.PathLike)):
@@ -112,17 +151,17 @@ class RelevanceReward:
         device = self.device or default_device()
         return load_encoder(os.fspath(self.encoder), device, self.dtype or torch.float32)
 
-    def _references(self, reference: list | None, answers: list[str]) -> list[str]:
+    def _references(self, reference: list | None, places: list[str]) -> list[str]:
         if reference is None:
             raise ValueError(
                 "RelevanceReward(to='reference') expected a column `reference` with the right answers, and the dataset "
                 "has none. Add it, or measure relevance to the prompt."
             )
-        for text, answer in zip(reference, answers, strict=True):
+        for text, place in zip(reference, places, strict=True):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
-                    f"RelevanceReward(to='reference') expected a text in the column `reference`, got {text!r} beside "
-                    f"the completion {answer[:60]!r}. Fill it in, or give the row a query type that needs no reference."
+                    f"RelevanceReward(to='reference') expected a text in the column `reference`, got {text!r} {place}. "
+                    f"Fill it in, or give the row a query type that needs no reference."
                 )
         return list(reference)
 

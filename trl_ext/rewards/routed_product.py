@@ -6,6 +6,8 @@ from math import prod
 from statistics import fmean
 from typing import Protocol
 
+from trl_ext.rewards.reward_columns import Columns, check_columns
+
 LogMetric = Callable[[str, float], None]
 
 
@@ -63,6 +65,14 @@ class RoutedProduct:
         if log_metric is not None:
             self._log(log_metric, values, columns)
         return [route.scale * prod(values[f][i] for f in route.factors) for i, route in enumerate(routes)]
+
+    def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
+        """Raise a ValueError for a query type without a route, and for what a factor lacks in the rows that ask for it."""
+        kinds = columns.get("query_type")
+        routes = self._routes_of(kinds if kinds is None else [kinds[i] for i in rows], columns)
+        for factor in dict.fromkeys(factor for route in self.routes for factor in route.factors):
+            own = [i for i, route in zip(rows, routes, strict=True) if factor in route.factors]
+            check_columns(factor, columns, own)
 
     def _factor_values(self, routes: list[Route], columns: dict) -> dict[Factor, dict[int, float]]:
         """Of each factor, its value in every row that asks for it."""

@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.generation.protocol import OWN_GENERATORS
+from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.sequences.windows import check_windows
@@ -130,6 +131,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
                 "so it would not be evaluated before its end. Lower eval_steps."
             )
     for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
+        check_reward_columns(grower.scorer.rewards, dataset, call=f"{trainer}({name}=…)")
         if dataset is not None:
             check_windows(
                 dataset["prompt"],

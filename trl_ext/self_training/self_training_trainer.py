@@ -25,6 +25,7 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.rewards.reward_callables import Reward, reward_callables
+from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow import Grower, schedule_of
 from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
@@ -140,13 +141,13 @@ class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[
         if not isinstance(train_dataset["prompt"][0], str):
             end_with_turn(self.model, self.processing_class, call=name, **(args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
-        rewards = reward_callables(
+        self.reward_funcs = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.held_out_prompts = eval_dataset
         self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
-        self.grower = self._make_grower(train_dataset, generator or self.sampler, rewards)
+        self.grower = self._make_grower(train_dataset, generator or self.sampler, self.reward_funcs)
         check_run(self.grower, eval_dataset, trainer=name)
         self.schedule, self.table = self.grower.schedule, StageTable()
         self.run_folder = RunFolder(self.grower, name)
@@ -255,6 +256,7 @@ class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
         check_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)
+        check_reward_columns(self.reward_funcs, eval_dataset, call=f"{type(self).__name__}.evaluate(eval_dataset=…)")
         with replaced(self, held_out_prompts=eval_dataset):
             return super().evaluate(references(eval_dataset, self.args), *args, **kwargs)
 

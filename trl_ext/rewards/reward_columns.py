@@ -1,0 +1,81 @@
+"""Which columns of the data set a reward reads, asked before anything is sampled."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from datasets import Dataset, IterableDataset
+
+SAMPLED = ("prompt", "completion", "completion_ids")  # rewards get these as they are sampled
+GIVEN = frozenset(
+    ("prompts", "completions", "completion_ids", "completion_ended", "trainer_state", "log_metric", "log_extra")
+)
+Columns = Mapping[str, Sequence]
+
+
+@runtime_checkable
+class ReadsColumns(Protocol):
+    """A reward that says more of the columns that it reads than its parameters do."""
+
+    def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
+        """Raise a ValueError unless these rows of the columns have what the reward will read, and it can run at all."""
+
+
+def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | IterableDataset | None, *, call: str) -> None:
+    """Raise a ValueError for the first reward that lacks a column of the data set, or cannot read it.
+
+    Args:
+        rewards: Callables in TRL's protocol.
+        dataset: The rows that they will score; of a stream only the first is looked at. None: there is nothing to check.
+        call: Who asks, and where the rows are from, for the message.
+    """
+    if dataset is None:
+        return
+    columns, rows = _columns_and_rows(dataset)
+    for reward in rewards:
+        try:
+            check_columns(reward, columns, rows)
+        except ValueError as error:
+            raise ValueError(f"{call}: {error}") from error
+
+
+def check_columns(reward: Callable, columns: Columns, rows: Sequence[int]) -> None:
+    """Ask a reward whether it can read some rows of the columns; a function says so by its parameters.
+
+    >>> def exact(completions, answer, **columns): ...
+    >>> check_columns(exact, {"solution": ["4"]}, rows=[0])
+    Traceback (most recent call last):
+    ...
+    ValueError: the reward 'exact' reads the column `answer`, and the columns are ['solution']. Add or rename it, or \
+give the parameter a default.
+    """
+    if isinstance(reward, ReadsColumns):
+        reward.check_columns(columns, rows)
+        return
+    missing = [name for name in _required(reward) if name not in columns and name not in GIVEN]
+    if missing and rows:
+        name, sampled = getattr(reward, "__name__", type(reward).__name__), missing[0] in SAMPLED
+        advice = (
+            f"Rewards get it as `{missing[0]}s`." if sampled else "Add or rename it, or give the parameter a default."
+        )
+        raise ValueError(
+            f"the reward {name!r} reads the column `{missing[0]}`, and the columns are {list(columns)}. {advice}"
+        )
+
+
+def _required(reward: Callable) -> list[str]:
+    """Names of the arguments without which it cannot be called."""
+    try:
+        parameters = inspect.signature(reward, follow_wrapped=False).parameters.values()
+    except ValueError:  # of some that are written in C
+        return []
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in by_name and p.default is inspect.Parameter.empty]
+
+
+def _columns_and_rows(dataset: Dataset | IterableDataset) -> tuple[Columns, Sequence[int]]:
+    """The columns that reach rewards, and the numbers of the rows that are looked at."""
+    if isinstance(dataset, Dataset):
+        return {name: dataset[name] for name in dataset.column_names if name not in SAMPLED}, range(len(dataset))
+    first = next(iter(dataset), {})
+    return {name: [value] for name, value in first.items() if name not in SAMPLED}, range(1 if first else 0)
