@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 from encoders import OneHot, saved_bert, word_tokenizer
 from ppo_case import ppo_trainer
+from self_training_case import trainer as raft_trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import R3Reward, RelevanceReward
@@ -168,6 +169,7 @@ def test_missing_columns_and_unknown_types_are_refused(reward):
     ("options", "message"),
     [
         ({"max_completion_length": 0}, r"R3Reward\(max_completion_length=0\): expected a positive number"),
+        ({"top_relevance": math.nan}, r"R3Reward\(top_relevance=nan\): expected a positive number"),
         ({"top_relevance": -1.0}, r"R3Reward\(top_relevance=-1.0\): expected a positive number"),
         ({"relevance": RelevanceReward(similarity="cosine")}, r"cosine is at most 1.*top_relevance=1.0"),
     ],
@@ -229,3 +231,59 @@ def test_its_length_is_the_trainers_unless_given(bert_path, tmp_path):
     trainer = ppo_trainer(tmp_path, reward_funcs=reward, columns={"query_type": ["open"] * 16, "reference": [""] * 16})
     inner = trainer.reward_funcs[0].__wrapped__
     assert inner == replace(reward, max_completion_length=5)
+
+
+@pytest.fixture(scope="module")
+def unit_encoder(bert_path):
+    """An encoder with vectors of length 1, as most sentence-transformers models."""
+    library = pytest.importorskip("sentence_transformers")
+    model = library.SentenceTransformer(bert_path, device="cpu")
+    model.append(library.sentence_transformer.modules.Normalize())
+    return model
+
+
+CLOSED = {"prompts": ["1+1?"], "completions": ["two"], "query_type": ["closed"], "reference": ["2"]}
+
+
+def test_a_top_that_no_vector_can_reach_is_refused_whatever_the_similarity_is_called(unit_encoder, bert_path):
+    """The product of two vectors of length 1 is at most 1: with 3.5 the right answer would earn 1 / 3.5 of F's best."""
+    reward = R3Reward(relevance=RelevanceReward(unit_encoder), max_completion_length=350)
+    message = r"top_relevance=3.5\).*length 1, so that no relevance is above 1.*at most 0.29.*Give top_relevance=1"
+    with pytest.raises(ValueError, match=message):
+        reward(**CLOSED)
+    with pytest.raises(ValueError, match=message):
+        reward(**{name: values * 3 for name, values in CLOSED.items()} | {"completions": ["two", "2", "II"]})
+    with pytest.raises(ValueError, match=message):  # when a trainer is built
+        reward.check_columns({"query_type": ["closed"], "reference": ["2"]}, rows=[0])
+    same = replace(reward, top_relevance=1.0)(**CLOSED | {"completions": ["2"]})
+    assert same == pytest.approx([3.5])  # v = 1, L / 100 = 3.5
+    R3Reward(relevance=RelevanceReward(bert_path), max_completion_length=350)(**CLOSED)  # of many lengths
+
+
+def test_who_says_nothing_earns_nothing(unit_encoder):
+    reward = R3Reward(relevance=RelevanceReward(unit_encoder), top_relevance=1.0, max_completion_length=64)
+    rows = {name: values * 3 for name, values in CLOSED.items()} | {"completions": ["", " ", "2"]}
+    assert reward(**rows) == pytest.approx([0.0, 0.0, 0.64])
+
+
+def test_its_length_shows(bert_path, caplog, tmp_path):
+    """The same object has the paper's L alone and the trainer's inside it; each says which, and the trainer's can be had."""
+    reward = R3Reward(relevance=RelevanceReward(bert_path))
+    assert "L=512" in repr(reward) and "L=256" in repr(replace(reward, max_completion_length=256))
+    with pytest.warns(UserWarning, match=r"outside a trainer of trl_ext: F takes L = 512"):
+        [alone] = reward(**CLOSED)
+    with caplog.at_level("INFO", logger="trl_ext"):
+        columns = {"query_type": ["closed"] * 16, "reference": ["2"] * 16}
+        trainer = ppo_trainer(tmp_path, reward_funcs=reward, columns=columns)
+    assert "R3Reward: L = 5, max_completion_length of PPOTrainer." in caplog.messages
+    assert trainer.reward_funcs[0](**CLOSED) == pytest.approx([alone * 5 / 512])
+
+
+def test_evaluation_scores_with_the_trainers_length(bert_path, tmp_path):
+    reward = R3Reward(relevance=RelevanceReward(bert_path))
+    rows = {"query_type": ["closed"] * 8, "reference": ["2"] * 8}
+    raft = raft_trainer(tmp_path, reward_funcs=reward, columns=rows)
+    assert raft.reward_funcs == raft.grower.scorer.rewards
+    with pytest.warns(UserWarning):
+        [alone] = reward(**CLOSED)
+    assert raft.reward_funcs[0](**CLOSED) == pytest.approx([alone * 6 / 512])

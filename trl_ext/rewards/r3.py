@@ -1,3 +1,5 @@
+import math
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from statistics import mean
@@ -64,10 +66,11 @@ class R3Reward(RoutedProduct):
 
     Args:
         max_completion_length: L, the trainer's limit on a completion, in tokens. None: that of the trainer of trl_ext
-            which it is given to, and 512, as in the paper, elsewhere.
+            which it is given to, and 512, as in the paper, elsewhere; what it is shows as `L`. A score means something
+            beside one of the same L only: outside the trainer, score with `trainer.reward_funcs[i]`, or give it here.
         relevance: Encoder and similarity of both relevances; `to` is the route's choice, a contrast the open one's.
         top_relevance: The relevance that is worth a completion of full length. Measure it for an encoder other than
-            Contriever; for cosine it is at most 1.
+            Contriever; for vectors of length 1, as of most sentence-transformers models, it is at most 1.
         tokenize: What LI and RP count, as in `LengthIncentive`.
     """
 
@@ -76,17 +79,29 @@ class R3Reward(RoutedProduct):
     relevance: RelevanceReward = field(default_factory=RelevanceReward)
     top_relevance: float = 3.5
     tokenize: Tokenize = wordpunct
+    L: int = field(init=False)
 
     def __post_init__(self):
         self._check()
         length, repetition = LengthIncentive(tokenize=self.tokenize), RepetitionPenalty(tokenize=self.tokenize)
         length_limit = self.max_completion_length or PAPER_LENGTH
         scale = closed_scale(max_completion_length=length_limit, top_relevance=self.top_relevance)
+        closed_relevance = replace(self.relevance, to="reference", contrast=False, top_relevance=self.top_relevance)
         routes = (
             Route("open", (replace(self.relevance, to="prompt"), length, repetition)),
-            Route("closed", (replace(self.relevance, to="reference", contrast=False), repetition), scale=scale),
+            Route("closed", (closed_relevance, repetition), scale=scale),
         )
+        object.__setattr__(self, "L", length_limit)
         object.__setattr__(self, "routes", routes)
+
+    def __call__(self, **columns) -> list[float]:
+        if self.max_completion_length is None and "closed" in (columns.get("query_type") or ()):
+            warnings.warn(
+                f"R3Reward(max_completion_length=None) outside a trainer of trl_ext: F takes L = {self.L}, the paper's. To "
+                "score as in training, give it that trainer's max_completion_length, or call `trainer.reward_funcs[i]`.",
+                stacklevel=2,
+            )
+        return super().__call__(**columns)
 
     def _log(self, log_metric: LogMetric, values: dict[Factor, dict[int, float]], columns: dict) -> None:
         super()._log(log_metric, values, columns)
@@ -102,7 +117,7 @@ class R3Reward(RoutedProduct):
     def _check(self) -> None:
         for option in ("max_completion_length", "top_relevance"):
             value = getattr(self, option)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"R3Reward({option}={value}): expected a positive number.")
         if self.relevance.similarity == "cosine" and self.top_relevance > 1:
             raise ValueError(

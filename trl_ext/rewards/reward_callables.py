@@ -1,6 +1,7 @@
 """Everything a user may give as a reward, turned into callables of TRL's protocol."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.r3 import R3Reward
 from trl_ext.rewards.weighted_rewards import check_weights
 
+logger = logging.getLogger("trl_ext")
 Reward = Callable[..., Any] | nn.Module | str  # a function in TRL's protocol, a reward model, or the path of one
 
 
@@ -65,6 +67,7 @@ def _callable(
             f"{trainer}(reward_funcs=…): {reward!r} is neither a function nor a reward model nor the path of one."
         )
     if isinstance(reward, R3Reward) and reward.max_completion_length is None:
+        logger.info("R3Reward: L = %d, max_completion_length of %s.", args.max_completion_length, trainer)
         return dataclasses.replace(reward, max_completion_length=args.max_completion_length)
     if isinstance(reward, R3Reward) and reward.max_completion_length != args.max_completion_length:
         raise ValueError(
