@@ -190,6 +190,33 @@ def test_what_else_comes_into_the_parts_folder_stays(folder, monkeypatch):
     assert os.listdir("samples") == ["notes.txt"] and pq.read_table("samples.parquet").num_rows == 10
 
 
+def test_killed_while_it_joined_its_parts(folder, monkeypatch):
+    """On a drive that cannot rename: the half of it is no file of others."""
+
+    def killed(files, *args):
+        files.finished.write_bytes(b"PAR1")
+        for kind in ("copying", "partial"):
+            (folder / f"samples.parquet.7.{kind}").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SampleFiles, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    (folder / "other.parquet.7.partial").touch()
+    run()
+    assert pq.read_table("samples.parquet").num_rows == 10
+    assert sorted(path.name for path in folder.glob("*.parquet*")) == ["other.parquet.7.partial", "samples.parquet"]
+
+
+def test_a_record_that_was_half_copied(folder):
+    (folder / "samples").mkdir()
+    (folder / "samples" / "self_training_run.json").write_text("{")
+    (folder / "samples" / "self_training_run.json.7.copying").touch()
+    run()
+    assert not (folder / "samples").exists()
+
+
 def test_killed_while_it_wrote_its_record(folder):
     (folder / "samples").mkdir()
     (folder / "samples" / "self_training_run.json.7.partial").write_text("{")
@@ -381,6 +408,7 @@ def test_a_column_that_would_take_anothers_name(folder, capsys):
         (("--num-generations", "0"), "Sampling(num_generations=0): expected at least 1"),
         (("--prompts-per-part", "0"), "--prompts-per-part 0: expected at least 1"),
         (("--output", "samples"), "--output samples: expected a name that ends in .parquet"),
+        (("--output", "rewards.py/a.parquet"), "expected a folder to write into, but 'rewards.py' is a file"),
         (("--model", "no/model"), "--model no/model: it cannot be loaded"),
         (("--adapter", "no-adapter"), "--adapter no-adapter: it cannot be loaded"),
         (("--tokenizer", "rewards.py"), "no tokenizer could be loaded from rewards.py"),

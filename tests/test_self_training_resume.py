@@ -1,5 +1,6 @@
 """Killed anywhere, a resumed run samples no finished part again and ends bit for bit like one that was left alone."""
 
+import errno
 import hashlib
 import json
 import os
@@ -178,6 +179,26 @@ def test_killed_at_random_points_a_run_ends_alike(tmp_path, alone, event):
 @pytest.mark.parametrize("event", random.Random(5).sample(range(10_000), 1))
 def test_every_kind_of_run_ends_alike(tmp_path, alone, name, event):
     check_killed(tmp_path / "killed", name, alone, event)
+
+
+@pytest.mark.parametrize("event", random.Random(6).sample(range(10_000), 3))
+def test_killed_on_a_drive_that_cannot_rename(tmp_path, alone, monkeypatch, event):
+    def replace(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def halves(source, target):
+        content = source.read()
+        target.write(content[: len(content) // 2])
+        target.flush()
+        json.dumps(None)  # an event
+        target.write(content[len(content) // 2 :])
+
+    alone("raft")
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(shutil, "copyfileobj", halves)
+    check_killed(tmp_path / "killed", "raft", alone, event)
+    left = [path.name for path in (tmp_path / "killed").rglob("*") if path.suffix in (".partial", ".copying")]
+    assert left == []
 
 
 def test_a_run_may_be_killed_again_and_again(tmp_path, alone):

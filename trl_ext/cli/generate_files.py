@@ -19,9 +19,10 @@ from trl_ext.generation.protocol import Policy
 from trl_ext.generation.sample_files import PART_NAME, TOKENIZER_KEY, SampleFiles, sample_schema
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.run_record import RECORD, check_unchanged, read_record
-from trl_ext.trainer_kit.whole_files import LEFTOVER, remove_leftovers
+from trl_ext.trainer_kit.whole_files import COPYING, LEFTOVER, remove_leftovers
 
 RECORD_NAME = re.compile(re.escape(RECORD))
+RECORD_COPYING = re.compile(rf"{re.escape(RECORD)}\.\d+{re.escape(COPYING)}")
 RECORD_KEY = b"trl-ext generate"  # of the schema's metadata
 
 
@@ -34,7 +35,12 @@ def sampled_schema(prompts: Dataset, policy: Policy, record: dict[str, Any]) -> 
 
 
 def already_complete(files: SampleFiles, record: dict[str, Any]) -> bool:
-    """Whether the file is there; a ValueError if it holds something else than this command's samples."""
+    """Whether the file is there; a ValueError if it holds something else than this command's samples.
+
+    What a kill has left of joining the parts is removed where those, with their record, are still there.
+    """
+    if _has_parts_of(files, record):
+        remove_leftovers(files.finished.parent, re.compile(re.escape(files.finished.name)))
     if not files.finished.exists():
         return False
     call = f"--output {files.finished}"
@@ -45,9 +51,14 @@ def already_complete(files: SampleFiles, record: dict[str, Any]) -> bool:
     if before is None:
         raise ValueError(f"{call}: there is a file that this command did not write. Give another --output.")
     check_unchanged(json.loads(before), record, call=call)
-    if read_record(files.parts) == record:  # it was killed while it removed them
+    if _has_parts_of(files, record):  # it was killed while it removed them
         files.tidy()
     return True
+
+
+def _has_parts_of(files: SampleFiles, record: dict[str, Any]) -> bool:
+    is_half = any(RECORD_COPYING.fullmatch(path.name) for path in files.parts.glob(f"{RECORD}.*"))
+    return not is_half and read_record(files.parts) == record
 
 
 def check_parts(files: SampleFiles, record: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.self_training.grow import with_scores
+from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.run_record import data_fingerprint, write_record
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -67,6 +68,7 @@ def sample(
 def _check(args: Namespace) -> None:
     if args.output.suffix != ".parquet":
         raise ValueError(f"--output {args.output}: expected a name that ends in .parquet.")
+    check_is_folder(args.output.parent, call=f"--output {args.output}")
     if args.prompts_per_part < 1:
         raise ValueError(f"--prompts-per-part {args.prompts_per_part}: expected at least 1.")
 

@@ -10,6 +10,15 @@ from trl_ext.trainer_kit.whole_files import written_whole
 Run = dict[str, Any]  # what decides what a run writes, as JSON takes it
 
 
+def check_is_folder(folder: Path, *, call: str) -> None:
+    """Raise a ValueError if a folder, which need not exist, cannot be made since a file has its name or a parent's."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(
+            f"{call}: expected a folder to write into, but {str(nearest)!r} is a file. Give another name."
+        )
+
+
 def check_own_folder(folder: Path, mark: str, run: Run, *, names: re.Pattern[str], call: str) -> None:
     """Raise a ValueError if a run would write over what is not its own.
 
