@@ -98,6 +98,14 @@ def test_another_model_is_not_written_over(base, adapter, tmp_path, name):
     assert [path.name for path in (tmp_path / "other").iterdir()] == [name]
 
 
+def test_folders_and_hidden_files_are_no_model(base, adapter, tmp_path):
+    (tmp_path / ".gitattributes").write_text("mine")
+    assert base.merge(adapter, tmp_path, texts=["hello"]).path == str(
+        tmp_path
+    )  # the adapter is in a folder of its own
+    assert (tmp_path / ".gitattributes").read_text() == "mine" and (tmp_path / "model.safetensors").is_file()
+
+
 def test_only_the_same_merge_is_made_again(base, adapter, tmp_path, monkeypatch):
     merged = base.merge(adapter, tmp_path / "merged", texts=["hello"])
     assert base.merge(adapter, tmp_path / "merged", texts=["hello"]) == merged

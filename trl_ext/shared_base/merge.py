@@ -23,7 +23,7 @@ from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import eval_mode
 
 MARK = "trl_ext_merge.json"  # says of which merge a folder is
-ANY = re.compile(".*")
+FILES = re.compile(r"[^.].*\.\w+|additional_chat_templates")  # whatever a model and its tokenizer may be saved as
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: why is the sky blue?\nAnswer: air scatters short waves of light more than long ones.",
@@ -75,18 +75,18 @@ def merge_adapter(
     Args:
         base: The base.
         adapter: Folder or hub id of the policy's adapter.
-        output_dir: Where a plain transformers checkpoint goes: a new or empty folder, or that of the same merge.
+        output_dir: Where a plain transformers checkpoint goes: a folder without files, or that of the same merge.
         dtype: Of the merged weights; None: that of the base's unquantised ones.
         device: Where it is done; it takes the whole model in `dtype`.
         texts: Text, or messages, on which the adapter's outputs and the merged model's are compared; a mean KL above
             0.05 nats warns.
 
     Raises:
-        ValueError: If output_dir is a file, or holds anything but what the same merge has written there.
+        ValueError: If output_dir is a file, or holds files that the same merge has not written.
     """
     call, folder = "SharedBase.merge(…)", Path(output_dir)
     run = _merge_of(base.name, adapter)
-    check_own_folder(folder, MARK, run, names=ANY, call=call)
+    check_own_folder(folder, MARK, run, names=FILES, call=call)
     whole = unquantised_copy(base.model, dtype or base.model.dtype, torch.device(device))
     merged = saved_adapter(whole, adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name).merge_and_unload(
         safe_merge=True
