@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.sequences.tokenizers import tokenizer_beside, tokenizer_fingerprint
 from trl_ext.trainer_kit.whole_files import written_whole
 
 PARENT_IS_GONE = 3
@@ -58,7 +56,7 @@ def part_file(folder: Path, index: int) -> Path:
 def check_tokenizer(engine: dict[str, Any], fingerprint: str) -> None:
     """Raise if ids of the policy's tokenizer mean something else to the model that vLLM serves."""
     served = engine.get("tokenizer") or engine["model"]
-    theirs = tokenizer_fingerprint(AutoTokenizer.from_pretrained(served))
+    theirs = tokenizer_fingerprint(tokenizer_beside(served, call=f"VLLMGenerator(model={engine['model']!r})"))
     if theirs != fingerprint:
         raise ValueError(
             f"VLLMGenerator(model={engine['model']!r}): a generator with another tokenizer: {served} has the "
