@@ -132,7 +132,8 @@ def layer_forward(run: Pass) -> int:
 
         3 c N H + max(c N 3 I, or with an adapter 2 c N I + 2 a N I + [a > c] a N H; attention)
 
-    The states are the layer's input, the residual and its norm. With an adapter: silu(gate), up, the adapter's part and their sum, of a bytes each; a is 4 outside autocast.
+    The states are the layer's input, the residual and its norm. With an adapter: silu(gate), up, the adapter's part and
+    their sum, of a bytes each; a is 4 outside autocast.
     """
     shape, adapter = run.shape, run.width if run.autocast else 4
     mlp = 3 * run.inner

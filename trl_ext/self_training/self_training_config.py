@@ -227,20 +227,23 @@ class SelfTrainingConfig(SFTConfig):
             )
 
     def _check_loss(self) -> None:
-        if self.importance_clip is not None and (self.loss_type == "dft" or self.label_smoothing_factor):
+        if self.importance_clip is None:
+            return
+        call = f"{type(self).__name__}(importance_clip={self.importance_clip}"
+        if self.loss_type == "dft" or self.label_smoothing_factor:
             raise ValueError(
-                f"{type(self).__name__}(importance_clip={self.importance_clip}, loss_type={self.loss_type!r}, "
-                f"label_smoothing_factor={self.label_smoothing_factor}): RAFT++'s loss takes neither. Leave them out."
+                f"{call}, loss_type={self.loss_type!r}, label_smoothing_factor={self.label_smoothing_factor}): RAFT++'s "
+                "loss takes neither. Leave them out."
             )
-        if self.importance_clip is not None and self.pad_to_multiple_of is not None:
+        if self.pad_to_multiple_of is not None:
             raise ValueError(
-                f"{type(self).__name__}(importance_clip={self.importance_clip}, pad_to_multiple_of="
-                f"{self.pad_to_multiple_of}): RAFT++'s batches are padded to their longest row. Leave it out."
+                f"{call}, pad_to_multiple_of={self.pad_to_multiple_of}): RAFT++'s batches are padded to their longest "
+                "row. Leave it out."
             )
-        if self.importance_clip is not None and self.mix_dataset:
+        if self.mix_dataset:
             raise ValueError(
-                f"{type(self).__name__}(importance_clip={self.importance_clip}, mix_dataset=True): the data set's "
-                "completions were not sampled from the policy, so they have no importance ratio. Choose one."
+                f"{call}, mix_dataset=True): the data set's completions were not sampled from the policy, so they have no "
+                "importance ratio. Choose one."
             )
 
     def _check_evaluation(self) -> None:

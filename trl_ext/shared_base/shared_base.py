@@ -32,12 +32,12 @@ class SharedBase:
         reward = base.reward_model("my-reward-adapter")            # a reward function; reward.module is the model
         value = base.value_model(init_from="my-reward-adapter")
 
-    Roles know nothing of merging (that is `merge`), and are neither copied nor cast to another precision: `role.to(dtype)`
-    would round the base for all. Each is a `PeftModel` of its own: its modules, hooks, modes and adapter belong to it alone, and only the frozen
+    Each role is a `PeftModel` of its own: its modules, hooks, modes and adapter belong to it alone, and only the frozen
     tensors below are common. So roles go unchanged into the trainers of trl_ext and of TRL, training one changes no
-    other's outputs by a bit, and each saves its adapter by itself, in PEFT's format. Adapters and `score` heads are in
-    float32, whatever the base is in; TRL would turn them to bf16 on a quantised base, so a role does not tell
-    it that it is on one (`is_loaded_in_8bit` and `is_loaded_in_4bit` are False on the role, as ever on the model below).
+    other's outputs by a bit, and each saves its adapter by itself, in PEFT's format. They know nothing of merging (that
+    is `merge`), and must not be copied or cast: `role.to(dtype)` would round the base for all. Adapters and `score` heads
+    are in float32, whatever the base is in; TRL would turn them to bf16 on a quantised base, so a role does not tell it
+    that it is on one (`is_loaded_in_8bit` and `is_loaded_in_4bit` are False on it, as ever on the model below).
 
     Args:
         model: A causal LM, plain or loaded by bitsandbytes in 8 or 4 bits. It is frozen, and must not be trained or
