@@ -81,6 +81,12 @@ def test_a_command_line_takes_the_options(config):
     assert "--output_dir" in HfArgumentParser(config).format_help()
 
 
+def test_what_is_raised_comes_last():
+    assert PPOConfig.__doc__.index("\n\nParameters:\n") < PPOConfig.__doc__.index(
+        "\n\nRaises:\n    ValueError: For a value out"
+    )
+
+
 def test_help_explains_before_it_lists_methods():
     text = pydoc.plain(pydoc.render_doc(PPOConfig))
     assert text.index("GAE λ in [0, 1]") < text.index("Method resolution order")

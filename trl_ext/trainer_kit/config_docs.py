@@ -15,12 +15,13 @@ def option(default: Any, help: str, *, group: str | None = None) -> Any:
 
 
 def documented(config: type[Config]) -> type[Config]:
-    """Class decorator of a dataclass: lists the fields that it declares itself in its docstring, by groups.
+    """Class decorator of a dataclass: lists the fields that it declares itself in its docstring, by groups, above `Raises`.
 
     A group begins with the field whose metadata has `"group"`, the end of "Parameters that control …". The key is then taken
     away, since transformers' parser hands all metadata to argparse.
     """
-    lines = [inspect.cleandoc(config.__doc__), "", "Parameters:"]
+    text, raises, errors = inspect.cleandoc(config.__doc__).partition("\n\nRaises:")
+    lines = [text, "", "Parameters:"]
     for name in inspect.get_annotations(config):
         field = config.__dataclass_fields__[name]
         metadata = dict(field.metadata)
@@ -28,7 +29,7 @@ def documented(config: type[Config]) -> type[Config]:
             lines += [f"    > Parameters that control {metadata.pop('group')}", ""]
             field.metadata = MappingProxyType(metadata)
         lines += [*_described(field), ""]
-    config.__doc__ = "\n".join(lines)
+    config.__doc__ = "\n".join(lines) + (raises + errors).removeprefix("\n")
     return config
 
 
