@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, finfo, float32
 
+from trl_ext.rewards.reward_columns import check_columns
+
 LARGEST = finfo(float32).max  # which trainers compute in
 UNORDERED = str | bytes | Mapping | Set  # they can be iterated, and are no list of scores
-
-from trl_ext.rewards.reward_columns import check_columns
 
 
 def reward_name(function: Callable) -> str:
