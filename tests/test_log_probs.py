@@ -25,7 +25,7 @@ from transformers import (
 
 from trl_ext import SharedBase
 from trl_ext.sequences import log_probs as module
-from trl_ext.sequences.log_probs import completion_log_probs, label_log_probs, reads_logits_off_states
+from trl_ext.sequences.log_probs import completion_log_probs, in_chunks, label_log_probs, reads_logits_off_states
 from trl_ext.sequences.training_rows import IGNORED, collate, training_row
 
 FAMILIES = {
@@ -138,6 +138,21 @@ def test_a_batch_without_labels_is_zero_and_has_gradients_of_zero():
     assert log_probs.shape == inputs["labels"].shape and not log_probs.any()
     found = gradients(model, log_probs)
     assert len(found) == len(list(model.parameters())) and not any(gradient.any() for gradient in found.values())
+
+
+def test_chunks_by_hand():
+    """Of two states, then of one; without a label there is one empty chunk."""
+    sizes = []
+
+    def read(states: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(states))
+        return states[:, 0] + labels
+
+    states, labels = torch.tensor([[0.1], [0.2], [0.3]]), torch.tensor([1, 2, 3])
+    torch.testing.assert_close(in_chunks(read, states, labels, rows=2), torch.tensor([1.1, 2.2, 3.3]))
+    assert in_chunks(read, states[:0], labels[:0], rows=2).shape == (0,)
+    torch.testing.assert_close(in_chunks(read, states, labels, rows=0), torch.tensor([1.1, 2.2, 3.3]))
+    assert sizes == [2, 1, 0, 1, 1, 1]
 
 
 def test_one_column_has_nothing_to_be_read_from():

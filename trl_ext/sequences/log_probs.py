@@ -3,6 +3,8 @@
 Logits over all positions and words are 2 to 5 times their size in memory on the way to them, so they are never whole.
 """
 
+from collections.abc import Callable
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +36,21 @@ def label_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     read = _from_states if reads_logits_off_states(inner) else _from_whole_logits
     return read(model, inputs)
+
+
+def in_chunks(read: Callable[[Tensor, Tensor], Tensor], states: Tensor, labels: Tensor, *, rows: int) -> Tensor:
+    """`read(states, labels)` of one chunk after the other, so that the logits of few states are in memory at a time.
+
+    Args:
+        read: Makes of n states and labels one number each, `(n,)`; n is 0 where there is no label at all.
+        states, labels: `(N, H)` and `(N,)`, each label beside the state that it is read from.
+        rows: States of a chunk; one where it is below.
+
+    Returns:
+        `(N,)`.
+    """
+    rows = max(rows, 1)
+    return torch.cat([read(*chunk) for chunk in zip(states.split(rows), labels.split(rows), strict=True)])
 
 
 @torch.no_grad()
@@ -104,10 +121,10 @@ def _log_probs(states: Tensor, labels: Tensor, model: PreTrainedModel) -> Tensor
     """Those of `labels`, from the states `(B, L, H)`; without any label there is one chunk without rows, of gradient 0."""
     following = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten().to(states.device)
     places = (following != IGNORED).nonzero().squeeze(1)
-    rows = max(CHUNK_LOGITS // model.config.get_text_config().vocab_size, 1)
-    chunks = zip(states.flatten(0, 1)[places].split(rows), following[places].split(rows), strict=True)
-    found = [checkpoint(_chunk, *chunk, model, use_reentrant=False) for chunk in chunks]
-    log_probs = states.new_zeros(labels.numel(), dtype=torch.float32).index_copy(0, places, torch.cat(found))
+    read = partial(checkpoint, partial(_chunk, model=model), use_reentrant=False)
+    words = model.config.get_text_config().vocab_size
+    found = in_chunks(read, states.flatten(0, 1)[places], following[places], rows=CHUNK_LOGITS // words)
+    log_probs = states.new_zeros(labels.numel(), dtype=torch.float32).index_copy(0, places, found)
     return pad(log_probs.view(labels.shape)[:, :-1], (1, 0)).to(labels.device)
 
 
