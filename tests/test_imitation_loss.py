@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from trl_ext.reward_modeling import imitation_loss
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead
 
@@ -34,6 +36,44 @@ def test_equals_cross_entropy_of_whole_logits():
     logits = 0.25 * (states @ head.weight.T + head.bias)
     whole = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
     torch.testing.assert_close(completion_nll(states, ids, targets, head), whole[targets[:, 1:]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_gradient_is_that_of_whole_logits(monkeypatch, scale):
+    """In chunks of five labels, each of which counts differently."""
+    monkeypatch.setattr(imitation_loss, "CHUNK_LOGITS", 5 * 50)
+    states, ids = torch.randn(3, 9, 8, requires_grad=True), torch.randint(50, (3, 9))
+    head = VocabularyHead(torch.randn(50, 8), torch.randn(50), scale=scale)
+    targets = completion_targets(torch.ones(3, 9), torch.tensor([0, 1, 4]))
+    logits = scale * (states[:, :-1] @ head.weight.T + head.bias)
+    whole = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")[targets[:, 1:]]
+    counts = torch.linspace(0.1, 1.0, len(whole))
+    (expected,) = torch.autograd.grad((whole * counts).sum(), states)
+    (found,) = torch.autograd.grad((completion_nll(states, ids, targets, head) * counts).sum(), states)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("trains", "products"), [(True, 2), (False, 1)])
+def test_costs_two_products_with_the_head_and_one_in_evaluation(trains, products):
+    states = torch.randn(2, 21, 8, requires_grad=trains)
+    targets = completion_targets(torch.ones(2, 21), torch.tensor([1, 1]))
+    with FlopCounterMode(display=False) as counter:
+        nll = completion_nll(states, torch.zeros(2, 21, dtype=torch.long), targets, HEAD).sum()
+        _ = nll.backward() if trains else None
+    assert counter.get_total_flops() == products * 2 * 40 * 50 * 8  # of 40 labels with 50 × 8 weights
+
+
+def test_under_autocast_it_multiplies_in_half_precision():
+    """As the model's own head would; states and their gradient stay in float32."""
+    states, ids = torch.randn(2, 40, 8, requires_grad=True), torch.randint(50, (2, 40))
+    targets = completion_targets(torch.ones(2, 40), torch.tensor([3, 3]))
+    exact = completion_nll(states, ids, targets, HEAD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        nll = completion_nll(states, ids, targets, HEAD)
+    assert nll.dtype == torch.float32 and not torch.equal(nll, exact)
+    torch.testing.assert_close(nll, exact, atol=0.1, rtol=0)
+    (found,), (expected,) = (torch.autograd.grad(loss.mean(), states) for loss in (nll, exact))
+    torch.testing.assert_close(found, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
 
 
 def test_step_against_gradient_raises_likelihood_and_leaves_head():
@@ -101,8 +141,9 @@ def largest_allocation(function) -> int:
     return max(event.self_cpu_memory_usage for event in profile.events())
 
 
-def test_logits_are_never_whole():
+def test_logits_are_never_whole(monkeypatch):
     """256 tokens × 4096 words × 4 bytes = 4 MiB of logits; the largest block may be an eighth of them."""
+    monkeypatch.setattr(imitation_loss, "CHUNK_LOGITS", 2**16)
     states, ids = torch.randn(2, 129, 64, requires_grad=True), torch.randint(4096, (2, 129))
     targets = completion_targets(torch.ones(2, 129), torch.tensor([1, 1]))
     head = VocabularyHead(torch.randn(4096, 64))

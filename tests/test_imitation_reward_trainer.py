@@ -11,6 +11,7 @@ from trl import RewardConfig, RewardTrainer, TrlParser
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
+from trl_ext.reward_modeling import imitation_loss
 
 LENGTHS = [2, 40, 3, 17, 5, 29, 11, 8]  # tokens of the chosen completions, EOS included
 
@@ -158,8 +159,9 @@ def test_training_on_it_raises_the_likelihood_of_the_chosen(tmp_path, tokenizer)
     assert imitation_of(trainer) < before - 0.3
 
 
-def test_one_forward_pass_and_no_whole_logits(tmp_path, tokenizer):
+def test_one_forward_pass_and_no_whole_logits(tmp_path, tokenizer, monkeypatch):
     """A batch costs one pass of the trunk, and no block as large as the logits of its chosen tokens."""
+    monkeypatch.setattr(imitation_loss, "CHUNK_LOGITS", 2**18)
     model = tiny_reward_model(tokenizer, tie_word_embeddings=True, vocab_size=16384)
     trainer = trainer_of(tmp_path, tokenizer, model=model)
     passes = []

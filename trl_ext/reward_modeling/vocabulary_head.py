@@ -44,9 +44,9 @@ class VocabularyHead:
         """Whether W is a parameter of the model rather than a tensor of its own."""
         return isinstance(self.weight, nn.Parameter)
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """W and b on `device`, without gradient."""
-        weight = self.weight.detach().to(device)
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """W and b on `device`, without gradient, in another dtype if one is given."""
+        weight = self.weight.detach().to(device=device, dtype=dtype)
         return weight, None if self.bias is None else self.bias.detach().to(weight)
 
 
