@@ -384,10 +384,14 @@ def test_resumed_run_ends_in_the_same_weights(tmp_path, tokenizer):
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
 
-def test_mixed_precision(tmp_path, tokenizer):
+def test_mixed_precision(tmp_path, tokenizer, monkeypatch):
+    """The head is read in 16 bits, as it would be in the model."""
     trainer = trainer_of(tmp_path, tokenizer, args=config(tmp_path, bf16=True, max_steps=2))
     exact = imitation_of(trainer_of(tmp_path, tokenizer))
+    read, read_in = imitation_loss.linear, set()
+    monkeypatch.setattr(imitation_loss, "linear", lambda *args: read_in.add(args[1].dtype) or read(*args))
     trainer.train()
+    assert read_in == {torch.bfloat16}
     assert logged(trainer, "imitation_loss")[0] == pytest.approx(exact, rel=0.05)
 
 

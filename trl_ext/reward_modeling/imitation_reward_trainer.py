@@ -161,7 +161,8 @@ class ImitationRewardTrainer(ResumableTrainer, OutputDirWatch, RewardTrainer):
         inputs = {name: value for name, value in inputs.items() if name != PROMPT_TOKENS}
         with seen_in(self._score_head(), lambda args, output: args[0]) as states:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        nll = completion_nll(states[0].chunk(2)[0], ids, targets, self._head)
+        with self.accelerator.autocast():  # as the model's own head would be read
+            nll = completion_nll(states[0].chunk(2)[0], ids, targets, self._head)
         self._record(loss, nll)
         loss = loss + self.args.imitation_coef * self._window_mean(nll, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
