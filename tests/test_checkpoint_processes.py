@@ -27,5 +27,6 @@ def test_two_processes_save_and_resume(tmp_path, kind):
     assert f"goes on with checkpoint-{STEPS - 2} and passes over checkpoint-{STEPS - 1}: there is no" in done.stderr
     checkpoint = tmp_path / "whole" / f"checkpoint-{STEPS}"
     assert len(list(checkpoint.glob("rng_state_?.pth"))) == 2
-    with pytest.raises(ValueError, match=r"written by 2 processes, and now their number is 1"):
-        make(kind, tmp_path / "whole", gradient_accumulation_steps=2).train(resume_from_checkpoint=str(checkpoint))
+    recorded = {"raft": "rows_per_step: 8 then, 4 now"}  # its folder says more of a run
+    with pytest.raises(ValueError, match=recorded.get(kind, "written by 2 processes, and now their number is 1")):
+        make(kind, tmp_path / "whole").train(resume_from_checkpoint=str(checkpoint))

@@ -45,3 +45,9 @@ def test_a_failing_run_saves_its_state(tmp_path):
     with pytest.raises(KeyError, match="reward server is gone"):
         Trainer().train()
     assert json.loads((tmp_path / "trainer_state.json").read_text()) == {"log_history": [1, 2]}
+
+
+@pytest.mark.parametrize("given", [3, 1.5, ["checkpoint-1"]])
+def test_a_checkpoint_that_is_no_path(given):
+    with pytest.raises(ValueError, match=r"expected True, None or the path of a checkpoint, got (int|float|list)"):
+        ResumableTrainer().train(given)

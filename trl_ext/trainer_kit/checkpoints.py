@@ -3,6 +3,7 @@
 import warnings
 from contextlib import suppress
 from itertools import takewhile
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -68,8 +69,8 @@ class ResumableTrainer:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest_checkpoint()
-        elif resume_from_checkpoint not in (None, False):
-            self._check_checkpoint(Path(resume_from_checkpoint))
+        elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
+            self._check_checkpoint(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
@@ -98,13 +99,16 @@ class ResumableTrainer:
             warnings.warn(f"{call}, {goes_on} and passes over {said}", stacklevel=3)
         return None if whole is None else str(whole)
 
-    def _check_checkpoint(self, folder: Path) -> None:
-        problems = self._problems([folder])[folder]
+    def _check_checkpoint(self, given: str | PathLike) -> None:
+        shown = str(given) if isinstance(given, PathLike) else given
+        call = f"{type(self).__name__}.train(resume_from_checkpoint={shown!r})"
+        if not isinstance(given, str | PathLike):
+            raise ValueError(f"{call}: expected True, None or the path of a checkpoint, got {type(given).__name__}.")
+        problems = self._problems([Path(given)])[Path(given)]
         if problems:
             raise ValueError(
-                f"{type(self).__name__}.train(resume_from_checkpoint={str(folder)!r}): {'; '.join(problems)}, so it is "
-                f"not a checkpoint of {self._checkpoint_kind()} to go on with. To start from its weights, load them as "
-                f"the model.{self._of_model_only()}"
+                f"{call}: {'; '.join(problems)}, so it is not a checkpoint of {self._checkpoint_kind()} to go on with. To "
+                f"start from its weights, load them as the model.{self._of_model_only()}"
             )
 
     def _of_model_only(self) -> str:
