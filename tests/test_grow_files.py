@@ -2,6 +2,7 @@ import errno
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -196,6 +197,18 @@ def test_a_drive_that_shows_files_late_is_waited_for(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="after 0 s the drive does not show it with its 7 bytes"):
         with written_whole(path) as partial:
             partial.write_text("content")
+
+
+@pytest.mark.parametrize(("number", "written"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_drive_that_cannot_sync_is_no_disk_that_fails(tmp_path, monkeypatch, number, written):
+    def fsync(descriptor):
+        raise OSError(number, "")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if written else pytest.raises(OSError, match="could not write"):
+        with written_whole(tmp_path / "file") as partial:
+            partial.write_text("content")
+    assert os.listdir(tmp_path) == ["file"] * written
 
 
 def test_a_damaged_part_is_named_with_what_to_do(tmp_path):
