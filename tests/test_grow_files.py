@@ -199,8 +199,12 @@ def test_a_drive_that_shows_files_late_is_waited_for(tmp_path, monkeypatch):
             partial.write_text("content")
 
 
+@pytest.mark.parametrize("renames", [True, False])
 @pytest.mark.parametrize(("number", "written"), [(errno.EINVAL, True), (errno.EIO, False)])
-def test_a_drive_that_cannot_sync_is_no_disk_that_fails(tmp_path, monkeypatch, number, written):
+def test_a_drive_that_cannot_sync_is_no_disk_that_fails(tmp_path, monkeypatch, request, number, written, renames):
+    if not renames:
+        request.getfixturevalue("no_rename")
+
     def fsync(descriptor):
         raise OSError(number, "")
 

@@ -88,7 +88,7 @@ def _copy(partial: Path, path: Path) -> None:
             try:
                 shutil.copyfileobj(source, target)
                 target.flush()
-                os.fsync(target.fileno())
+                _sync(target.fileno())
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
@@ -117,9 +117,14 @@ def _undo(partial: Path, is_new: bool) -> None:
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in UNSYNCED:
             raise
-    finally:
-        os.close(descriptor)
