@@ -18,7 +18,7 @@ from trl_ext.shared_base.base_loading import check_bits, check_model, quantisati
 from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.offloading import replace_storages, tensor_slots
+from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
 
 Bits = Literal[8, 4] | None
 Adapter = str | os.PathLike | LoraConfig | None
@@ -226,7 +226,7 @@ class SharedBase:
         """
         device = _checked_device(device)
         slots = [slot for module in (self.model, *self._roles.values()) for slot in tensor_slots(module)]
-        moving = [slot for slot in slots if getattr(*slot).device != device]
+        moving = _elsewhere(slots, device)
         replace_storages(moving, lambda storage, slot: storage.to(device=device))
         if moving and torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -262,6 +262,10 @@ def _refuse_to_merge(*args, **kwargs):
         "folder) writes a merged model. TRL's use_vllm merges at each update, so it does not go with a SharedBase; sample "
         "with transformers."
     )
+
+
+def _elsewhere(slots: list[Slot], device: torch.device) -> list[Slot]:
+    return [slot for slot in slots if getattr(*slot).device != device]
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
