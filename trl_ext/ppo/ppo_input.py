@@ -14,7 +14,7 @@ from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
-from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
+from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
 
 Rows = Dataset | IterableDataset
 EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows]
@@ -51,13 +51,10 @@ def checked_args(
     return args
 
 
-def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, sharded: bool = False) -> None:
+def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, sharded: bool) -> None:
     """Raise a ValueError for an architecture, or a way to spread it over devices, that PPO cannot train here."""
-    if sharded:
-        raise ValueError(
-            "PPOTrainer runs on one device or with data parallelism: the critic is outside the model that DeepSpeed "
-            "and FSDP shard. Launch it without them."
-        )
+    why = "the critic is outside the model that DeepSpeed and FSDP shard"
+    refuse_sharding(sharded, trainer="PPOTrainer", why=why)
     check_decoder(model, sees_images=sees_images, trainer="PPOTrainer")
 
 

@@ -14,8 +14,9 @@ from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
-from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
+from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
 
+SHARDED = "DeepSpeed and FSDP shard the model that is sampled from"
 REFUSED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func")
 Config = TypeVar("Config", bound=SelfTrainingConfig)
 
@@ -43,11 +44,7 @@ def checked_args(
     args.num_train_epochs = float(args.improves)  # an epoch of Trainer is an Improve
     if args.learning_rate is None:
         args.learning_rate = _default_rate(trains_adapter(model, peft_config), trainer)
-    if args.deepspeed or args.fsdp:
-        raise ValueError(
-            f"{trainer} runs on one device or with data parallelism; DeepSpeed and FSDP shard the model that is "
-            "sampled from. Launch it without them."
-        )
+    refuse_sharding(args.deepspeed or args.fsdp, trainer=trainer, why=SHARDED)
     return args
 
 
@@ -143,8 +140,11 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
             )
 
 
-def check_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str) -> None:
-    """Raise a ValueError for an architecture or tokenizer that cannot be sampled and trained here."""
+def check_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str, sharded: bool
+) -> None:
+    """Raise a ValueError for an architecture, a tokenizer or a way to spread over devices that cannot be had here."""
+    refuse_sharding(sharded, trainer=trainer, why=SHARDED)
     check_decoder(model, sees_images=not isinstance(tokenizer, PreTrainedTokenizerBase), trainer=trainer)
     if tokenizer.eos_token_id is None:
         raise ValueError(

@@ -137,7 +137,8 @@ class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        check_model(self.model, self.processing_class, trainer=name)
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        check_model(self.model, self.processing_class, trainer=name, sharded=sharded)
         if not isinstance(train_dataset["prompt"][0], str):
             end_with_turn(self.model, self.processing_class, call=name, **(args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
