@@ -15,12 +15,15 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file
 from self_training_case import PROMPTS, even_letters, trainer
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trl_ext import RAFTTrainer, ReSTTrainer, TransformersGenerator
 from trl_ext.self_training.run_folder import forget_run
+from trl_ext.self_training.stage_table import TABLE
+from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
 HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
@@ -335,6 +338,19 @@ def test_a_run_that_is_forgotten_leaves_what_is_not_its_own(tmp_path):
     assert set(os.listdir(tmp_path)) == before | {"grow-000", "grow-000-notes.txt"}
     forget_run(tmp_path)
     assert os.listdir(tmp_path / "grow-000") == ["mine.txt"]
+
+
+def test_an_older_checkpoint_still_has_the_best_weights_that_it_goes_on_from(tmp_path):
+    run(tmp_path, "rest", resume=False)
+    whole = load_file(tmp_path / "final" / "model.safetensors")
+    folders = checkpoint_folders(tmp_path / "run")
+    older = next(folder for folder in folders if len(json.loads((folder / TABLE).read_text())["improves"]) == 2)
+    for folder in folders[: folders.index(older)]:
+        (folder / "optimizer.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=rf"goes on with {older.name} and passes over"):
+        run(tmp_path, "rest", resume=True)
+    resumed = load_file(tmp_path / "final" / "model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_a_damaged_finished_grow_is_named(tmp_path):

@@ -14,7 +14,7 @@ from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_texts, mean_score, nothing_kept
 from trl_ext.self_training.improve_rows import ImproveRows, kept_row
 from trl_ext.self_training.monitors import diversity_warning, is_level
-from trl_ext.self_training.stage_table import ImproveEntry, StageTable
+from trl_ext.self_training.stage_table import ImproveEntry, StageTable, saved_tables
 from trl_ext.self_training.weights import (
     best_path,
     put_back_best,
@@ -157,8 +157,12 @@ class StageLoop(TrainerCallback):
     # It ends
 
     def on_save(self, args, state, control, **kwargs):
-        if args.keep_best and state.is_world_process_zero:  # this checkpoint and later ones need no others
-            remove_best(args.output_dir, needed=self.table.improves[-2:])
+        if args.keep_best and state.is_world_process_zero:
+            tables = [
+                self.table,
+                *saved_tables(args.output_dir),
+            ]  # a damaged checkpoint is passed over for an older one
+            remove_best(args.output_dir, needed=[entry for table in tables for entry in table.improves[-2:]])
 
     def on_epoch_end(self, args, state, control, **kwargs):
         stages, rest = divmod(state.global_step, self.schedule.steps_per_improve * self.schedule.improves_per_stage)

@@ -5,8 +5,11 @@ that the other would have gone on from.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
 
 TABLE = "stage_table.json"
 
@@ -72,3 +75,14 @@ class StageTable:
             )
         table = json.loads(path.read_text())
         self.improves, self.cost = [ImproveEntry(**entry) for entry in table["improves"]], table["cost"]
+
+
+def saved_tables(output_dir: str | Path) -> list[StageTable]:
+    """The tables of a run's checkpoints, as far as they can be read."""
+    tables = []
+    for folder in checkpoint_folders(output_dir):
+        with suppress(ValueError):  # there is none, or half of one
+            table = StageTable()
+            table.load(folder)
+            tables.append(table)
+    return tables
