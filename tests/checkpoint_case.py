@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from two_processes import leave
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
 
@@ -114,7 +115,7 @@ def two_processes(kind: str, folder: Path) -> None:
     resumed = make(kind, folder / "moved", ddp_backend="gloo")
     resumed.train(resume_from_checkpoint=True)
     assert_same(trained(whole), trained(resumed))
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tiny import byte_tokenizer, tiny_llama
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import leave
 
 from trl_ext.sequences import log_probs
 
@@ -73,8 +74,7 @@ def main() -> None:
     half = {name: rows[rank :: dist.get_world_size()] for name, rows in batch().items()}
     for case in CASES:
         save_file(gradients(wrapped(case), half), f"{sys.argv[1]}/{case}-{rank}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ppo_case import even_letters, ppo_trainer
 from safetensors.torch import save_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import Tensor
+from two_processes import leave
 
 from trl_ext import PPOTrainer
 
@@ -118,3 +119,4 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     results = run(target, ddp_backend="gloo", use_cpu=True, **json.loads(sys.argv[2]))
     save_file(results, target / f"process-{torch.distributed.get_rank()}.safetensors")
+    leave()

@@ -1,28 +1,17 @@
 """Two processes write checkpoints that are whole, whoever is first, and that only two processes go on with."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from checkpoint_case import KINDS, STEPS, make
+from two_processes import run_in_two
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_save_and_resume(tmp_path, kind):
     """The first process is late in saving; the run goes on, moved to another folder, from the newest whole checkpoint."""
-    root = Path(__file__).parent
-    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(root / "checkpoint_case.py"), kind, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_in_two(Path(__file__).parent / "checkpoint_case.py", kind, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"goes on with checkpoint-{STEPS - 2} and passes over checkpoint-{STEPS - 1}: there is no" in done.stderr
     checkpoint = tmp_path / "whole" / f"checkpoint-{STEPS}"

@@ -1,18 +1,17 @@
 """Two processes must take the step that one takes: the mean is over all tokens of all of them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_imitation_reward_trainer import config, logged, trainer_of, weights
+from two_processes import run_in_two
 
 STEP = {"imitation_coef": 1.0, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
 SCRIPT = f"""
 import sys
+from two_processes import leave
 from test_imitation_reward_trainer import byte_tokenizer, config, logged, trainer_of
 
 options = {STEP} | dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, ddp_backend="gloo")
@@ -21,29 +20,14 @@ trainer.train()
 trainer.save_model(sys.argv[1])
 if trainer.is_world_process_zero():
     print("imitation_loss", logged(trainer, "imitation_loss")[0])
+leave()
 """
 
 
-def run_in_two(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+def step_in_two(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
     script = folder / "step.py"
     script.write_text(SCRIPT)
-    root = Path(__file__).parent
-    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            str(script),
-            str(folder),
-        ],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_in_two(script, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     (loss,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("imitation_loss")]
     return float(loss), load_file(folder / "model.safetensors")
@@ -53,6 +37,6 @@ def run_in_two(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
 def test_two_processes_step_like_one(tmp_path, tokenizer):
     one = trainer_of(tmp_path, tokenizer, args=config(tmp_path, per_device_train_batch_size=8, **STEP))
     one.train()
-    loss, trained = run_in_two(tmp_path)
+    loss, trained = step_in_two(tmp_path)
     assert loss == pytest.approx(logged(one, "imitation_loss")[0], rel=1e-5)
     torch.testing.assert_close(trained, weights(one), atol=1e-6, rtol=1e-4)

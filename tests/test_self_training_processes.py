@@ -1,9 +1,7 @@
 """Two processes must select what one selects, and take its step."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from self_training_case import trainer
+from two_processes import run_in_two
 
 from trl_ext import ReSTTrainer
 
@@ -55,24 +54,10 @@ trainer(sys.argv[1], ddp_backend="gloo", reward_funcs=broken).train()
 """
 
 
-LEAVE = (
-    "\nimport torch.distributed\ntorch.distributed.destroy_process_group()  # its threads must not outlive Python\n"
-)
-
-
 def in_two(script: str, folder: Path) -> subprocess.CompletedProcess:
     file = folder / "step.py"
-    file.write_text(script + LEAVE)
-    root = Path(__file__).parent
-    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*launch, str(file), str(folder / "run")],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    file.write_text(f"{script}\nfrom two_processes import leave\nleave()\n")
+    return run_in_two(file, folder / "run")
 
 
 @pytest.mark.slow
