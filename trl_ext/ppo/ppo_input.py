@@ -51,7 +51,7 @@ def checked_args(
     return args
 
 
-def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, sharded: bool) -> None:
+def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, sharded: bool = False) -> None:
     """Raise a ValueError for an architecture, or a way to spread it over devices, that PPO cannot train here."""
     why = "the critic is outside the model that DeepSpeed and FSDP shard"
     refuse_sharding(sharded, trainer="PPOTrainer", why=why)
