@@ -6,6 +6,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_llama
+from transformers import Trainer
 
 collect_ignore = ["user_program.py"]  # read by a type checker, not run
 torch.set_num_threads(1)  # the models here are smaller than the cost of sharing them between threads
@@ -25,6 +26,18 @@ def pytest_runtest_makereport(item, call):
     if report.failed and item.path.name == "test_upstream_seams.py":
         report.sections.append(("Upstream has moved a seam", f"{item.name}\n{item.function.__doc__}"))
     return report
+
+
+@pytest.fixture(params=["is_fsdp_enabled", "is_deepspeed_enabled"])
+def sharding_asked_for(request, monkeypatch):
+    """Sharding as a trainer finds it where accelerate's environment asks for it."""
+    made = Trainer.create_accelerator_and_postprocess
+
+    def asked_for(self):
+        made(self)
+        setattr(self, request.param, True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", asked_for)
 
 
 @pytest.fixture

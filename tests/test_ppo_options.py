@@ -8,7 +8,7 @@ from ppo_case import CONFIG_FIELDS, even_letters, logged, ppo_trainer, rollout_o
 from shared_case import base_path, lora
 from table_case import TABLE, default_dtype, run, table_trainer, weights
 from tiny import byte_tokenizer, tiny_reward_model
-from transformers import BitsAndBytesConfig, Trainer
+from transformers import BitsAndBytesConfig
 
 from trl_ext import PPOConfig, SharedBase
 
@@ -192,15 +192,7 @@ def config(**options) -> PPOConfig:
     return PPOConfig("unused", **{"bf16": False, "report_to": "none"} | options)
 
 
-@pytest.mark.parametrize("switch", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, switch, monkeypatch):
-    made = Trainer.create_accelerator_and_postprocess
-
-    def asked_for(self):  # as it is set there, by accelerate's environment
-        made(self)
-        setattr(self, switch, True)
-
-    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", asked_for)
+def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, sharding_asked_for):
     with pytest.raises(ValueError, match="the critic is outside the model that DeepSpeed and FSDP shard"):
         ppo_trainer(tmp_path, beta=0.0)
 

@@ -11,7 +11,6 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from self_training_case import PROMPTS, even_letters, logged, trainer
 from tiny import byte_tokenizer, tiny_llama, tokenizer_with_options
-from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
@@ -127,15 +126,7 @@ def test_trainer_arguments(tmp_path, options, message):
         trainer(tmp_path, **options)
 
 
-@pytest.mark.parametrize("switch", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, switch, monkeypatch):
-    made = Trainer.create_accelerator_and_postprocess
-
-    def asked_for(self):  # as it is set there, by accelerate's environment
-        made(self)
-        setattr(self, switch, True)
-
-    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", asked_for)
+def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, sharding_asked_for):
     with pytest.raises(ValueError, match=r"RAFTTrainer runs on one device.*shard the model that is sampled from"):
         trainer(tmp_path)
 

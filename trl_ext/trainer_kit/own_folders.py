@@ -31,11 +31,7 @@ def check_own_folder(folder: Path, mark: str, run: Run, *, names: re.Pattern[str
         names: Whole names of what it writes into the folder.
         call: For messages.
     """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ValueError(
-            f"{call}: expected a folder to write into, but {str(nearest)!r} is a file. Give another name."
-        )
+    check_is_folder(folder, call=call)
     if (folder / mark).is_file():
         _check_same(json.loads((folder / mark).read_text()), run, call=f"{call}: {str(folder)!r}")
         return
