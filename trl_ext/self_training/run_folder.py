@@ -57,8 +57,8 @@ class RunFolder:
     def path(self) -> Path:
         return Path(self.grower.args.output_dir)
 
-    def open(self, resume: str | bool | None, *, has_trained: bool) -> str | bool | None:
-        """Begin the run, or go on with the one that is there, from the checkpoint that this returns.
+    def open(self, resume: str | bool | None, *, has_trained: bool) -> None:
+        """Begin the run, or go on with the one that is there.
 
         A ValueError if the folder holds another run, or the model's weights, which have moved, are not those to go on from.
         """
@@ -90,7 +90,6 @@ class RunFolder:
                 "them from. Build the trainer anew; what was sampled and scored is used again."
             )
         self._begin(goes_on=before is not None)
-        return None if resume is True and newest is None else resume
 
     def _begin(self, *, goes_on: bool) -> None:
         """Remove what a kill has left half written; keep the weights that the run begins with, if it returns to them."""
