@@ -1,9 +1,10 @@
-"""examples/benchmarks/imitation_cost.py: its rows take the same step but for the term, and FLOPs are counted right."""
+"""examples/benchmarks/speed/imitation_cost.py: its rows take the same step but for the term, and FLOPs are counted right."""
 
-import imitation_cost
 import pytest
 import torch
-from imitation_cost import OURS, PLAIN, WITHOUT
+
+from examples.benchmarks.speed import imitation_cost
+from examples.benchmarks.speed.imitation_cost import OURS, PLAIN, WITHOUT
 
 
 @pytest.fixture

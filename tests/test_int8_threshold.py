@@ -1,23 +1,17 @@
-"""examples/benchmarks/int8_threshold.py: the outlier path matters where there are outliers, and only there."""
+"""examples/benchmarks/memory/int8_threshold.py: the outlier path matters where there are outliers, and only there."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "int8_threshold.py"
+from examples.benchmarks.memory import int8_threshold
 
 
 @pytest.fixture
 def table(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("int8_threshold", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
     def run(*options):
         monkeypatch.setattr(sys, "argv", ["int8_threshold.py", "--window", "64", "--windows", "2", *options])
-        script.main()
+        int8_threshold.main()
         lines = [
             line.split(" | ") for line in capsys.readouterr().out.splitlines() if "bits" in line or "quant" in line
         ]

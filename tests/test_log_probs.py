@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate.utils import convert_outputs_to_fp32
-from live_bytes import LiveBytes
 from peft import LoraConfig, get_peft_model
 from shared_case import base_path, lora
 from test_vocabulary_head import GPT_SIZES, SIZES
@@ -23,6 +22,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from examples.benchmarks.common.live_bytes import LiveBytes
 from trl_ext import SharedBase
 from trl_ext.sequences import log_probs as module
 from trl_ext.sequences.log_probs import completion_log_probs, in_chunks, label_log_probs, reads_logits_off_states

@@ -1,9 +1,10 @@
-"""The plan against live tensors of real runs: two combinations of examples/benchmarks/memory_plan_error.py."""
+"""The plan against live tensors of real runs: two combinations of examples/benchmarks/memory/plan_error.py."""
 
 import pytest
-from memory_plan_cases import CASES, QUICK, case
-from memory_plan_error import ran_out, with_slack
-from memory_plan_run import compare
+
+from examples.benchmarks.memory.plan_cases import CASES, QUICK, case
+from examples.benchmarks.memory.plan_error import ran_out, with_slack
+from examples.benchmarks.memory.plan_run import compare
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from live_bytes import LiveBytes, PhasePeaks, unique_bytes
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
+from examples.benchmarks.common.live_bytes import LiveBytes, PhasePeaks, unique_bytes
 from trl_ext.memory_planning.memory_terms import (
     adapter_params,
     base_bytes,

@@ -5,15 +5,24 @@ import math
 import random
 from collections import Counter
 
-import ppo_7b_24gb
 import pytest
-import run_phases
 import torch
-from completion_lengths import Lengths, ending, lengths_from, set_end
-from made_models import EOS, OUTLIERS, SHAPES, config_of, made_base, made_model, outlier_columns, word_tokenizer
-from ppo_7b_rows import ROWS, lengths_of, run
-from ppo_7b_work import Work, planned
 
+from examples.benchmarks.common import run_phases
+from examples.benchmarks.common.completion_lengths import Lengths, ending, lengths_from, set_end
+from examples.benchmarks.common.made_models import (
+    EOS,
+    OUTLIERS,
+    SHAPES,
+    config_of,
+    made_base,
+    made_model,
+    outlier_columns,
+    word_tokenizer,
+)
+from examples.benchmarks.memory import ppo_7b_24gb
+from examples.benchmarks.memory.ppo_7b_rows import ROWS, lengths_of, run
+from examples.benchmarks.memory.ppo_7b_work import Work, planned
 from trl_ext.shared_base.shared_tree import storage_bytes
 
 TINY = {"bits": 8, "device": "cpu", "window": 64, "threshold": 6.0}
@@ -244,7 +253,7 @@ def test_the_command_prints_its_table(capfd):
     printed = capfd.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith("| ppo | 8 | 2 |"))
     assert line.endswith("| ok |") and line.count("/") == 5
-    assert "trl 1." in printed and f"python examples/benchmarks/ppo_7b_24gb.py {' '.join(words)}" in printed
+    assert "trl 1." in printed and f"python -m examples.benchmarks.memory.ppo_7b_24gb {' '.join(words)}" in printed
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):

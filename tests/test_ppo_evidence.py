@@ -1,4 +1,4 @@
-"""The benchmarks `ppo_ablation.py` and `ppo_vs_grpo_rloo.py`: clock, measures and reports by hand, arms on the smallest models."""
+"""The benchmarks `ablation.py` and `vs_grpo_rloo.py`: clock, measures and reports by hand, arms on the smallest models."""
 
 import argparse
 import doctest
@@ -6,17 +6,14 @@ import json
 from dataclasses import fields
 
 import numpy as np
-import ppo_ablation
-import ppo_report
-import ppo_runs
-import ppo_vs_grpo_rloo
 import pytest
 from datasets import Dataset
-from ppo_picture import curves_of, draw
-from ppo_tasks import ContinuedReward, Task
 from rich.console import Console
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
+from examples.benchmarks.ppo import ablation, report, runs, vs_grpo_rloo
+from examples.benchmarks.ppo.picture import curves_of, draw
+from examples.benchmarks.ppo.tasks import ContinuedReward, Task
 from trl_ext import LearnedReward, PPOConfig, PPOTrainer
 
 
@@ -43,39 +40,39 @@ def task(tmp_path) -> Task:
     return Task(tmp_path / "start", reward, reward, prompts, held_out, 6, seed=0)
 
 
-@pytest.mark.parametrize("module", [ppo_report, ppo_runs])
+@pytest.mark.parametrize("module", [report, runs])
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed
 
 
 def test_a_measure_between_two_looks():
-    assert ppo_report.value_at(result((0, 0, 1.0), (10, 4, 3.0)), "judge", 3, by="rollouts") == 2.5
+    assert report.value_at(result((0, 0, 1.0), (10, 4, 3.0)), "judge", 3, by="rollouts") == 2.5
 
 
 def test_differences_are_within_seeds():
     """Seeds that differ by 10 do not widen a difference of 1 in each."""
     ours = [result((0, 0, 0.0), (1, 1, 3.0)), result((0, 0, 0.0), (1, 1, 13.0))]
     base = [result((0, 0, 0.0), (1, 1, 2.0)), result((0, 0, 0.0), (1, 1, 12.0))]
-    assert ppo_report.differences(ours, base, lambda one: one["points"][-1]["judge"]) == "+1.00 ± 0.00 (2/2)"
+    assert report.differences(ours, base, lambda one: one["points"][-1]["judge"]) == "+1.00 ± 0.00 (2/2)"
 
 
 def test_a_cheaper_arm_is_also_compared_at_equal_rollouts():
     """It ends higher by making twice as many rollouts; per rollout it is no better."""
     cheap, dear = result((0, 0, 0.0), (5, 10, 1.0), (10, 20, 2.0)), result((0, 0, 0.0), (10, 10, 1.0))
-    assert ppo_report.equal_rollouts([cheap], [dear], "judge") == "+0.00 ± 0.00 (0/1)"
+    assert report.equal_rollouts([cheap], [dear], "judge") == "+0.00 ± 0.00 (0/1)"
 
 
 def test_explained_variance_of_the_second_half_and_of_no_critic():
-    assert ppo_report.foreseen(result((0, 0, 0), variance=[-1.0, 0.0, 0.2, 0.4])) == pytest.approx(0.3)
-    assert ppo_report.foreseen(result((0, 0, 0))) != ppo_report.foreseen(result((0, 0, 0)))  # NaN
+    assert report.foreseen(result((0, 0, 0), variance=[-1.0, 0.0, 0.2, 0.4])) == pytest.approx(0.3)
+    assert report.foreseen(result((0, 0, 0))) != report.foreseen(result((0, 0, 0)))  # NaN
 
 
 def test_tables_have_the_start_and_every_arm_once():
     found = {name: [result((0, 0, 0.0), (1, 1, score))] * 2 for name, score in (("base", 1.0), ("other", 3.0))}
     console = Console(record=True, width=240)
-    ppo_report.main_table(found, "title", console, kl=3.0)
-    ppo_report.difference_table(found, "base", console, kl=3.0)
+    report.main_table(found, "title", console, kl=3.0)
+    report.difference_table(found, "base", console, kl=3.0)
     lines = [line.split("│")[1].strip() for line in console.export_text().splitlines() if line.startswith("│")]
     assert lines == ["start", "base", "other", "other"]
     assert "closed right" not in console.export_text()  # no look has it
@@ -93,10 +90,10 @@ def test_the_picture_ends_where_the_first_run_does(tmp_path):
 def test_kl_to_the_start_is_zero_before_training_and_more_after_a_change(task):
     tokenizer = task.tokenizer()
     start, moved = tiny_llama(tokenizer), tiny_llama(tokenizer)
-    measures = ppo_runs.measure(moved, start, tokenizer, task)
+    measures = runs.measure(moved, start, tokenizer, task)
     assert measures["kl"] == 0 and measures["right"] == 0 and measures["length"] <= 6
     moved.lm_head.weight.data[ord("a") % 100] += 0.5
-    assert ppo_runs.measure(moved, start, tokenizer, task)["kl"] > 0
+    assert runs.measure(moved, start, tokenizer, task)["kl"] > 0
 
 
 def test_trl_s_completions_are_scored_as_they_continue_their_prompts(task):
@@ -112,31 +109,31 @@ def test_trl_s_completions_are_scored_as_they_continue_their_prompts(task):
     assert seen == {"prompts": ["a", "b"], "completions": [" ok", " so"], "completion_ended": [True, False]}
 
 
-@pytest.mark.parametrize("arm", [*ppo_ablation.ARMS, *ppo_ablation.BESIDE])
+@pytest.mark.parametrize("arm", [*ablation.ARMS, *ablation.BESIDE])
 def test_arms_of_the_ablation_differ_in_what_they_say(task, tmp_path, arm):
-    options = (ppo_ablation.ARMS | ppo_ablation.BESIDE)[arm]
-    trainer, full = (ppo_ablation.ppo_trainer(some, task, tmp_path) for some in (options, {}))
+    options = (ablation.ARMS | ablation.BESIDE)[arm]
+    trainer, full = (ablation.ppo_trainer(some, task, tmp_path) for some in (options, {}))
     differ = {f.name for f in fields(PPOConfig) if getattr(trainer.args, f.name) != getattr(full.args, f.name)}
     assert differ - {"logging_steps"} == set(options) - {"value_model"}
     assert trainer.critic.reads_policy == (options.get("value_model", "reward") is None)
 
 
-@pytest.mark.parametrize("arm", ppo_vs_grpo_rloo.ARMS)
+@pytest.mark.parametrize("arm", vs_grpo_rloo.ARMS)
 def test_every_method_takes_one_batch_and_stops_when_its_time_is_over(task, tmp_path, arm, monkeypatch):
-    monkeypatch.setattr(ppo_vs_grpo_rloo, "BATCH", 8)
-    monkeypatch.setattr(ppo_ablation, "BATCH", 8)
-    options = ppo_vs_grpo_rloo.TUNED["demo"][ppo_vs_grpo_rloo.ARMS[arm]["method"]] | ppo_vs_grpo_rloo.ARMS[arm]
-    trainer = ppo_vs_grpo_rloo.trainer_of(options, task, tmp_path)
-    found = ppo_runs.train(trainer, ppo_runs.Looks(task, budget=0.0, every=1.0))
+    monkeypatch.setattr(vs_grpo_rloo, "BATCH", 8)
+    monkeypatch.setattr(ablation, "BATCH", 8)
+    options = vs_grpo_rloo.TUNED["demo"][vs_grpo_rloo.ARMS[arm]["method"]] | vs_grpo_rloo.ARMS[arm]
+    trainer = vs_grpo_rloo.trainer_of(options, task, tmp_path)
+    found = runs.train(trainer, runs.Looks(task, budget=0.0, every=1.0))
     assert [point["rollouts"] for point in found["points"]] == [0, 1]
     assert trainer.state.global_step == trainer.args.num_iterations
     assert bool(found["explained_variance"]) == isinstance(trainer, PPOTrainer)
 
 
 def test_memory_counts_weights_and_a_value_model(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(ppo_ablation, "BATCH", 8)
+    monkeypatch.setattr(ablation, "BATCH", 8)
     head, model = (
-        ppo_vs_grpo_rloo.peak_bytes(ppo_vs_grpo_rloo.ARMS[arm] | {"num_iterations": 1}, task, tmp_path)
+        vs_grpo_rloo.peak_bytes(vs_grpo_rloo.ARMS[arm] | {"num_iterations": 1}, task, tmp_path)
         for arm in ("PPO (head)", "PPO (value model)")
     )
     assert 0 < head < model
@@ -144,15 +141,15 @@ def test_memory_counts_weights_and_a_value_model(task, tmp_path, monkeypatch):
 
 def test_a_result_on_disk_is_not_made_again_and_belongs_to_its_flags(tmp_path):
     args = argparse.Namespace(output_dir=tmp_path, seeds=[3], budget=1.0, only=None, arms=["arm"])
-    file = ppo_runs.result_file(tmp_path, "arm", 3)
+    file = runs.result_file(tmp_path, "arm", 3)
     file.parent.mkdir()
-    ppo_runs.write_result(file, {"points": []}, args)
-    assert ppo_runs.results({"arm": {}}, args) == {"arm": [json.loads(file.read_text())]}
+    runs.write_result(file, {"points": []}, args)
+    assert runs.results({"arm": {}}, args) == {"arm": [json.loads(file.read_text())]}
     args.budget = 2.0
     with pytest.raises(SystemExit, match=r"was made with \{'budget': '1.0'\}.*Give another --output-dir"):
-        ppo_runs.results({"arm": {}}, args)
+        runs.results({"arm": {}}, args)
 
 
 def test_sentiment_needs_its_files():
     with pytest.raises(SystemExit):
-        ppo_vs_grpo_rloo.parse(["--output-dir", "x", "--task", "sentiment"])
+        vs_grpo_rloo.parse(["--output-dir", "x", "--task", "sentiment"])

@@ -5,12 +5,22 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import ppo_vs_trl_1_12 as benchmark
 import pytest
 import torch
-from ppo_meter import BACKWARD, FORWARD, GENERATION, PASSES, SCORING, Meter, peak_bytes, resident_bytes
-from ppo_work import SPEED, make_speed_work
 from tiny import byte_tokenizer, tiny_llama
+
+from examples.benchmarks.speed import ppo_vs_trl_1_12 as benchmark
+from examples.benchmarks.speed.meter import (
+    BACKWARD,
+    FORWARD,
+    GENERATION,
+    PASSES,
+    SCORING,
+    Meter,
+    peak_bytes,
+    resident_bytes,
+)
+from examples.benchmarks.speed.work import SPEED, make_speed_work
 
 
 class Clock:
@@ -102,7 +112,7 @@ def test_passes_of_our_arm(tmp_path, critic, passes):
     work = make_speed_work(tmp_path / "work", "tiny", prompt_tokens=16, prompts=16)
     task = SPEED | {"folder": str(work), "output_dir": str(tmp_path), "threads": 1, "clock": "cpu"}
     task |= {"batch": 4, "micro_batch": 2, "rollouts": 1, "critic": critic}
-    result = benchmark.run(Path(sys.executable), "ppo_arm_trl_ext.py", task, tmp_path / "result.json")
+    result = benchmark.run(Path(sys.executable), "arm_trl_ext", task, tmp_path / "result.json")
     tokens = 4 * (16 + 64)
     counted = tuple(sum(result[way][0].values()) / tokens for way in ("forward", "backward"))
     assert counted == pytest.approx(passes, abs=0.3)  # no pass for the last new token; a completion may end

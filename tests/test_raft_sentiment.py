@@ -1,11 +1,12 @@
-"""The benchmark `raft_sentiment.py`: end to end on the smallest model and reviews made here, and its parts by hand."""
+"""The benchmark `sentiment.py`: end to end on the smallest model and reviews made here, and its parts by hand."""
 
 import json
 from pathlib import Path
 
 import pytest
-import raft_sentiment
 from tiny import byte_tokenizer, tiny_llama
+
+from examples.benchmarks.self_training import sentiment
 
 TINY = {"--k": 3, "--stages": 1, "--prompts": 4, "--tokens": 8, "--reward-epochs": 1, "--learning-rate": 1e-3}
 TINY |= {"--start-epochs": 15, "--start-learning-rate": 2e-2}  # it must learn to end
@@ -38,7 +39,7 @@ def command(tmp_path):
 
 
 def test_all_arms_are_in_the_table_and_run_once(command, tmp_path, monkeypatch):
-    raft_sentiment.main([*command, "--seeds", "0"])
+    sentiment.main([*command, "--seeds", "0"])
     table = (tmp_path / "out" / "table.txt").read_text(encoding="utf-8")
     written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     result = written["runs"]["0"]
@@ -54,20 +55,20 @@ def test_all_arms_are_in_the_table_and_run_once(command, tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("it trains")
 
-    monkeypatch.setattr(raft_sentiment, "prepare", never)
-    raft_sentiment.main([*command, "--seeds", "0"])
+    monkeypatch.setattr(sentiment, "prepare", never)
+    sentiment.main([*command, "--seeds", "0"])
     assert (tmp_path / "out" / "table.txt").read_text(encoding="utf-8") == table
     with pytest.raises(ValueError, match=r"--output-dir .* holds runs with k = 3, not 4. Choose another folder"):
-        raft_sentiment.main([*command, "--seeds", "0", "--k", "4"])
+        sentiment.main([*command, "--seeds", "0", "--k", "4"])
     with pytest.raises(AssertionError, match="it trains"):
-        raft_sentiment.main([*command, "--seeds", "0", "1"])
+        sentiment.main([*command, "--seeds", "0", "1"])
 
 
 def test_changed_sentences_become_pairs():
     positive = "I saw it. This film is so good! The end is fine.<br />Go and see it now. Yes."
     negative = "I saw it. This film is so bad! The end is fine. Do not go and see it."  # the last two became one
-    assert raft_sentiment.changed_sentences(positive, negative) == [("This film is so good!", "This film is so bad!")]
-    as_pair = raft_sentiment.as_pair
+    assert sentiment.changed_sentences(positive, negative) == [("This film is so good!", "This film is so bad!")]
+    as_pair = sentiment.as_pair
     pair = {"prompt": "This film is so", "chosen": " good!", "rejected": " bad!"}
     assert as_pair("This film is so good!", "This film is so bad!") == pair
     assert as_pair("It is good.", "It is bad.") is None  # two words in common
@@ -78,25 +79,25 @@ def test_reviews_are_divided():
     pairs = [
         {"review": str(i // 2), "prompt": f"p{i % 300}", "chosen": f" a{i}", "rejected": f" b{i}"} for i in range(400)
     ]
-    parts = raft_sentiment.divided(pairs, 0)
+    parts = sentiment.divided(pairs, 0)
     reviews = {name: {pair["review"] for pair in part} for name, part in parts.items()}
     assert not reviews["arms"] & reviews["judge"] and not reviews["held-out"] & (reviews["arms"] | reviews["judge"])
     elsewhere = {pair["prompt"] for name in ("arms", "judge") for pair in parts[name]}
     assert elsewhere.isdisjoint(pair["prompt"] for pair in parts["held-out"])
-    assert {pair["review"] for pair in raft_sentiment.divided(pairs, 1)["arms"]} != reviews["arms"]
+    assert {pair["review"] for pair in sentiment.divided(pairs, 1)["arms"]} != reviews["arms"]
     with pytest.raises(ValueError, match=r"--pairs: none of 1 sentence pairs is .* with seed 0. Give more"):
-        raft_sentiment.divided(pairs[:1], 0)
+        sentiment.divided(pairs[:1], 0)
 
 
 def test_bad_rows_are_named(tmp_path):
     path = json_lines(tmp_path / "pairs.jsonl", [{"id": "a", "positive": "x", "negative": None}])
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 1: expected text in the field 'negative', got None"):
-        raft_sentiment.rows_of(path, ["id", "positive", "negative"])
+        sentiment.rows_of(path, ["id", "positive", "negative"])
     snippets = json_lines(tmp_path / "snippets.jsonl", [{"text": "x", "label": "good"}])
     with pytest.raises(ValueError, match=r"snippets.jsonl: expected the label 'pos' or 'neg', got 'good'"):
-        raft_sentiment.snippet_pairs(snippets, 0)
+        sentiment.snippet_pairs(snippets, 0)
 
 
 def test_gains_by_hand():
-    gains = raft_sentiment.gains({"judge": [3.0, 5.0]}, {"judge": [0.0, 4.0]})  # (4 − 2) / 2
+    gains = sentiment.gains({"judge": [3.0, 5.0]}, {"judge": [0.0, 4.0]})  # (4 − 2) / 2
     assert gains == {"gain by the judge, deviations": 1.0}

@@ -1,0 +1,1 @@
+"""Programs on top of trl_ext, and the benchmarks."""

@@ -1,0 +1,1 @@
+"""What was measured; each folder's README has its tables with commands."""

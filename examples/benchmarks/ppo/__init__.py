@@ -1,0 +1,1 @@
+"""What PPO's parts are worth, and PPO beside GRPO, RLOO and TRL 1.12's own."""

@@ -1,0 +1,199 @@
+"""Runs of PPO's benchmarks: a clock that other programs do not disturb, looks at the policy, results on disk.
+
+The clock is the CPU time of the training process, which has one thread (`time.process_time`); looks at the policy and
+what comes before the first step are left out. On a machine of its own it is the wall-clock.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, pstdev
+
+import datasets
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
+
+from examples.benchmarks.ppo.tasks import Task
+from trl_ext.demo.stages import closed_right
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
+from trl_ext.self_training.monitors import distinct
+from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.training_rows import training_row
+
+BATCH = 64  # completions per batch of rollouts
+ALONE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+class Clock:
+    """CPU seconds of this process since it was made; pauses do not count.
+
+    >>> clock = Clock(now=iter([10.0, 11.0, 15.0, 16.0]).__next__)
+    >>> with clock.paused():  # from 11 to 15
+    ...     pass
+    >>> clock.seconds
+    2.0
+    """
+
+    def __init__(self, now: Callable[[], float] = time.process_time):
+        self._now, self._start = now, now()
+
+    @property
+    def seconds(self) -> float:
+        return self._now() - self._start
+
+    @contextmanager
+    def paused(self):
+        begin = self._now()
+        yield
+        self._start += self._now() - begin
+
+
+class Looks(TrainerCallback):
+    """Answers held-out prompts between batches of rollouts, and ends the run when its time is over.
+
+    Args:
+        task: Of the seed.
+        budget: Seconds of the clock.
+        every: Seconds between two looks.
+    """
+
+    def __init__(self, task: Task, *, budget: float, every: float):
+        self.task, self.budget, self.every = task, budget, every
+        self.points: list[dict[str, float]] = []
+        self.tokenizer = task.tokenizer()
+        self.start = AutoModelForCausalLM.from_pretrained(task.start)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.clock = Clock()
+        self._look(model, rollouts=0)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        rollouts, inside = divmod(state.global_step, args.num_iterations)
+        if inside:
+            return
+        now = self.clock.seconds
+        control.should_training_stop |= now >= self.budget
+        if now >= self.budget or now >= (self.points[-1]["clock"] // self.every + 1) * self.every:
+            self._look(model, rollouts)
+
+    def _look(self, model, rollouts: int) -> None:
+        now = self.clock.seconds
+        with self.clock.paused():
+            measures = measure(model, self.start, self.tokenizer, self.task)
+        self.points.append({"clock": now, "rollouts": rollouts} | measures)
+
+
+def measure(model, start, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[str, float]:
+    """One answer to each held-out prompt at temperature 1, and what is thought of it."""
+    samples = answers(model, tokenizer, task)
+    texts = [sample["completion"] for sample in samples]
+    ended = [sample["ended"] for sample in samples]
+    scored = {"prompts": [row["prompt"] for row in task.held_out], "completions": texts, "completion_ended": ended}
+    columns = {name: [row.get(name) for row in task.held_out] for name in ("attribute", "answer")}
+    right = [value for value in closed_right(texts, **columns) if value is not None]
+    scores = task.reward(**scored)
+    return {
+        "reward": mean(scores),
+        "deviation": pstdev(scores),  # between completions
+        "judge": mean(task.judge(**scored)),
+        **({"right": mean(right)} if right else {}),
+        "kl": kl_per_completion(model, start, samples, pad_token_id=tokenizer.pad_token_id),
+        "length": mean(len(sample["completion_ids"]) for sample in samples),
+        "ended": mean(ended),
+        "distinct_2": distinct(texts, n=2),
+    }
+
+
+def answers(model, tokenizer: PreTrainedTokenizerBase, task: Task) -> list[Sample]:
+    prompts = tuple(row["prompt"] for row in task.held_out)
+    part = Part(0, tuple(range(len(prompts))), prompts)
+    sampling = Sampling(num_generations=1, max_completion_length=task.tokens, seed=task.seed)
+    ((_, samples),) = TransformersGenerator().generate([part], sampling, Policy(model, tokenizer))
+    return samples
+
+
+def kl_per_completion(model, start, samples: list[Sample], *, pad_token_id: int) -> float:
+    """KL(π ‖ π_start) per completion in nats, by k1 = log π − log π_start on the policy's own samples."""
+    rows = [training_row(sample["prompt_ids"], sample["completion_ids"]) for sample in samples]
+    now, before = (
+        completion_log_probs(one, rows, pad_token_id=pad_token_id, batch_size=BATCH, device=one.device)
+        for one in (model, start)
+    )
+    return mean(sum(ours) - sum(theirs) for ours, theirs in zip(now, before, strict=True))
+
+
+def train(trainer, looks: Looks) -> dict:
+    """One run to the end of its time: points, what the critic foresaw at each batch of rollouts, seconds by the wall."""
+    begin = time.perf_counter()
+    trainer.add_callback(looks)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    foreseen = [log["explained_variance"] for log in trainer.state.log_history if "explained_variance" in log]
+    return {"points": looks.points, "explained_variance": foreseen, "seconds": time.perf_counter() - begin}
+
+
+# Results on disk
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What both benchmarks are told."""
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds of the clock per run")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds of the clock between two looks")
+    parser.add_argument("--at-kl", type=float, default=3.0, help="nats per completion, at which scores are compared")
+    parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="one run, in this process")
+
+
+def results(arms: dict, args: argparse.Namespace, *, kind: str = "") -> dict[str, list[dict]]:
+    """Of each arm one result per seed; one that is not in the folder is made in a process of its own."""
+    found: dict[str, list[dict]] = {arm: [] for arm in arms}
+    for seed in args.seeds:
+        for arm in arms:
+            file = result_file(args.output_dir, arm, seed, kind)
+            if not file.is_file():
+                extra = ["--kind", kind] if kind else []
+                command = [*sys.orig_argv, *extra, "--only", arm, str(seed)]
+                subprocess.run(command, check=True, env=os.environ | ALONE)
+            result = json.loads(file.read_text())
+            check_flags(file, result, args)
+            found[arm].append(result)
+    return found
+
+
+def result_file(folder: Path, arm: str, seed: int, kind: str = "") -> Path:
+    return folder / f"seed-{seed}" / f"{kind + ' ' if kind else ''}{arm}.json"
+
+
+def write_result(file: Path, result: dict, args: argparse.Namespace) -> None:
+    """Whole or not at all, so that a run that is stopped leaves nothing that looks like a result."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(result | {"flags": flags(args)}))
+    partial.replace(file)
+
+
+def flags(args: argparse.Namespace) -> dict[str, str]:
+    """What decides a run besides its arm and seed."""
+    left_out = ("output_dir", "seeds", "only", "arms", "kind", "at_kl")
+    return {name: str(value) for name, value in vars(args).items() if name not in left_out}
+
+
+def check_flags(file: Path, result: dict, args: argparse.Namespace) -> None:
+    if result["flags"] != flags(args):
+        raise SystemExit(f"{file} was made with {result['flags']}, this is {flags(args)}. Give another --output-dir.")
+
+
+def quiet() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

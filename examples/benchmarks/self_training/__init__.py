@@ -1,0 +1,1 @@
+"""RAFT and ReST: at equal cost, on real text, killed and resumed."""

@@ -1,0 +1,138 @@
+"""One run of trl_ext's PPO: `python arm_trl_ext.py TASK.json RESULT.json`.
+
+Started by `ppo_vs_trl_1_12.py`; `work.py` says what a task holds.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+import trl
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from trl.trainer import utils
+
+from examples.benchmarks.speed.meter import (
+    BACKWARD,
+    CLOCKS,
+    FORWARD,
+    GENERATION,
+    PASSES,
+    SCORING,
+    Meter,
+    resident_bytes,
+)
+from trl_ext import LearnedReward, PPOConfig, PPOTrainer
+
+TRL_1_12 = {"score_scaling": False, "max_grad_norm": 0.0}  # what its PPO does not do
+
+
+class MeteredPPOTrainer(PPOTrainer):
+    """PPOTrainer with a clock in it."""
+
+    meter: Meter
+
+    def _generate_and_score_completions(self, inputs):
+        self.meter.begin_rollout()
+        with self.meter.phase(PASSES):
+            return super()._generate_and_score_completions(inputs)
+
+    def _generate(self, prompts):
+        with self.meter.phase(GENERATION):
+            return super()._generate(prompts)
+
+    def _calculate_rewards(self, *args):
+        with self.meter.phase(SCORING):
+            return super()._calculate_rewards(*args)
+
+
+def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
+    folder = Path(task["folder"])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "policy")
+    prompts = json.loads((folder / "prompts.json").read_text())
+    policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    names = ("reward", "value") if task["critic"] == "model" else ("reward",)
+    reward, *value = (
+        AutoModelForSequenceClassification.from_pretrained(folder / name, num_labels=1) for name in names
+    )
+    for model in (policy, reward, *value):
+        meter.count_passes(model)
+        model.config.name_or_path = ""  # there, transformers would find a tokenizer that the folder does not have
+    lora = LoraConfig(r=task["lora"], lora_alpha=2 * task["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = MeteredPPOTrainer(
+        policy,
+        LearnedReward(reward, tokenizer, batch_size=task["micro_batch"]),
+        config(task),
+        Dataset.from_dict({"prompt": prompts}),
+        value_model=value[0] if value else None,
+        processing_class=tokenizer,
+        peft_config=lora if task["lora"] else None,
+    )
+    trainer.meter = meter
+    trainer.accelerator.backward = meter.timed(trainer.accelerator.backward, BACKWARD)
+    meter.base(FORWARD)
+    meter.time_optimizers()
+    return trainer
+
+
+def change_head() -> None:
+    """What would need a change in TRL: on a CPU as on a GPU, project labelled positions only; and narrower tiles."""
+    utils._use_triton = lambda device: True  # there, it decides on the positions only
+    utils._CHUNKED_LOGPROB_CHUNK_SIZE = 512  # words of the vocabulary at a time; 32768
+
+
+def config(task: dict) -> PPOConfig:
+    return PPOConfig(
+        output_dir=task["output_dir"],
+        per_device_train_batch_size=task["micro_batch"],
+        gradient_accumulation_steps=task["batch"] // task["micro_batch"],
+        max_steps=task["rollouts"] * task["epochs"],
+        num_iterations=task["epochs"],
+        max_completion_length=task["new_tokens"],
+        learning_rate=task["learning_rate"],
+        lr_scheduler_type="constant",
+        beta=task["beta"],
+        seed=task["seed"],
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        **(TRL_1_12 if task["as_trl_1_12"] else {}),
+    )
+
+
+def run(task: dict, imports: int) -> dict:
+    if task["head_as_asked"]:
+        change_head()
+    meter = Meter(CLOCKS[task["clock"]])
+    trainer = trainer_for(task, meter)
+    trainer.train()
+    measured = meter.finish(imports=imports)
+    if task["save"]:
+        trainer.save_model(task["save"])
+    logged = [entry for entry in trainer.state.log_history if "score" in entry]
+    return measured | {
+        "score": [entry["score"] for entry in logged],
+        "kl": [entry["kl_per_completion"] for entry in logged],
+        "length": [entry["completions/mean_length"] for entry in logged],
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
+    }
+
+
+if __name__ == "__main__":
+    imports = resident_bytes()
+    task = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(task["threads"])
+    transformers.logging.set_verbosity_error()
+    disable_progress_bars()
+    Path(sys.argv[2]).write_text(json.dumps(run(task, imports)))
