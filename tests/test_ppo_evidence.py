@@ -11,6 +11,7 @@ from datasets import Dataset
 from rich.console import Console
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
+from examples.benchmarks.common import over_seeds
 from examples.benchmarks.ppo import ablation, report, runs, vs_grpo_rloo
 from examples.benchmarks.ppo.picture import curves_of, draw
 from examples.benchmarks.ppo.tasks import ContinuedReward, Task
@@ -40,7 +41,7 @@ def task(tmp_path) -> Task:
     return Task(tmp_path / "start", reward, reward, prompts, held_out, 6, seed=0)
 
 
-@pytest.mark.parametrize("module", [report, runs])
+@pytest.mark.parametrize("module", [over_seeds, report, runs])
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from examples.benchmarks.ppo.report import mean_and_deviation
+from examples.benchmarks.common.over_seeds import mean_and_deviation
 
 RUNS = ("before", "PPO", "RAFT", "ReST", "control")
 MUST_RISE = ("R³", "reward model's score", "closed questions answered right")

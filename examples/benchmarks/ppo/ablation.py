@@ -20,10 +20,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from examples.benchmarks.common.quiet_runs import on_cpu, quiet
 from examples.benchmarks.ppo.report import difference_table, main_table
-from examples.benchmarks.ppo.runs import BATCH, Looks, add_flags, quiet, result_file, results, train, write_result
+from examples.benchmarks.ppo.runs import BATCH, Looks, add_flags, result_file, results, train, write_result
 from examples.benchmarks.ppo.tasks import Task, demo_task
-from examples.benchmarks.self_training.equal_cost import common
 from trl_ext import PPOConfig, PPOTrainer
 
 ALL = "all of PPO-max"
@@ -45,7 +45,7 @@ def ppo_trainer(options: dict, task: Task, folder: Path) -> PPOTrainer:
     value_model = {"reward": task.reward_path, "start": str(task.start), None: None}[options.pop("value_model")]
     fields = {"num_iterations": 4, "beta": 0.02, "max_steps": 100_000, "lr_scheduler_type": "constant"} | options
     config = PPOConfig(
-        **common(folder, task.seed)
+        **on_cpu(folder, task.seed)
         | {"max_completion_length": task.tokens, "per_device_train_batch_size": BATCH}
         | {"logging_strategy": "steps", "logging_steps": fields["num_iterations"]}
         | fields

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from math import isnan, nan
-from statistics import mean, stdev
+from math import nan
+from statistics import mean
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from examples.benchmarks.common.over_seeds import differences_and_signs, mean_and_deviation
 
 Result = dict
 Measures = dict[str, Callable[[Result], float]]
@@ -23,27 +25,6 @@ POINTS = {
     "rollouts": "rollouts",
     "clock": "clock, s",
 }
-
-
-def mean_and_deviation(values: list[float], sign: str = "", digits: int = 2) -> str:
-    """Over seeds; a dash where a measure does not apply, which is NaN.
-
-    >>> mean_and_deviation([1.0, 2.0, 3.0]), mean_and_deviation([1.0], sign="+"), mean_and_deviation([float("nan")])
-    ('2.00 ± 1.00', '+1.00 ± 0.00', '–')
-    """
-    if any(map(isnan, values)):
-        return "–"
-    return f"{mean(values):{sign}.{digits}f} ± {stdev(values) if len(values) > 1 else 0:.{digits}f}"
-
-
-def differences_and_signs(values: list[float]) -> str:
-    """Differences within seeds, and in how many seeds they are above 0.
-
-    >>> differences_and_signs([1.0, 2.0, -3.0])
-    '+0.00 ± 2.65 (2/3)'
-    """
-    text = mean_and_deviation(values, "+")
-    return text if text == "–" else f"{text} ({sum(value > 0 for value in values)}/{len(values)})"
 
 
 def value_at(result: Result, name: str, place: float, *, by: str) -> float:

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, pstdev
 
-import datasets
-import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
 
@@ -190,10 +188,3 @@ def flags(args: argparse.Namespace) -> dict[str, str]:
 def check_flags(file: Path, result: dict, args: argparse.Namespace) -> None:
     if result["flags"] != flags(args):
         raise SystemExit(f"{file} was made with {result['flags']}, this is {flags(args)}. Give another --output-dir.")
-
-
-def quiet() -> None:
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()

@@ -10,7 +10,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from examples.benchmarks.self_training import equal_cost, sentiment
+from examples.benchmarks.common.demo_setting import prepare
+from examples.benchmarks.self_training import sentiment
 from trl_ext import LearnedReward
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions
@@ -71,7 +72,7 @@ class ContinuedReward:
 
 def demo_task(folder: Path, seed: int) -> Task:
     """Questions about the demo's world; reward model and judge learn from pairs about one half of it each."""
-    setting = equal_cost.prepare(folder, seed)
+    setting = prepare(folder, seed)
     prompts, held_out = (
         sample_questions(setting.world, held_out=unseen, count=count, seed=seed)
         for unseen, count in ((False, PROMPTS), (True, HELD_OUT["demo"]))

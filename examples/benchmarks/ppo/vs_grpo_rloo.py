@@ -28,12 +28,12 @@ from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from examples.benchmarks.common.live_bytes import LiveBytes
+from examples.benchmarks.common.quiet_runs import on_cpu, quiet
 from examples.benchmarks.ppo.ablation import WARM_UP, ppo_trainer
 from examples.benchmarks.ppo.picture import draw
 from examples.benchmarks.ppo.report import difference_table, main_table
-from examples.benchmarks.ppo.runs import BATCH, Looks, add_flags, quiet, result_file, results, train, write_result
+from examples.benchmarks.ppo.runs import BATCH, Looks, add_flags, result_file, results, train, write_result
 from examples.benchmarks.ppo.tasks import ContinuedReward, Task, demo_task, sentiment_task
-from examples.benchmarks.self_training.equal_cost import common
 from trl_ext import PPOTrainer
 
 PPO = "PPO (head)"
@@ -69,7 +69,7 @@ def trainer_of(options: dict, task: Task, folder: Path):
     if method == "PPO":
         return ppo_trainer(options, task, folder)
     trainer, config = OTHERS[method]
-    fields = common(folder, task.seed) | {
+    fields = on_cpu(folder, task.seed) | {
         "max_completion_length": task.tokens,
         "per_device_train_batch_size": BATCH,
         "max_steps": 100_000,

@@ -13,7 +13,6 @@ results are in the folder is not run again, so several shells may share the seed
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -22,7 +21,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import datasets
 import torch
 import transformers
 from datasets import Dataset
@@ -30,11 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, TrainerCallback
 
-from examples.benchmarks.ppo.report import mean_and_deviation
-from trl_ext import LearnedReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer
+from examples.benchmarks.common.demo_setting import Setting, prepare
+from examples.benchmarks.common.over_seeds import mean_and_deviation
+from examples.benchmarks.common.quiet_runs import on_cpu, quiet
+from trl_ext import PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions, sft_rows
-from trl_ext.demo.world import Entity, answered_right, load_world
+from trl_ext.demo.world import answered_right
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.self_training.monitors import distinct
@@ -44,7 +44,6 @@ from trl_ext.sequences.training_rows import training_row
 
 PPO_PASSES = 1 + 1 + 1 + 4 * 3  # sampling, reference, policy and critic, four epochs
 LEARNING_RATE = 5e-4
-PAIRS = {"reward": 800, "judge": 1600}
 ARMS = {
     "PPO": {},
     "RAFT, local": {"stage_batch_size": 256},
@@ -74,17 +73,6 @@ MEASURES = {
     "length": "tokens per answer",
     "cost": "cost (million token passes)",
 }
-
-
-@dataclasses.dataclass
-class Setting:
-    """What all arms of one seed share."""
-
-    world: list[Entity]
-    policy: Path
-    reward: LearnedReward
-    judge: LearnedReward
-    seed: int
 
 
 class Probe(TrainerCallback):
@@ -164,23 +152,6 @@ def perplexity(model, tokenizer, questions: list[dict]) -> float:
     return float(torch.tensor(-statistics.mean(values)).exp())
 
 
-def prepare(folder: Path, seed: int) -> Setting:
-    """The policy after SFT, the reward model and the judge of one seed; made once."""
-    world, scale = load_world(), stages.FULL
-    halves = {
-        name: [entity for i, entity in enumerate(world) if (i // 2) % 2 == side]
-        for side, name in enumerate(("reward", "judge"))
-    }
-    policy = folder / "sft"
-    if not (policy / "model.safetensors").exists():
-        stages.supervised(world, policy, scale, seed=seed)
-    for name, half in halves.items():
-        if not (folder / name / "model.safetensors").exists():
-            pairs = dataclasses.replace(scale, pairs=PAIRS[name])
-            stages.reward_model(half, policy, folder / name, pairs, imitation_coef=0.1, seed=seed + (name == "judge"))
-    return Setting(world, policy, stages.learned(folder / "reward"), stages.learned(folder / "judge"), seed)
-
-
 def run(arm: str, options: dict, setting: Setting, folder: Path, args: argparse.Namespace) -> dict:
     """One arm on one seed: its points, and how long it took."""
     budget = None if args.table else args.budget
@@ -193,26 +164,11 @@ def run(arm: str, options: dict, setting: Setting, folder: Path, args: argparse.
     return {"points": probe.points, "seconds": time.perf_counter() - start}
 
 
-def common(folder: Path, seed: int) -> dict:
-    return {
-        "output_dir": str(folder),
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "seed": seed,
-        "max_completion_length": stages.COMPLETION_LENGTH,
-    }
-
-
 def ppo_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: argparse.Namespace) -> PPOTrainer:
     questions = sample_questions(setting.world, held_out=False, count=12800, seed=setting.seed)
     config = PPOConfig(
-        **common(folder, setting.seed),
+        **on_cpu(folder, setting.seed),
+        max_completion_length=stages.COMPLETION_LENGTH,
         per_device_train_batch_size=64,
         max_steps=4 * 200,
         lr_scheduler_type="constant",
@@ -228,7 +184,8 @@ def self_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: 
     given = {"temperature": args.temperature, "beta": args.beta}
     given |= {} if is_rest else {"importance_clip": args.raft_plus_plus}
     settings = {
-        **common(folder, setting.seed),
+        **on_cpu(folder, setting.seed),
+        "max_completion_length": stages.COMPLETION_LENGTH,
         "per_device_train_batch_size": 32,
         "learning_rate": LEARNING_RATE,
         "num_generations": args.k,
@@ -345,9 +302,7 @@ def main() -> None:
     parser.add_argument("--raft-plus-plus", type=float, metavar="EPSILON", help="RAFT++'s clip; RAFT arms only")
     args = parser.parse_args()
     args.seeds = args.seeds or list(range(3 if args.table else 5))
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    quiet()
     arms = TABLES[args.table] if args.table else {arm: ARMS[arm] for arm in args.arms}
     found = results(arms, args)
     print_table(found, f"Held-out questions, {len(args.seeds)} seeds")

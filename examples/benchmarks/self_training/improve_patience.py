@@ -14,22 +14,25 @@ import json
 import random
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-import datasets
-import torch
 import transformers
 from datasets import Dataset
 
-from examples.benchmarks.self_training.equal_cost import LEARNING_RATE, Setting, common, measure, prepare
+from examples.benchmarks.common.demo_setting import Setting, prepare
+from examples.benchmarks.common.over_seeds import paired_difference
+from examples.benchmarks.common.quiet_runs import on_cpu, quiet
+from examples.benchmarks.self_training.equal_cost import LEARNING_RATE, measure
 from trl_ext import ReSTConfig, ReSTTrainer
 from trl_ext.demo.answers import sft_rows
+from trl_ext.demo.stages import COMPLETION_LENGTH
 from trl_ext.demo.world import questions
 
 WITHOUT = "patience 0"
 ARMS = {WITHOUT: {}, "patience 2": {"improve_patience": 2}, "15 steps": {"improve_steps": 15}}
 EVALUATED = 64  # of the held-out questions, inside the run; the others are the last look's
 REST = {
+    "max_completion_length": COMPLETION_LENGTH,
     "per_device_train_batch_size": 32,
     "learning_rate": LEARNING_RATE,
     "thresholds": [0.6, 0.7, 0.8],
@@ -49,20 +52,11 @@ def run(arm: str, setting: Setting, folder: Path) -> dict[str, float]:
     random.Random(setting.seed).shuffle(unseen)
     inside = Dataset.from_list([{"prompt": row["prompt"]} for row in unseen[:EVALUATED]])
     rows = Dataset.from_list(sft_rows(setting.world, count=4096, seed=setting.seed))
-    config = ReSTConfig(**common(folder / "runs" / f"{arm} {time.time_ns()}", setting.seed) | REST | ARMS[arm])
+    config = ReSTConfig(**on_cpu(folder / "runs" / f"{arm} {time.time_ns()}", setting.seed) | REST | ARMS[arm])
     trainer = ReSTTrainer(str(setting.policy), setting.reward, config, rows, eval_dataset=inside)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return measure(trainer.model, setting, unseen[EVALUATED:] * 2) | {"cost": trainer.table.cost / 1e6}
-
-
-def difference(values: list[float], others: list[float]) -> str:
-    pairs = [a - b for a, b in zip(values, others, strict=True)]
-    if len(pairs) < 2:
-        return f"{pairs[0]:+.3f} (one seed)"
-    error = stdev(pairs) / len(pairs) ** 0.5
-    resolved = "resolved" if abs(mean(pairs)) > 2.8 * error else f"not resolved, below {2.8 * error:.3f}"
-    return f"{mean(pairs):+.3f} ± {error:.3f} ({resolved})"
 
 
 def main() -> None:
@@ -70,9 +64,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    quiet()
     found: dict[str, list[dict]] = {arm: [] for arm in ARMS}
     for seed in args.seeds:
         folder = args.output_dir / f"seed-{seed}"
@@ -84,7 +76,7 @@ def main() -> None:
     for arm, results in found.items():
         for name in ("judge", "cost"):
             values, others = ([result[name] for result in runs] for runs in (results, found[WITHOUT]))
-            beside = "" if arm == WITHOUT else f"; − {WITHOUT}: {difference(values, others)}"
+            beside = "" if arm == WITHOUT else f"; − {WITHOUT}: {paired_difference(values, others)}"
             print(f"{arm}, {name}: {mean(values):.3f}{beside}")
 
 

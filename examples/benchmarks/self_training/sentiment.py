@@ -40,7 +40,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import datasets
 import torch
 import transformers
 from datasets import Dataset
@@ -49,7 +48,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from examples.benchmarks.ppo.report import mean_and_deviation
+from examples.benchmarks.common.over_seeds import mean_and_deviation
+from examples.benchmarks.common.quiet_runs import on_cpu, quiet
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, RAFTConfig, RAFTTrainer
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
@@ -194,25 +194,15 @@ class Setting:
     seed: int
 
 
-def common(folder: Path, seed: int) -> dict:
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": BATCH,
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "seed": seed,
-    }
-
-
 def fine_tuned(model: str, rows: list[dict], folder: Path, seed: int, **length):
     """SFT on prompts and completions, the loss on the completions; saved in the folder."""
-    config = SFTConfig(**common(folder, seed), **length, lr_scheduler_type="linear", max_length=None)
+    config = SFTConfig(
+        **on_cpu(folder, seed),
+        per_device_train_batch_size=BATCH,
+        **length,
+        lr_scheduler_type="linear",
+        max_length=None,
+    )
     trainer = SFTTrainer(model, config, train_dataset=Dataset.from_list(rows))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
@@ -226,7 +216,8 @@ def completions(pairs: list[dict], *sides: str) -> list[dict]:
 
 def learned_reward(options, pairs: list[dict], folder: Path, seed: int) -> LearnedReward:
     config = ImitationRewardConfig(
-        **common(folder, seed),
+        **on_cpu(folder, seed),
+        per_device_train_batch_size=BATCH,
         num_train_epochs=options.reward_epochs,
         learning_rate=options.reward_learning_rate,
         max_length=LONGEST_PAIR,
@@ -255,7 +246,8 @@ def raft(setting: Setting, *, random_selection: bool):
     """RAFT as a user calls it, or its control: a random one of 2 is no other than one of K, and costs less to sample."""
     options = setting.options
     config = RAFTConfig(
-        **common(setting.folder / ("random" if random_selection else "raft"), setting.seed),
+        **on_cpu(setting.folder / ("random" if random_selection else "raft"), setting.seed),
+        per_device_train_batch_size=BATCH,
         learning_rate=options.learning_rate,
         num_stages=options.stages,
         stage_batch_size=options.prompts,
@@ -414,10 +406,7 @@ def report(runs: list[dict], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     console = Console(record=True, width=130)
     report(list(results(options, AutoTokenizer.from_pretrained(options.model)).values()), console)

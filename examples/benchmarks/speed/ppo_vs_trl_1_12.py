@@ -38,7 +38,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from examples.benchmarks.ppo.report import mean_and_deviation
+from examples.benchmarks.common.over_seeds import mean_and_deviation
 from examples.benchmarks.speed.meter import GENERATION, PASSES, PHASES, SCORING
 from examples.benchmarks.speed.work import CURVES, SPEED, held_out, make_curves_work, make_speed_work
 
