@@ -30,12 +30,12 @@ UNTIL_0_11 = {  # fields of 0.11.4's PPOConfig
 }  # fmt: skip
 ON_CPU = ["--output_dir", "unused", "--bf16", "False", "--report_to", "none"]
 OLD = {**RENAMED, **REPLACED}
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[1] / "trl_ext" / "ppo" / "README.md").read_text()
 
 
 def table() -> dict[str, str]:
     """The README's: what stands beside each option of TRL's PPO."""
-    section = re.search(r"## From TRL's PPO.*?(?=\n## )", README, re.S).group()
+    section = re.search(r"## From TRL's PPO.*", README, re.S).group()
     rows = re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.M)
     return {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
 
@@ -77,7 +77,9 @@ def test_old_options_raise_with_the_new(name):
 
 
 def test_all_old_options_are_answered_at_once():
-    message = r"kl_coef=0.1, vf_coef=0.2\).*`kl_coef` is now `beta`; `vf_coef` is now `value_coef`\. README"
+    message = (
+        r"kl_coef=0.1, vf_coef=0.2\).*`kl_coef` is now `beta`; `vf_coef` is now `value_coef`\. trl_ext/ppo/README.md"
+    )
     with pytest.raises(ValueError, match=message):
         PPOConfig("unused", kl_coef=0.1, gamma=0.9, vf_coef=0.2)
 

@@ -333,14 +333,14 @@ def test_metrics(tmp_path):
 
 
 def test_every_logged_name_is_in_the_glossary(tmp_path):
-    """`README.md` names each, in backticks, or by its beginning where several share a row."""
+    """`trl_ext/README.md` names each, in backticks, or by its beginning where several share a row."""
     trainer = ppo_trainer(
         tmp_path, eval_strategy="steps", eval_steps=1, eval_dataset=Dataset.from_dict({"prompt": ["a"]})
     )
     trainer.train()
     names = {name.removeprefix("eval_") for entry in trainer.state.log_history[:2] for name in entry}
     names -= {"step", "runtime", "samples_per_second", "steps_per_second"}
-    glossary = (Path(__file__).parent.parent / "README.md").read_text()
+    glossary = (Path(__file__).parents[1] / "trl_ext" / "README.md").read_text()
     glossary = glossary.replace("rewards/<name>", "rewards/even_letters").replace("low_mean", "clip_ratio/low_mean")
     glossary = glossary.replace("`high_mean", "`clip_ratio/high_mean")
     for row in ("mean_length", "mean_terminated_length"):

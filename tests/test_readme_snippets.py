@@ -1,58 +1,86 @@
-"""The README's program on one base runs as it is printed; only its sizes are a test's."""
+"""The first page's programs run as they are printed; only their sizes are a test's."""
 
 import functools
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from encoders import saved_bert
 from shared_case import SIZES, lora, quiet
-from tiny import byte_tokenizer, tiny_llama
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 import trl_ext
 from trl_ext import SharedBase
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if ">>>" not in block]
+SAMPLED = {"max_completion_length": 8, "per_device_train_batch_size": 4}
+SIZES_OF_A_TEST = {
+    "PPOConfig": SAMPLED,
+    "ImitationRewardConfig": {"per_device_train_batch_size": 4},
+    "RAFTConfig": SAMPLED | {"drop_truncated": False, "max_steps": -1},  # an untrained model ends nothing
+}
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch):
-    """The models that the program asks for by name, in the folder where it runs; a name that is a folder is not a hub's."""
+def folder(tmp_path, monkeypatch):
+    """What the programs ask for by name, in the folder where they run; a name that is a folder is not a hub's."""
     monkeypatch.chdir(tmp_path)
-    base = Path("meta-llama/Llama-2-7b-hf")
-    tiny_llama(byte_tokenizer(), **SIZES | {"max_position_embeddings": 512}).save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
-    shared = SharedBase.from_pretrained(str(base))
+    model = tiny_llama(byte_tokenizer(), **SIZES | {"max_position_embeddings": 1024})
+    for name in ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-0.5B-Instruct"):
+        model.save_pretrained(name)
+        byte_tokenizer().save_pretrained(name)
+    shared = SharedBase.from_pretrained("meta-llama/Llama-2-7b-hf")
     torch.manual_seed(0)
     shared.policy(lora(lora_dropout=0.5)).save_pretrained("my-sft-adapter")
     shared.reward_model(lora(lora_dropout=0.5)).module.save_pretrained("my-reward-adapter")
+    tiny_reward_model(byte_tokenizer(), **SIZES | {"max_position_embeddings": 1024}).save_pretrained("my-reward-model")
+    byte_tokenizer().save_pretrained("my-reward-model")
     Path("facebook").mkdir()
     Path(saved_bert(tmp_path / "bert")).rename("facebook/contriever")
-    rows = {"prompt": ["why?", "say it"] * 8, "query_type": ["open", "closed"] * 8, "reference": ["", "it"] * 8}
-    return {"prompts": Dataset.from_dict(rows)}
+    pairs = [
+        {"prompt": "why?", "chosen": " so", "rejected": " no"},
+        {"prompt": "say", "chosen": " it", "rejected": " on"},
+    ]
+    for name, rows in (("pairs", pairs), ("prompts", [{"prompt": "why?"}, {"prompt": "say it"}])):
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows * 8)))
+    for name, options in SIZES_OF_A_TEST.items():
+        made_quiet = {name: value for name, value in quiet("any", **options).items() if name != "output_dir"}
+        monkeypatch.setattr(trl_ext, name, functools.partial(getattr(trl_ext, name), **made_quiet), raising=False)
 
 
-def program() -> str:
-    """The block of code that loads a shared base."""
-    return next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "SharedBase.from_" in block)
+def printed(program: str) -> str:
+    """The program, with short completions."""
+    return re.sub(r"(, )?max_completion_length=256", "", program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_each_program_as_printed(folder, number):
+    names = {}
+    exec(printed(PROGRAMS[number]), names)
+    trainer = names["trainer"]
+    assert trainer.state.global_step == trainer.state.max_steps > 0
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_each_trainer_has_a_program():
+    assert len(PROGRAMS) == 4 and all("from trl_ext import" in program for program in PROGRAMS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["PPO", "GRPO", "RLOO"])
-def test_one_base_as_printed(names, trainer, monkeypatch):
+def test_one_base_as_printed(folder, trainer):
     """The same program in TRL's own trainers: two names change, and what they do not take is left out."""
-    code = program()
-    options = quiet("ppo", max_completion_length=8, per_device_train_batch_size=4)
-    options.pop("output_dir")
-    if trainer == "PPO":
-        monkeypatch.setattr(trl_ext, "PPOConfig", functools.partial(trl_ext.PPOConfig, **options), raising=False)
-    else:
+    code, names = next(program for program in PROGRAMS if "SharedBase.from_" in program), {}
+    if trainer != "PPO":
         code = code.replace("PPOConfig, PPOTrainer, ", "").replace("PPO", trainer)
         code = re.sub(r"\n    value_model=.*", "", code)
         config, cls = {"GRPO": (GRPOConfig, GRPOTrainer), "RLOO": (RLOOConfig, RLOOTrainer)}[trainer]
+        options = {name: value for name, value in quiet("any", **SAMPLED).items() if name != "output_dir"}
         names[f"{trainer}Trainer"] = cls
         names[f"{trainer}Config"] = functools.partial(
             config, beta=0.1, num_generations=2, disable_dropout=True, **options

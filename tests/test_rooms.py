@@ -72,7 +72,26 @@ def test_basenames_are_unique():
     assert names == sorted(set(names))
 
 
-@pytest.mark.parametrize("readme", ["README.md", "trl_ext/README.md"])
-def test_files_that_a_readme_names_are_there(readme):
-    named = re.findall(r"`((?:trl_ext|tests|examples|notebooks|\.ci)/[\w./-]+\.\w+)`", (ROOT / readme).read_text())
-    assert named and [name for name in named if not (ROOT / name).exists()] == []
+READMES = [
+    path for path in ROOT.rglob("README.md") if path.relative_to(ROOT).parts[0] in ("README.md", "trl_ext", "examples")
+]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_readme_names_is_there(readme):
+    """Files, modules that are run, and links, with the heading that they lead to."""
+    text = readme.read_text()
+    named = re.findall(r"`((?:trl_ext|tests|examples|notebooks|\.ci)/[\w./-]+\.\w+)`", text)
+    named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"-m (examples\.[\w.]+\w)", text)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text)
+    broken = [link for link in links if not leads_somewhere(readme, *link)]
+    assert not broken
+
+
+def leads_somewhere(readme: Path, path: str, heading: str) -> bool:
+    file = readme.parent / path if path else readme
+    if not heading:
+        return file.exists()
+    titles = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+    return heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

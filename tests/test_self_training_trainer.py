@@ -622,7 +622,7 @@ def test_what_is_logged_of_a_grow(tmp_path):
 
 
 def test_every_logged_name_is_in_the_glossary(tmp_path):
-    """`README.md` names each, in backticks."""
+    """`trl_ext/README.md` names each, in backticks."""
     one = trainer(
         tmp_path, importance_clip=0.2, eval_dataset=held_out(completion=["a", "b", "c"]), eval_strategy="epoch"
     )
@@ -632,5 +632,5 @@ def test_every_logged_name_is_in_the_glossary(tmp_path):
     names = {name for run in (one, plain) for entry in run.state.log_history for name in entry}
     speed = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "flos", "step")
     names = {name for name in names if not name.endswith(speed)} - {"train_loss"}
-    glossary = (Path(__file__).parent.parent / "README.md").read_text()
+    glossary = (Path(__file__).parents[1] / "trl_ext" / "README.md").read_text()
     assert {n for n in names if f"`{n}`" not in glossary and f"`{n.removeprefix('eval_')}`" not in glossary} == set()
