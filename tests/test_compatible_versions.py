@@ -4,6 +4,7 @@ Read with `pip install --dry-run --no-deps --ignore-installed --report - vllm==0
 and not the wheel; of its `requires_dist`, the lines without extra that name a package of constraints.txt are below.
 """
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_vllm_cannot_be_installed_beside_newer_ones(change):
 
 def test_vllm_of_the_pinned_set_is_newer_than_the_oldest_trl_takes():
     assert refused("trl 1.12.0 with vLLM", pinned_set()) == ["vllm"]
+
+
+def test_the_extra_takes_no_vllm_that_trl_refuses():
+    """Left to itself pip would take the newest."""
+    extras = tomllib.loads((CONSTRAINTS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extra, trl = Requirement(extras["vllm"][0]), Requirement(REQUIRES["trl 1.16.0 with vLLM"][0])
+    assert all(
+        (version in extra.specifier) <= (version in trl.specifier) for version in ("0.31.0", "0.32.0", "0.33.0")
+    )
+    assert "0.31.0" in extra.specifier
 
 
 def test_unsloth_needs_an_older_trl_and_datasets():

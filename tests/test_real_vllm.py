@@ -1,0 +1,181 @@
+"""vLLM itself, on a CPU: samples of the policy with its adapter, by every road that leads to it.
+
+Stage `.ci/run vllm`; skipped where vLLM is not installed. The models have heads of 64, which its CPU kernels take.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from self_training_case import trainer
+from tiny import byte_tokenizer, tiny_llama
+from transformers import AutoModelForCausalLM
+
+from trl_ext.cli import main
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.transformers_generator import TransformersGenerator
+from trl_ext.generation.vllm_generator import VLLMGenerator
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: .ci/run vllm"),
+]
+SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"num_hidden_layers": 2, "max_position_embeddings": 256}
+LONG = "It was the best of times, it was the worst of times, "  # several blocks of vLLM's prefix cache
+PARTS = [Part(0, (0, 1), (LONG + "it was", LONG + "we had")), Part(1, (2, 3), ("say it", "why?"))]
+
+
+@pytest.fixture(autouse=True)
+def small_cache(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    model = tiny_llama(byte_tokenizer(), **SIZES)
+    torch.manual_seed(0)
+    model.lm_head.weight.data.normal_(std=0.2)  # far from uniform, so that the likeliest token is clear
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def adapted(base: Path, rank: int = 8, seed: int = 1) -> Policy:
+    """The base with an adapter on all linear layers that changes what it says."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules="all-linear", init_lora_weights=False)
+    return Policy(get_peft_model(model, config).eval(), byte_tokenizer())
+
+
+def ask(generator, policy: Policy, parts=PARTS, **sampling) -> list[dict]:
+    sampling = Sampling(**{"num_generations": 1, "max_completion_length": 16, "temperature": 0.0} | sampling)
+    answers = dict((part.index, samples) for part, samples in generator.generate(parts, sampling, policy))
+    return [sample for part in parts for sample in answers[part.index]]
+
+
+def ids(samples: list[dict]) -> list[list[int]]:
+    return [sample["completion_ids"] for sample in samples]
+
+
+def vllm(**options) -> VLLMGenerator:
+    return VLLMGenerator(**{"dtype": "float32", "engine_kwargs": {"enforce_eager": True}} | options)
+
+
+@pytest.mark.parametrize("rank", [8, 16])
+def test_greedy_is_our_own_samplers(base, rank):
+    policy = adapted(base, rank)
+    ours = ask(TransformersGenerator(), policy)
+    assert ids(ask(vllm(), policy)) == ids(ours)
+    with policy.model.disable_adapter():
+        assert ids(ask(TransformersGenerator(), policy)) != ids(ours)
+
+
+def test_each_grow_has_the_adapter_as_it_is_then(base):
+    policy = adapted(base)
+    before = ids(ask(vllm(), policy))
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.neg_()
+    after = ids(ask(vllm(), policy))
+    assert after == ids(ask(TransformersGenerator(), policy)) and after != before
+
+
+def test_a_policy_without_adapter_is_served_whole(base):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(3.0)  # trained, so no longer what its path names
+    policy = Policy(model, byte_tokenizer())
+    assert ids(ask(vllm(), policy)) == ids(ask(TransformersGenerator(), policy))
+
+
+def test_first_tokens_have_the_policys_distribution(base):
+    """χ² of 2000 samples over the tokens that are expected at least 10 times, the rest as one; at most its 99.9 % quantile."""
+    policy, count = adapted(base), 2000
+    samples = ask(
+        vllm(), policy, [Part(0, (0,), ("say it",))], num_generations=count, max_completion_length=1, temperature=1.0
+    )
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([policy.prompt_ids("say it")])).logits[0, -1]
+    expected = logits.softmax(-1).double() * count
+    seen = torch.bincount(torch.tensor([sample["completion_ids"][0] for sample in samples]), minlength=len(expected))
+    often = expected >= 10
+    cells = [torch.cat([values[often].double(), values[~often].sum().double()[None]]) for values in (seen, expected)]
+    statistic, degrees = ((cells[0] - cells[1]) ** 2 / cells[1]).sum().item(), int(often.sum())
+    assert degrees > 5 and statistic < degrees + 3.09 * math.sqrt(2 * degrees) + 6
+
+
+def test_ends_and_stop_tokens(base):
+    policy = adapted(base)
+    policy.model.generation_config.eos_token_id = [1, *range(10, 60)]
+    samples = ask(vllm(), policy, num_generations=8, temperature=1.0)
+    ends = policy.end_token_ids()
+    assert {sample["ended"] for sample in samples} == {True, False}
+    for sample in samples:
+        assert sample["ended"] == (sample["completion_ids"][-1] in ends)
+        assert sample["ended"] or len(sample["completion_ids"]) == 16
+        assert not ends & set(sample["completion_ids"][:-1])
+
+
+def test_same_seeds_same_samples(base):
+    policy = adapted(base)
+    once, again = (ids(ask(vllm(), policy, num_generations=4, temperature=1.0, seed=3)) for _ in range(2))
+    assert once == again and len({tuple(sample) for sample in once}) > 4
+
+
+def test_the_command(base, tmp_path):
+    policy = adapted(base)
+    policy.model.save_pretrained(tmp_path / "adapter")
+    rows = [{"prompt": prompt} for part in PARTS for prompt in part.prompts]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["generate", "--model", str(tmp_path / "adapter"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    words += ["--output", str(tmp_path / "samples.parquet"), "--num-generations", "1", "--temperature", "0"]
+    words += ["--max-completion-length", "16", "--generator", "vllm"]
+    with contextlib.suppress(SystemExit):
+        main(words)
+    written = load_dataset("parquet", data_files=str(tmp_path / "samples.parquet"), split="train")
+    assert written["completion_ids"][:] == ids(ask(TransformersGenerator(), policy))
+    assert set(written["generator"]) == {"vllm"}
+
+
+class DiesAfter(VLLMGenerator):
+    """vLLM of a run that is killed after some parts of its second Grow."""
+
+    grows = 0
+
+    def generate(self, parts, sampling, policy):
+        type(self).grows += 1
+        for number, answer in enumerate(super().generate(parts, sampling, policy)):
+            if self.grows == 2 and number == 1:
+                raise KeyboardInterrupt
+            yield answer
+
+
+def test_raft_killed_within_a_grow_and_resumed(base, tmp_path):
+    """It goes on with the parts that are there, and ends where the run without a kill does."""
+
+    def run(folder, generator, **options):
+        one = trainer(
+            folder, model=adapted(base).model, prompts=[prompt for part in PARTS for prompt in part.prompts],
+            prompts_per_part=1, num_generations=2, max_completion_length=8, save_strategy="epoch", generator=generator,
+        )  # fmt: skip
+        one.train(**options)
+        return {name: p.detach().clone() for name, p in one.model.named_parameters() if p.requires_grad}
+
+    options = {"dtype": "float32", "engine_kwargs": {"enforce_eager": True}, "prompts_at_once": 1}
+    whole = run(tmp_path / "whole", VLLMGenerator(**options))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", DiesAfter(**options))
+    assert (tmp_path / "killed" / "grow-000.parquet").is_file()
+    resumed = run(tmp_path / "killed", VLLMGenerator(**options), resume_from_checkpoint=True)
+    for name, parameter in whole.items():
+        torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=0)
