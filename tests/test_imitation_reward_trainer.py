@@ -419,6 +419,29 @@ def test_coefficient_out_of_range(tmp_path, coefficient):
         config(tmp_path, imitation_coef=coefficient)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"imitation_coef": 0.0, "imitation_head": "x"},
+            r"imitation_head='x', imitation_coef=0.0\): it does nothing at",
+        ),
+        ({"imitation_coef": True}, r"imitation_coef=True\): expected a finite weight"),
+        ({"imitation_head": 3}, r"imitation_head=3\): it must be text"),
+        ({"learning_rate": "1e-4"}, r"learning_rate='1e-4'\): it must be a number"),
+    ],
+)
+def test_options_of_another_kind_or_without_effect(tmp_path, options, message):
+    with pytest.raises(ValueError, match=rf"ImitationRewardConfig\({message}"):
+        config(tmp_path, **options)
+
+
+def test_a_head_that_nothing_reads(tmp_path, tokenizer):
+    head = torch.nn.Linear(16, len(tokenizer), bias=False)
+    with pytest.raises(ValueError, match=r"imitation_head=…\) without imitation: it does nothing at imitation_coef=0"):
+        trainer_of(tmp_path, tokenizer, args=config(tmp_path, imitation_coef=0.0), imitation_head=head)
+
+
 def test_max_length_above_the_window(tmp_path, tokenizer):
     model = tiny_reward_model(tokenizer, tie_word_embeddings=True)
     with pytest.raises(ValueError, match=r"max_length=1024\): the model's window has 256 .* Set max_length=256"):

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from ppo_case import ppo_trainer
 from trl import GRPOConfig, TrlParser
 
 from trl_ext import PPOConfig
@@ -48,6 +49,8 @@ OTHER_VALUES = {
     "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0, "sync_ref_model": True,
     "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 64, "max_tool_calling_iterations": 3,
     "label_smoothing_factor": 0.1, "ignore_data_skip": True, "neftune_noise_alpha": 5.0, "use_liger_kernel": True,
+    "train_sampling_strategy": "group_by_length", "remove_unused_columns": True, "log_multimodal": False,
+    "ds3_gather_for_generation": False,
 }  # fmt: skip
 
 
@@ -60,7 +63,7 @@ def test_options_without_meaning_are_refused(name):
 
 ACCEPTED = {  # the rest of what GRPOConfig adds to TrainingArguments: it means for PPO what it means for GRPO
     "model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "cast_lm_head_to_fp32",
-    "num_generations", "num_generations_eval", "max_completion_length", "ds3_gather_for_generation",
+    "num_generations", "num_generations_eval", "max_completion_length",
     "shuffle_dataset", "pad_to_multiple_of", "generation_batch_size", "steps_per_generation", "temperature", "top_p",
     "top_k", "min_p", "generation_kwargs", "chat_template_kwargs", "repetition_penalty", "cache_implementation",
     "use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex",
@@ -70,7 +73,7 @@ ACCEPTED = {  # the rest of what GRPOConfig adds to TrainingArguments: it means 
     "vllm_importance_sampling_clip_min", "vllm_importance_sampling_cap", "beta", "num_iterations", "epsilon",
     "epsilon_high", "reward_weights", "mask_truncated_completions", "top_entropy_quantile", "entropy_coef",
     "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
-    "log_completions", "log_multimodal", "num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo",
+    "log_completions", "num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo",
     "use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_transformers_paged",
 }  # fmt: skip
 
@@ -111,11 +114,70 @@ def test_unknown_estimator():
         ({"score_scaling": False, "score_clip": 5.0}, r"score_clip=5.0, score_scaling=False\): it does nothing"),
         ({"kl_horizon": 100}, r"kl_horizon=100, adaptive_kl=False\): it does nothing"),
         ({"use_liger_kernel": True}, r"use_liger_kernel=True\): TRL 1.12 would .* past the critic"),
+        ({"kl_estimator": "k3", "beta": 0.0}, r"kl_estimator='k3', beta=0.0\): it does nothing at beta=0"),
+        ({"ptx_max_length": 64}, r"ptx_max_length=64, ptx_coef=0.0\): it does nothing at ptx_coef=0"),
+        ({"value_clip": 0.5, "value_coef": 0.0}, r"value_clip=0.5, value_coef=0.0\): it does nothing at value_coef=0"),
+        (
+            {"critic_learning_rate": 1e-4, "value_coef": 0},
+            r"critic_learning_rate=0.0001, value_coef=0\): it does nothing",
+        ),
+        (
+            {"critic_warmup_rollouts": 2, "value_coef": 0.0},
+            r"critic_warmup_rollouts=2, value_coef=0.0\): it does nothing",
+        ),
+        ({"detach_critic": False, "value_coef": 0.0}, r"detach_critic=False, value_coef=0.0\): it does nothing"),
+        (
+            {"critic_warmup_rollouts": 2, "critic_learning_rate": 0},
+            r"rollouts=2, critic_learning_rate=0\): it does nothing",
+        ),
+        ({"value_clip": 0.5, "critic_learning_rate": 0.0}, "it does nothing, since the value loss moves neither"),
+        ({"value_coef": 0.5, "critic_learning_rate": 0.0}, "it does nothing, since the value loss moves neither"),
+        (
+            {"critic_warmup_rollouts": 2, "max_steps": 8},
+            r"rollouts=2\): the run samples 2 batches of rollouts in its 8 st",
+        ),
+        ({"stop_tokens": ["b"], "use_vllm": True}, "vLLM would not be told of them"),
+        ({"vllm_mode": "server"}, r"vllm_mode='server', use_vllm=False\): it does nothing without use_vllm=True"),
+        ({"entropy_target": 0.1}, r"use_adaptive_entropy=False\): it does nothing without use_adaptive_entropy=True"),
+        ({"log_unique_prompts": True}, r"log_completions=False\): it does nothing without log_completions=True"),
     ],
 )
 def test_options_that_would_do_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         config(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critic_learning_rate": 0.0},
+        {"critic_learning_rate": 0.0, "detach_critic": False, "value_coef": 0.5, "value_clip": 0.5},
+        {"value_coef": 0.0, "value_clip": 0.2},
+        {"critic_warmup_rollouts": 2, "max_steps": 9},
+        {"beta": 0.0, "kl_estimator": "k1"},
+        {"scale_rewards": False},
+    ],
+)
+def test_options_that_do_something_yet(options):
+    config(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("score_scaling", "no"), ("whiten_advantages", 1), ("adaptive_kl", "no"), ("num_iterations", 2.5), ("lam", True),
+        ("critic_warmup_rollouts", 1.5), ("max_completion_length", None), ("num_generations", None), ("stop_tokens", [3]),
+        ("top_k", -1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("kl_estimator", None), ("detach_critic", None),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_or_kind(name, bad):
+    with pytest.raises(ValueError, match=rf"PPOConfig\({name}="):
+        config(**{name: bad})
+
+
+def test_whole_numbers_however_they_are_written():
+    args = config(kl_horizon=1e4, num_iterations=2.0)
+    assert (args.kl_horizon, args.num_iterations) == (10_000, 2) and type(args.num_iterations) is int
 
 
 def test_16_bit_continuous_batching_is_refused():
@@ -135,3 +197,11 @@ def test_every_field_has_help():
 
 
 GRPO_FIELDS = {f.name for f in dataclasses.fields(GRPOConfig)}
+
+
+def test_a_warm_up_as_long_as_the_run(tmp_path):
+    """Sixteen prompts, four a batch: four batches of rollouts in an epoch, which the trainer knows when it begins."""
+    with pytest.raises(
+        ValueError, match=r"critic_warmup_rollouts=4\): the run samples 4 batches of rollouts in its 4 st"
+    ):
+        ppo_trainer(tmp_path, critic_warmup_rollouts=4, max_steps=-1, num_train_epochs=1, num_iterations=1).train()

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -54,6 +55,35 @@ def config(cls=RAFTConfig, **changes):
         ({"invalid_scores": "skip"}, r"invalid_scores='skip'\): choose 'raise' or 'drop'"),
         ({"importance_clip": 0.2, "loss_type": "dft"}, "RAFT\\+\\+'s loss takes neither"),
         ({"importance_clip": 0.2, "mix_dataset": True}, "were not sampled from the policy"),
+        (
+            {"importance_clip": 0.2, "acceptance_ratio": 0.5},
+            "RAFT\\+\\+ keeps all that share their prompt's best score",
+        ),
+        ({"importance_clip": 0.2, "label_smoothing_factor": 0.1}, "RAFT\\+\\+'s loss takes neither"),
+        ({"score_range": [0.0, 5.0]}, r"score_range=\[0.0, 5.0\], score_map='none'\): .* without score_map='fixed'"),
+        ({"score_range": [0.0, math.inf], "score_map": "fixed"}, r"expected \[lowest, highest\]"),
+        (
+            {"improve_epochs": 3, "improve_steps": 5},
+            r"improve_epochs=3, improve_steps=5\): it does nothing beside `imp",
+        ),
+        ({"improve_lr_factor": 0.5}, r"improve_lr_factor=0.5, thresholds=None\): it does nothing with one Improve"),
+        (
+            {"fresh_optimizer": False, "restart_from_base": True},
+            "the optimizer begins anew with the weights. Leave one",
+        ),
+        ({"fresh_optimizer": False, "num_stages": 1}, r"num_stages=1\): it does nothing in a run of one stage"),
+        ({"level_stages": 2, "num_stages": 3}, r"level_stages=2, num_stages=3\): the run would be over before"),
+        ({"beta": 0.1, "random_selection": True}, "so many of each prompt's samples are drawn whatever they rank"),
+        ({"max_kept_per_prompt": 1}, "since no more are kept of a prompt anyway"),
+        ({"max_kept_per_prompt": 4, "acceptance_ratio": 0.5}, "since no more are kept of a prompt anyway"),
+        ({"max_kept_per_prompt": 8, "selection": "global"}, "since no more are kept of a prompt anyway"),
+        ({"random_selection": True, "num_generations": 1}, "it does nothing with one sample per prompt"),
+        ({"truncation_mode": "keep_end"}, r"truncation_mode='keep_end'\): a sequence is as long as it was sampled"),
+        ({"dataset_text_field": "body"}, r"dataset_text_field='body'\): rows are prepared from the samples"),
+        ({"num_stages": 1.5}, r"num_stages=1.5\): it must be in \[1, ∞\). Give a whole number"),
+        ({"drop_truncated": "no"}, r"drop_truncated='no'\): it must be True or False"),
+        ({"selection": None}, r"selection=None\): choose one of 'local'"),
+        ({"improve_epochs": math.inf}, r"improve_epochs=inf\): it must be in \(0.0, ∞\)"),
     ],
 )
 def test_raft_config(changes, message):
@@ -70,11 +100,42 @@ def test_raft_config(changes, message):
         ({"thresholds": []}, "expected a list with one value per Improve"),
         ({"acceptance_ratio": 0.1}, "only 'local' and 'global' keep a share; give `thresholds`"),
         ({"selection": "percentile", "thresholds": [50.0]}, r"rising values in \[0, 1\]"),
+        (
+            {"thresholds": 0.5},
+            r"thresholds=0.5\): expected a list of numbers, got one value. Write thresholds=\[0.5\]",
+        ),
+        ({"thresholds": ["0.5"]}, r"thresholds=\['0.5'\]\): expected a list of numbers"),
+        ({"thresholds": [math.nan]}, r"rising values in \[0, 1\]"),
+        (
+            {"improve_lr_factor": 0.3, "restart_from_base": True},
+            r"improve_lr_factor=0.3, thresholds=\[0.0\]\): it does",
+        ),
+        ({"temperature": "hot"}, r"temperature='hot'\): it must be in \[0.0, ∞\)"),
     ],
 )
 def test_rest_config(changes, message):
     with pytest.raises(ValueError, match=message):
         config(ReSTConfig, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"importance_clip": 0.2, "acceptance_ratio": 0.5, "selection": "global"},
+        {"importance_clip": 0.2, "beta": 0.1, "random_selection": True},
+        {"importance_clip": 0.2, "max_kept_per_prompt": 1},
+        {"selection": "global", "beta": 0.1, "random_selection": True},
+        {"mix_dataset": True, "selection": "global", "max_kept_per_prompt": 8},
+        {"level_stages": 0, "num_stages": 1},
+        {"stage_batch_size": np.int64(4), "improve_epochs": np.float32(0.5), "num_stages": 2.0},
+    ],
+)
+def test_options_that_do_something_yet(changes):
+    config(**changes)
+
+
+def test_thresholds_may_be_a_tuple():
+    assert config(ReSTConfig, thresholds=(0.5, 0.7)).thresholds == [0.5, 0.7]
 
 
 def test_papers_defaults():
@@ -169,6 +230,13 @@ def test_options_that_would_do_nothing_together(tmp_path):
         ValueError, match=r"generator='file:samples.jsonl'\) with importance_clip=0.2: its samples are"
     ):
         trainer(tmp_path, importance_clip=0.2, generator=FileGenerator(file))
+    with pytest.raises(ValueError, match=r"mix_dataset=True: it has no column `completion` to mix in. Add one"):
+        trainer(tmp_path, mix_dataset=True)
+    patience = {"improve_patience": 4, "eval_strategy": "steps", "eval_steps": 2, "improve_steps": 9}
+    with pytest.raises(
+        ValueError, match=r"improve_patience=4, eval_steps=2: an Improve has 9 steps, so it would be over"
+    ):
+        trainer(tmp_path, eval_dataset=held_out, **patience)
     missing = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["x", None]})
     with pytest.raises(ValueError, match=r"eval_dataset=…\): the completion of row 1 is None"):
         trainer(tmp_path, eval_dataset=missing)
@@ -180,6 +248,10 @@ def test_options_that_would_do_nothing_together(tmp_path):
 def test_a_config_may_be_copied_with_changes():
     assert dataclasses.replace(config(num_stages=3), num_stages=5).improves == 5
     assert not config(ReSTConfig, importance_clip=0.2).mix_dataset  # what is in the data set has no ratio
+    with pytest.raises(
+        ValueError, match=r"mix_dataset=True, importance_clip=0.2\): .* were not sampled from the policy"
+    ):
+        dataclasses.replace(config(ReSTConfig), importance_clip=0.2)
 
 
 def test_scores_outside_the_range_of_their_map_are_warned_of(tmp_path):

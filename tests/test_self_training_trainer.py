@@ -452,9 +452,9 @@ def test_scores_are_mapped_by_the_stated_map(tmp_path, score_map):
         ReSTTrainer,
         thresholds=[0.3],
         score_map=score_map,
-        score_range=[-1.0, 2.0],
         num_stages=2,
         learning_rate=0.3,
+        **({"score_range": [-1.0, 2.0]} if score_map == "fixed" else {}),
     )
     one.train()
     scores = [[row["score"] for row in grow(one, stage)] for stage in range(2)]

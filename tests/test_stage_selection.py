@@ -110,7 +110,8 @@ def test_a_large_kl_coefficient_leaves_the_scores_out():
 
 
 def bounds(score_map: str, scores, earlier=()) -> tuple[float, float] | None:
-    args = config(ReSTConfig, score_map=score_map, score_range=[-1.0, 2.0])
+    ends = {"score_range": [-1.0, 2.0]} if score_map == "fixed" else {}
+    args = config(ReSTConfig, score_map=score_map, **ends)
     return score_bounds(np.array(scores), (np.array(part) for part in earlier), args, stage=1)
 
 

@@ -20,6 +20,18 @@ from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.turn_end import announced_turn_end, end_ids
+from trl_ext.trainer_kit.config_checks import check_config
+from trl_ext.trainer_kit.option_rules import Rule, nonzero
+
+RULES = {
+    "num_generations": Rule(1, expected="at least 1"),
+    "max_completion_length": Rule(1, expected="at least 1"),
+    "temperature": Rule(0, expected="0 or more"),
+    "top_p": Rule(above=0, high=1, expected="a share in (0, 1]", needs=nonzero("temperature")),
+    "top_k": Rule(0, expected="0 (all tokens) or more", needs=nonzero("temperature")),
+    "min_p": Rule(0, 1, expected="None or a share in [0, 1]", needs=nonzero("temperature")),
+    "repetition_penalty": Rule(above=0, expected="more than 0"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,17 +56,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        for name, value, good, expected in (
-            ("num_generations", self.num_generations, self.num_generations >= 1, "at least 1"),
-            ("max_completion_length", self.max_completion_length, self.max_completion_length >= 1, "at least 1"),
-            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "a share in (0, 1]"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
-            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "None or a share in [0, 1]"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0"),
-        ):
-            if not good:
-                raise ValueError(f"Sampling({name}={value}): expected {expected}.")
+        check_config(self, RULES)
 
     def settings(self) -> dict[str, Any]:
         return asdict(self)

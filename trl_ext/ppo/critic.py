@@ -135,6 +135,8 @@ class Critic:
 class CriticCallback(TrainerCallback):
     """Clips the critic's gradient before each optimizer step and clears it after, as Trainer does for the policy's.
 
+    Before the first, it looks whether any is left for the policy after the warm-up.
+
     Args:
         critic: The critic.
         policy_rests: Whether only the critic learns in this step (warm-up).
@@ -143,6 +145,9 @@ class CriticCallback(TrainerCallback):
     def __init__(self, critic: Critic, policy_rests):
         self.critic = critic
         self.policy_rests = policy_rests
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        args.check_warmup(state.max_steps)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if args.max_grad_norm:

@@ -1,11 +1,13 @@
 """Hyperparameters of PPO."""
 
+import math
 from dataclasses import dataclass
 
 from trl import GRPOConfig
 
 from trl_ext.ppo.migration import OlderOptions
-from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, refuse_unused
+from trl_ext.ppo.ppo_rules import MEANINGLESS, RULES
+from trl_ext.trainer_kit.config_checks import check_config, refuse_meaningless
 from trl_ext.trainer_kit.config_docs import documented, option
 
 
@@ -20,54 +22,7 @@ class _OneGeneration(int):
         return False
 
 
-# Fields of GRPOConfig that PPO gives no meaning, and why. Their defaults are accepted, anything else is refused.
-MEANINGLESS = {
-    "loss_type": "PPO's means run over the real tokens of the accumulation window, which is 'dapo'",
-    "importance_sampling_level": "advantages differ from token to token, which a ratio per sequence cannot weigh",
-    "scale_rewards": "there are no groups to scale by; `score_scaling` and `whiten_advantages` do the scaling",
-    "multi_objective_aggregation": "there are no groups to normalise in; weigh rewards with `reward_weights`",
-    "delta": "two-sided clipping is another surrogate; PPO's is bounded by `epsilon` and `epsilon_high`",
-    "use_bias_correction_kl": "KL is charged in the reward, not in the loss; choose `kl_estimator`",
-    "off_policy_mask_threshold": "it masks sequences by one advantage each, PPO has one per token",
-    "sapo_temperature_neg": "it belongs to loss_type='sapo'",
-    "sapo_temperature_pos": "it belongs to loss_type='sapo'",
-    "vespo_k_pos": "it belongs to loss_type='vespo'",
-    "vespo_lambda_pos": "it belongs to loss_type='vespo'",
-    "vespo_k_neg": "it belongs to loss_type='vespo'",
-    "vespo_lambda_neg": "it belongs to loss_type='vespo'",
-    "sync_ref_model": "the reference is the policy as it was when the run began",
-    "ref_model_mixup_alpha": "it belongs to `sync_ref_model`; the reference does not move",
-    "ref_model_sync_steps": "it belongs to `sync_ref_model`; the reference does not move",
-    "ignore_data_skip": "a resumed run would go on with other prompts than the one that was stopped",
-    "label_smoothing_factor": "there are no labels to smooth",
-    "neftune_noise_alpha": "noise in the embeddings would move the ratios away from 1 before the first step",
-    "use_liger_kernel": "TRL 1.12 would compute GRPO's own loss with it, past the critic; "
-    "layer kernels are model_init_kwargs={'use_kernels': True}",
-    "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
-}
-
 LEARNING_RATE, ADAPTER_RATE = 1e-6, 1e-5  # of all weights, and of an adapter
-
-RANGES = {
-    "gamma": (0.0, 1.0, False),
-    "lam": (0.0, 1.0, True),
-    "epsilon": (0.0, 1.0, False),
-    "epsilon_high": (0.0, None, False),
-    "beta": (0.0, None, True),
-    "value_clip": (0.0, None, False),
-    "value_coef": (0.0, None, True),
-    "score_clip": (0.0, None, False),
-    "missing_eos_penalty": (0.0, None, True),
-    "critic_learning_rate": (0.0, None, True),
-    "critic_warmup_rollouts": (0, None, True),
-    "num_iterations": (1, None, True),
-    "num_generations": (1, None, True),
-    "temperature": (0.0, None, False),
-    "kl_target": (0.0, None, False),
-    "kl_horizon": (1, None, True),
-    "ptx_coef": (0.0, None, True),
-    "ptx_max_length": (2, None, True),
-}
 
 
 @documented
@@ -88,7 +43,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
         "Peak learning rate of the policy. None: 1e-5 with an adapter, 1e-6 in full.",
         group="the training, with other defaults than GRPO's",
     )
-    num_generations: int | None = option(1, "Completions sampled per prompt, 1 or more.")
+    num_generations: int = option(1, "Completions sampled per prompt, 1 or more.")
     num_iterations: int = option(
         4,
         "Optimisation epochs over each batch of rollouts. Larger: more is learned per rollout, further from the "
@@ -155,26 +110,28 @@ class PPOConfig(OlderOptions, GRPOConfig):
     detach_critic: bool = option(True, "Keep the value loss out of the policy's weights; only for the built-in head.")
 
     def __post_init__(self):
-        check_ranges(self, RANGES, optional=("critic_learning_rate", "epsilon_high", "kl_target"))
-        self._check_texts()
         self._refuse_sharding()
+        check_config(self, RULES)
+        self._check_adaptive_kl()
         if self.num_generations == 1:
             self.num_generations = _OneGeneration(1)
         super().__post_init__()
         self.num_generations = int(self.num_generations)
         self._refuse_meaningless()
-        self._check_together()
+        if self.max_steps > 0:
+            self.check_warmup(self.max_steps)
 
-    def _check_texts(self) -> None:
-        if self.kl_estimator not in ("k1", "k3"):
-            raise ValueError(f"PPOConfig(kl_estimator={self.kl_estimator!r}): choose 'k1' or 'k3'.")
-        if isinstance(self.stop_tokens, str):
+    def check_warmup(self, steps: int) -> None:
+        """Raise a ValueError where a run of so many steps has no batch of rollouts after the critic's warm-up."""
+        per_rollout = self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps
+        rollouts = math.ceil(steps / per_rollout)
+        if 0 < rollouts <= self.critic_warmup_rollouts:
             raise ValueError(
-                f"PPOConfig(stop_tokens={self.stop_tokens!r}): expected a list of tokens, got one text. Write "
-                f"stop_tokens=[{self.stop_tokens!r}]."
+                f"PPOConfig(critic_warmup_rollouts={self.critic_warmup_rollouts}): the run samples {rollouts} batches of "
+                f"rollouts in its {steps} steps, so the policy would never learn. Lower it, or train longer."
             )
 
-    def _check_together(self) -> None:
+    def _check_adaptive_kl(self) -> None:
         if self.adaptive_kl and self.kl_target is None:
             raise ValueError(
                 "PPOConfig(adaptive_kl=True, kl_target=None): expected the KL per completion to keep to, in nats, e.g. "
@@ -184,20 +141,10 @@ class PPOConfig(OlderOptions, GRPOConfig):
             raise ValueError(
                 f"PPOConfig(kl_target={self.kl_target}) does nothing without adaptive_kl=True. Set that, or leave it out."
             )
-        refuse_unused(self, {"score_clip": "score_scaling", "kl_horizon": "adaptive_kl"})
         if self.adaptive_kl and self.beta == 0:
             raise ValueError(
                 "PPOConfig(adaptive_kl=True, beta=0): without `beta` there is no reference to measure KL to. Give a small "
                 "beta, e.g. 1e-4."
-            )
-        if self.mask_truncated_completions and self.missing_eos_penalty:
-            raise ValueError(
-                f"PPOConfig(mask_truncated_completions=True, missing_eos_penalty={self.missing_eos_penalty}): what did not end "
-                "itself is left out of the loss, so the penalty would reach nobody. Leave one of the two out."
-            )
-        if self.stop_tokens and self.use_vllm:
-            raise ValueError(
-                f"PPOConfig(stop_tokens={self.stop_tokens}, use_vllm=True): vLLM would not be told of them. Leave one out."
             )
 
     def _refuse_sharding(self) -> None:

@@ -1,11 +1,17 @@
 """The options of `ImitationRewardTrainer`."""
 
-import math
 from dataclasses import dataclass
 
 from trl import RewardConfig
 
+from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.config_docs import documented, option
+from trl_ext.trainer_kit.option_rules import Rule, nonzero
+
+RULES = {
+    "imitation_coef": Rule(0, expected="a finite weight of at least 0; 0 switches imitation off"),
+    "imitation_head": Rule(needs=nonzero("imitation_coef")),
+}
 
 
 @documented
@@ -34,9 +40,5 @@ class ImitationRewardConfig(RewardConfig):
     )
 
     def __post_init__(self):
-        if not (math.isfinite(self.imitation_coef) and self.imitation_coef >= 0):
-            raise ValueError(
-                f"ImitationRewardConfig(imitation_coef={self.imitation_coef}): expected a finite weight of at least 0; "
-                "0 switches imitation off."
-            )
+        check_config(self, RULES)
         super().__post_init__()

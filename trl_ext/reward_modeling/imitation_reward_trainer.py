@@ -98,6 +98,11 @@ class ImitationRewardTrainer(ResumableTrainer, OutputDirWatch, RewardTrainer):
         imitation_head: nn.Module | str | None = None,
     ):
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
+        if imitation_head is not None and not _imitates(args):
+            raise ValueError(
+                "ImitationRewardTrainer(imitation_head=…) without imitation: it does nothing at imitation_coef=0. Give "
+                "ImitationRewardConfig(imitation_coef=0.1), or leave it out."
+            )
         adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
         super().__init__(
             model,

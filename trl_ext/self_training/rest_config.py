@@ -1,6 +1,7 @@
 """ReST's values, and ReST^EM's."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.trainer_kit.config_docs import documented, option
@@ -27,6 +28,8 @@ class ReSTConfig(SelfTrainingConfig):
     The learning rate falls by `improve_lr_factor` from one Improve of a stage to the next: the paper says "lower" and
     gives no value, so one half is our choice. All other options are `SelfTrainingConfig`'s.
     """
+
+    unset = MappingProxyType({name: DEFAULTS[name] for name in ("top_k", "max_kept_per_prompt")})
 
     num_stages: int = option(2, "Grow steps G.", group="the stages")
     improve_lr_factor: float = option(0.5, "Learning rate of an Improve as a multiple of the one before in its stage.")

@@ -1,58 +1,20 @@
 """Hyperparameters of sampling, selecting and fine-tuning on one's own samples."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from trl import SFTConfig
 
 from trl_ext.generation.protocol import Sampling
-from trl_ext.trainer_kit.config_checks import check_ranges, refuse_meaningless, take_renamed
+from trl_ext.self_training.self_training_rules import BY_SHARE, MEANINGLESS, RULES
+from trl_ext.trainer_kit.config_checks import check_config, refuse_meaningless, take_renamed
 from trl_ext.trainer_kit.config_docs import documented, option
 from trl_ext.trainer_kit.seeds import stable_seed
 
-SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
-SCORE_MAPS = ("none", "fixed", "running", "grow")
 RENAMED = {"kl_coef": "beta"}
 LEARNING_RATE, ADAPTER_RATE = 2e-5, 2e-4  # of all weights, and of an adapter
-
-# Fields of SFTConfig that mean nothing here, and why. Their defaults are accepted, anything else is refused.
-MEANINGLESS = {
-    "max_length": "a sequence is as long as it was sampled; `max_completion_length` bounds completions",
-    "packing": "an Improve has a fixed number of rows, which packing would join",
-    "padding_free": "batches are padded",
-    "eval_packing": "an evaluation's rows are its reference answers",
-    "completion_only_loss": "the loss runs over completions only",
-    "assistant_only_loss": "the loss runs over completions only",
-    "dataset_kwargs": "rows are prepared from the samples",
-    "shuffle_dataset": "prompts are shuffled by stage, and rows by Improve",
-    "train_sampling_strategy": "rows are shuffled anew in each pass of an Improve",
-    "auto_find_batch_size": "steps per Improve are fixed before the run",
-    "ignore_data_skip": "a resumed run would read other rows than the one that was stopped",
-    "dataloader_persistent_workers": "workers would go on with the rows of the first Improve",
-    "save_only_model": "a resumed run would begin at its first step",
-    "num_train_epochs": "the run's length is num_stages × Improves per stage; passes within an Improve are `improve_epochs`",
-    "max_steps": "the run's length is num_stages × Improves per stage × steps of an Improve (`improve_steps`)",
-}
-
-RANGES = {
-    "num_stages": (1, None, True),
-    "stage_batch_size": (1, None, True),
-    "improve_epochs": (0.0, None, False),
-    "improve_steps": (1, None, True),
-    "improve_lr_factor": (0.0, 1.0, False),
-    "improve_patience": (0, None, True),
-    "level_stages": (0, None, True),
-    "num_generations": (1, None, True),
-    "max_completion_length": (1, None, True),
-    "temperature": (0.0, None, True),
-    "generation_batch_size": (1, None, True),
-    "prompts_per_part": (1, None, True),
-    "beta": (0.0, None, True),
-    "acceptance_ratio": (0.0, 1.0, False),
-    "max_kept_per_prompt": (1, None, True),
-    "importance_clip": (0.0, None, False),
-}
 
 
 @documented
@@ -66,6 +28,8 @@ class SelfTrainingConfig(SFTConfig):
     Raises:
         ValueError: For a value out of its range, or an option of SFT that has no meaning here.
     """
+
+    unset = MappingProxyType({})  # by the options' names, what None becomes
 
     learning_rate: float | None = option(
         None,
@@ -120,9 +84,7 @@ class SelfTrainingConfig(SFTConfig):
     score_map: str = option(
         "none", "Scores to [0, 1]: 'fixed' by score_range; by the least and most 'running' or in this 'grow'."
     )
-    score_range: list[float] = field(
-        default_factory=lambda: [0.0, 1.0], metadata={"help": "The scores that the map 'fixed' takes to 0 and to 1."}
-    )
+    score_range: list[float] = option([0.0, 1.0], "The scores that the map 'fixed' takes to 0 and to 1.")
 
     selection: str = option(
         "local",
@@ -158,15 +120,11 @@ class SelfTrainingConfig(SFTConfig):
         if self.max_completion_length is None:
             self._take_default_length()
         self._resolve()
-        optional = ("stage_batch_size", "improve_steps", "generation_batch_size", "acceptance_ratio")
-        check_ranges(self, RANGES, optional=(*optional, "max_kept_per_prompt", "importance_clip"))
+        check_config(self, RULES, unset=self.unset)
         self.sampling(stage=0)
         self._check_selection()
-        self._check_score_map()
         super().__post_init__()
         refuse_meaningless(self, MEANINGLESS)
-        self._check_loss()
-        self._check_evaluation()
 
     def _take_default_length(self) -> None:
         self.max_completion_length = Sampling.max_completion_length
@@ -192,65 +150,16 @@ class SelfTrainingConfig(SFTConfig):
 
     def sampling(self, *, stage: int) -> Sampling:
         """How the Grow of a stage samples."""
-        names = ("num_generations", "max_completion_length", "temperature")
-        names += ("top_p", "top_k", "min_p", "repetition_penalty")
-        settings = {name: getattr(self, name) for name in names}
-        return Sampling(**settings, seed=stable_seed(self.seed, "grow", stage))
+        names = ("num_generations", "max_completion_length", "temperature", "repetition_penalty")
+        names += ("top_p", "top_k", "min_p") if self.temperature else ()
+        return Sampling(**{name: getattr(self, name) for name in names}, seed=stable_seed(self.seed, "grow", stage))
 
     def _check_selection(self) -> None:
-        call = f"{type(self).__name__}(selection={self.selection!r}"
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"{call}): choose one of {', '.join(map(repr, SELECTIONS))}.")
-        by_share = self.selection in ("local", "global")
-        if by_share and self.thresholds is not None:
-            raise ValueError(f"{call}, thresholds={self.thresholds}): this selection has none. Leave them out.")
-        if not by_share and self.acceptance_ratio is not None:
-            raise ValueError(
-                f"{call}, acceptance_ratio={self.acceptance_ratio}): only 'local' and 'global' keep a share; give "
-                "`thresholds`."
-            )
-        if not by_share and not self.thresholds:
-            raise ValueError(f"{call}, thresholds={self.thresholds}): expected a list with one value per Improve.")
+        call = f"{type(self).__name__}(selection={self.selection!r}, thresholds={self.thresholds}): "
+        if self.selection in BY_SHARE and self.thresholds is not None:
+            raise ValueError(f"{call}this selection has none. Leave them out.")
+        if self.selection not in BY_SHARE and not self.thresholds:
+            raise ValueError(f"{call}expected a list with one value per Improve.")
         values = self.thresholds or []
         if any(not 0 <= value <= 1 for value in values) or sorted(set(values)) != values:
-            raise ValueError(f"{call}, thresholds={values}): expected rising values in [0, 1], one per Improve.")
-
-    def _check_score_map(self) -> None:
-        call = f"{type(self).__name__}(score_map={self.score_map!r}"
-        if self.score_map not in SCORE_MAPS:
-            raise ValueError(f"{call}): choose one of {', '.join(map(repr, SCORE_MAPS))}.")
-        if len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]:
-            raise ValueError(f"{call}, score_range={self.score_range}): expected [lowest, highest].")
-        if self.invalid_scores not in ("raise", "drop"):
-            raise ValueError(
-                f"{type(self).__name__}(invalid_scores={self.invalid_scores!r}): choose 'raise' or 'drop'."
-            )
-
-    def _check_loss(self) -> None:
-        if self.importance_clip is None:
-            return
-        call = f"{type(self).__name__}(importance_clip={self.importance_clip}"
-        if self.loss_type == "dft" or self.label_smoothing_factor:
-            raise ValueError(
-                f"{call}, loss_type={self.loss_type!r}, label_smoothing_factor={self.label_smoothing_factor}): RAFT++'s "
-                "loss takes neither. Leave them out."
-            )
-        if self.pad_to_multiple_of is not None:
-            raise ValueError(
-                f"{call}, pad_to_multiple_of={self.pad_to_multiple_of}): RAFT++'s batches are padded to their longest "
-                "row. Leave it out."
-            )
-        if self.mix_dataset:
-            raise ValueError(
-                f"{call}, mix_dataset=True): the data set's completions were not sampled from the policy, so they have no "
-                "importance ratio. Choose one."
-            )
-
-    def _check_evaluation(self) -> None:
-        for name in ("keep_best", "improve_patience"):
-            if getattr(self, name) and self.eval_strategy != "steps":
-                raise ValueError(
-                    f"{type(self).__name__}({name}={getattr(self, name)}, eval_strategy={self.eval_strategy.value!r}): "
-                    "it needs held-out scores within an Improve. Set eval_strategy='steps' with eval_steps, and give "
-                    "the trainer an eval_dataset."
-                )
+            raise ValueError(f"{call}expected rising values in [0, 1], one per Improve.")

@@ -14,6 +14,7 @@ from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
+from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
 
 SHARDED = "DeepSpeed and FSDP shard the model that is sampled from"
@@ -127,6 +128,20 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
                 f"{trainer}, {name}={getattr(args, name)}, eval_steps={args.eval_steps}: an Improve has {steps} steps, "
                 "so it would not be evaluated before its end. Lower eval_steps."
             )
+    if args.improve_patience and args.eval_steps * args.improve_patience + 1 >= steps:
+        raise ValueError(
+            f"{trainer}, improve_patience={args.improve_patience}, eval_steps={args.eval_steps}: an Improve has {steps} steps, "
+            "so it would be over before patience is. Lower either."
+        )
+    if (
+        args.mix_dataset
+        and defaults_of(args)["mix_dataset"] is False
+        and "completion" not in grower.dataset.column_names
+    ):
+        raise ValueError(
+            f"{trainer}(train_dataset=…) with mix_dataset=True: it has no column `completion` to mix in. Add one, or leave "
+            "mix_dataset out."
+        )
     for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
         check_reward_columns(grower.scorer.rewards, dataset, call=f"{trainer}({name}=…)")
         if dataset is not None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import trl_ext.self_training.selection as selection
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.self_training.self_training_rules import best_of
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -133,14 +134,14 @@ def _by_selection(
 ) -> Mask:
     if not len(keys):
         return np.zeros(0, dtype=bool)
-    ratio = args.acceptance_ratio or 1 / args.num_generations
     match args.selection:
         case "local" if args.importance_clip is not None:  # RAFT++: all that share the prompt's highest score
             return selection.best_per_prompt(keys, prompts)
         case "local":
-            count = max(1, round(ratio * args.num_generations))
+            count = best_of(args.num_generations, acceptance_ratio=args.acceptance_ratio)
             return selection.at_most_per_prompt(np.ones(len(keys), dtype=bool), keys, prompts, count=count)
         case "global":  # a share of what was sampled, also where some of it may not be kept
+            ratio = args.acceptance_ratio or 1 / args.num_generations
             return selection.best_overall(keys, acceptance_ratio=min(1.0, ratio * sampled / len(keys)))
         case "threshold":
             return selection.above_threshold(keys, threshold=threshold)

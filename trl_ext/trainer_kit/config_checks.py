@@ -1,55 +1,80 @@
-"""Checks that configs share: values in their ranges, and inherited options that mean nothing refused."""
+"""Checks that configs share: each option of its annotated type, within its rule, and set only where it does something."""
 
-import math
-import numbers
+import types
 import warnings
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from enum import Enum
 from typing import Any
 
-Range = tuple[float, float | None, bool]  # smallest, largest (None: no bound), whether the smallest itself is allowed
+from trl_ext.trainer_kit.option_rules import Need, Rule
+from trl_ext.trainer_kit.option_types import NO_RULE, UNFIT, annotations_of, expected, taken
 
 
-def check_ranges(config: Any, ranges: dict[str, Range], *, optional: tuple[str, ...] = ()) -> None:
-    """Raise a ValueError for the first field outside its range.
+def check_config(
+    config: Any, rules: Mapping[str, Rule], *, unset: Mapping[str, tuple] = types.MappingProxyType({})
+) -> None:
+    """Raise a ValueError for the first option of another type than its annotation's, out of its rule, or without effect.
+
+    A default passes every check, so an option that is written out with its default is as good as left out. Numbers of
+    NumPy become Python's, whole floats in the place of whole numbers become whole, tuples in the place of lists lists;
+    True is no number, and a number no switch. Annotations of other types than bool, int, float, str and lists are passed over.
 
     Args:
         config: A dataclass.
-        ranges: By the fields' names.
-        optional: Fields that may be None.
+        rules: By the fields' names; those that this version of the parent lacks are passed over.
+        unset: Further values, by the fields' names, that stand for "left out", e.g. what None becomes.
     """
-    for name, (low, high, inclusive) in ranges.items():
-        value = getattr(config, name)
-        if value is None and name in optional:
-            continue
-        in_range = isinstance(value, numbers.Real) and math.isfinite(value)
-        in_range = in_range and (value >= low if inclusive else value > low) and (high is None or value <= high)
-        if not in_range:
-            interval = f"{'[' if inclusive else '('}{low}, {'∞)' if high is None else f'{high}]'}"
-            raise ValueError(
-                f"{type(config).__name__}({name}={value!r}): it must be in {interval}. Give a number from there, or leave it "
-                f"at {defaults_of(config)[name]!r}."
-            )
+    defaults, kinds = defaults_of(config), annotations_of(type(config))
+    given = [name for name, default in defaults.items() if not _same(getattr(config, name), default)]
+    for name in given:
+        rule = rules.get(name, NO_RULE)
+        value = checked(type(config).__name__, name, getattr(config, name), kinds[name], rule, default=defaults[name])
+        object.__setattr__(config, name, value)  # also of a frozen one
+    for name in (name for name in given if name in rules):
+        if not any(_same(getattr(config, name), value) for value in (defaults[name], *unset.get(name, ()))):
+            _check_needs(config, name, rules[name].needs)
+
+
+def checked(call: str, name: str, value: Any, kind: Any, rule: Rule = NO_RULE, **default: Any) -> Any:
+    """The value as its type has it, or a ValueError that says what it must be.
+
+    Args:
+        call: Who is called, for the message.
+        name, value, kind: The option, what it was given, and its annotation.
+        rule: What else it must be.
+        default: `default=…`, where there is one to leave it at.
+    """
+    new = taken(value, kind, rule)
+    if new is not UNFIT and not (new is None and rule.required) and (new is None or rule.fits(new)):
+        return new
+    shown = f"{call}({name}={value!r}): "
+    if rule.expected:
+        raise ValueError(f"{shown}expected {rule.expected}.")
+    leave = f", or leave it at {default['default']!r}" if default else ""
+    raise ValueError(f"{shown}{expected(name, value, kind, rule)}{leave}.")
+
+
+def _check_needs(config: Any, name: str, needs: Need | tuple[Need, ...]) -> None:
+    for need in (needs,) if isinstance(needs, Need) else needs:
+        if not need.holds(config):
+            shown = ", ".join(f"{one}={_plain(getattr(config, one))!r}" for one in (name, *need.shown))
+            raise ValueError(f"{type(config).__name__}({shown}): {need.said}")
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether it is the default: of its type too, since True is no 1."""
+    return value is default or (type(value) is type(default) and value == default)
 
 
 def defaults_of(config: Any) -> dict[str, Any]:
-    """The plain defaults of a dataclass, by the fields' names."""
-    return {f.name: f.default for f in fields(config) if f.default is not MISSING}
-
-
-def refuse_unused(config: Any, needed: dict[str, str]) -> None:
-    """Raise a ValueError for the first option that was set although the switch that it belongs to is off.
-
-    Args:
-        config: A dataclass.
-        needed: The switches' names by the options'.
-    """
-    defaults = defaults_of(config)
-    for name, switch in needed.items():
-        if getattr(config, name) != defaults[name] and not getattr(config, switch):
-            raise ValueError(
-                f"{type(config).__name__}({name}={getattr(config, name)!r}, {switch}=False): it does nothing without "
-                f"{switch}=True. Set that, or leave it out."
-            )
+    """The defaults of a dataclass, by the fields' names."""
+    made = {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING} | made
 
 
 def refuse_meaningless(config: Any, reasons: dict[str, str]) -> None:

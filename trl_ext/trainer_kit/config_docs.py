@@ -11,7 +11,10 @@ Config = TypeVar("Config")
 
 def option(default: Any, help: str, *, group: str | None = None) -> Any:
     """A field of a config with its help; with a group, the first of "Parameters that control <group>"."""
-    return field(default=default, metadata={"help": help} | ({"group": group} if group else {}))
+    metadata = {"help": help} | ({"group": group} if group else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def documented(config: type[Config]) -> type[Config]:

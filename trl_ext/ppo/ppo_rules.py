@@ -1,0 +1,89 @@
+"""What PPO asks of its options: those of `GRPOConfig` that mean nothing, and where each other does something."""
+
+from dataclasses import fields
+
+from trl import GRPOConfig
+
+from trl_ext.trainer_kit.option_rules import Need, Rule, nonzero, switched_on, without
+
+# Fields of GRPOConfig that PPO gives no meaning, and why. Their defaults are accepted, anything else is refused.
+MEANINGLESS = {
+    "loss_type": "PPO's means run over the real tokens of the accumulation window, which is 'dapo'",
+    "importance_sampling_level": "advantages differ from token to token, which a ratio per sequence cannot weigh",
+    "scale_rewards": "there are no groups to scale by; `score_scaling` and `whiten_advantages` do the scaling",
+    "multi_objective_aggregation": "there are no groups to normalise in; weigh rewards with `reward_weights`",
+    "delta": "two-sided clipping is another surrogate; PPO's is bounded by `epsilon` and `epsilon_high`",
+    "use_bias_correction_kl": "KL is charged in the reward, not in the loss; choose `kl_estimator`",
+    "off_policy_mask_threshold": "it masks sequences by one advantage each, PPO has one per token",
+    "sapo_temperature_neg": "it belongs to loss_type='sapo'",
+    "sapo_temperature_pos": "it belongs to loss_type='sapo'",
+    "vespo_k_pos": "it belongs to loss_type='vespo'",
+    "vespo_lambda_pos": "it belongs to loss_type='vespo'",
+    "vespo_k_neg": "it belongs to loss_type='vespo'",
+    "vespo_lambda_neg": "it belongs to loss_type='vespo'",
+    "sync_ref_model": "the reference is the policy as it was when the run began",
+    "ref_model_mixup_alpha": "it belongs to `sync_ref_model`; the reference does not move",
+    "ref_model_sync_steps": "it belongs to `sync_ref_model`; the reference does not move",
+    "ignore_data_skip": "a resumed run would go on with other prompts than the one that was stopped",
+    "label_smoothing_factor": "there are no labels to smooth",
+    "neftune_noise_alpha": "noise in the embeddings would move the ratios away from 1 before the first step",
+    "use_liger_kernel": "TRL 1.12 would compute GRPO's own loss with it, past the critic; "
+    "layer kernels are model_init_kwargs={'use_kernels': True}",
+    "max_tool_calling_iterations": "tools are not supported; use TRL's GRPOTrainer for agents",
+    "train_sampling_strategy": "prompts are shuffled; no batch of rollouts has one length",
+    "remove_unused_columns": "the rewards read the data set's other columns",
+    "log_multimodal": "there are no images to log",
+    "ds3_gather_for_generation": "DeepSpeed shards the model, outside of which the critic is",
+}
+
+
+CRITIC_MOVES = Need(
+    lambda config: config.critic_learning_rate != 0 or not config.detach_critic,
+    "it does nothing, since the value loss moves neither critic nor policy. Leave it out, or let the critic learn.",
+    ("critic_learning_rate", "detach_critic"),
+)
+
+# What PPO asks of its options, and of those of GRPOConfig that it reads. The annotations say their types.
+RULES = {
+    "scale_rewards": Rule(typed=False),  # of the parent's former True and False
+    "num_generations": Rule(1, required=True),
+    "num_iterations": Rule(1),
+    "epsilon": Rule(above=0.0, high=1.0),
+    "epsilon_high": Rule(above=0.0),
+    "max_completion_length": Rule(1, required=True),
+    "temperature": Rule(above=0.0),
+    "top_p": Rule(above=0.0, high=1.0),
+    "top_k": Rule(0),
+    "min_p": Rule(0.0, 1.0),
+    "repetition_penalty": Rule(above=0.0),
+    "top_entropy_quantile": Rule(above=0.0, high=1.0),
+    "beta": Rule(0.0),
+    "kl_estimator": Rule(words=("k1", "k3"), needs=nonzero("beta")),
+    "kl_target": Rule(above=0.0),
+    "kl_horizon": Rule(1, needs=switched_on("adaptive_kl")),
+    "missing_eos_penalty": Rule(
+        0.0,
+        needs=without(
+            "mask_truncated_completions",
+            "what did not end itself is left out of the loss, so the penalty would reach nobody",
+        ),
+    ),
+    "stop_tokens": Rule(needs=without("use_vllm", "vLLM would not be told of them")),
+    "score_clip": Rule(above=0.0, needs=switched_on("score_scaling")),
+    "gamma": Rule(above=0.0, high=1.0),
+    "lam": Rule(0.0, 1.0),
+    "ptx_coef": Rule(0.0),
+    "ptx_max_length": Rule(2, needs=nonzero("ptx_coef")),
+    "value_clip": Rule(above=0.0, needs=(nonzero("value_coef"), CRITIC_MOVES)),
+    "value_coef": Rule(0.0, needs=CRITIC_MOVES),
+    "critic_learning_rate": Rule(0.0, needs=nonzero("value_coef")),
+    "critic_warmup_rollouts": Rule(0, needs=(nonzero("value_coef"), nonzero("critic_learning_rate"))),
+    "detach_critic": Rule(needs=nonzero("value_coef")),
+}
+for switch, names in {
+    "use_vllm": [field.name for field in fields(GRPOConfig) if field.name.startswith("vllm_")],
+    "use_adaptive_entropy": ["entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"],
+    "log_completions": ["num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo"],
+    "use_transformers_continuous_batching": ["transformers_continuous_batching_config"],
+}.items():
+    RULES |= {name: Rule(needs=switched_on(switch)) for name in names}
