@@ -42,6 +42,8 @@ from trl_ext.sequences.continuations import as_continuations
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.finite_findings import named_sampling
+from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.trl_versions import end_tokens
@@ -49,7 +51,7 @@ from trl_ext.trainer_kit.trl_versions import end_tokens
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
 
-class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
+class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, OutputDirWatch, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -98,6 +100,7 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
 
     Raises:
         ValueError: For bad input, with the call, what was expected, what came and what to do.
+        FloatingPointError: In `train`, where a loss, a gradient or a rollout's numbers are not finite; it says which.
     """
 
     args: PPOConfig
@@ -106,6 +109,8 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
     _tag_names = ["trl", "trl-ext", "ppo"]  # noqa: RUF012 - as TRL declares it
     _name = "PPO"
     _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}  # noqa: RUF012
+    _row_ids = "prompt_ids"
+    _rates = ("learning_rate", "critic_learning_rate")
 
     def __init__(
         self,
@@ -215,7 +220,8 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
     def _generate(self, prompts):
         training = self.model.training
         self.memory.enter("generate")
-        outputs = super()._generate(prompts)
+        with named_sampling(f"PPOTrainer: rollout {self.rollouts.sampled}"):
+            outputs = super()._generate(prompts)
         self.memory.enter("score")
         self.model.train(training)
         return outputs
@@ -266,14 +272,15 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
     def _compute_loss(self, model, inputs):
         beside = values_beside(self.critic, self.model, detach=self.args.detach_critic)
         with beside as values_of, outputs_of(self, LOG_PROBS) as passes, replaced(self, beta=0.0):
-            loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
+            policy_loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
         values = values_of(whole_sequences(inputs), inputs["completion_ids"].size(1))
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=self.args.value_clip)
         self.metrics.of_loss(passes[-1][0], values, error, inputs, clip=self.args.value_clip)
-        loss = loss + self.args.value_coef * self._mean_over_window(error, inputs)
+        value_loss = self.args.value_coef * self._mean_over_window(error, inputs)
+        terms = {"policy loss": policy_loss, "value loss": value_loss}
         if self.text is not None and self.model.training and not self.rollouts.policy_rests():
-            loss = loss + self.args.ptx_coef * self._text_loss(model)
-        return loss
+            terms["text loss"] = self.args.ptx_coef * self._text_loss(model)
+        return self.finite.total(terms)
 
     def _text_loss(self, model) -> Tensor:
         loss, mean = self.text.loss(
@@ -290,6 +297,18 @@ class PPOTrainer(OlderCalls, ResumableTrainer, OutputDirWatch, GRPOTrainer):
         if self.model.training:
             tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
         return terms.masked_fill(inputs["tool_mask"] == 0, 0.0).sum() / tokens
+
+    # What is not finite
+
+    def _learners(self):
+        return super()._learners() | {"value model": self.accelerator.unwrap_model(self.critic.module)}
+
+    def _row_losses(self, term, batches, k):
+        if term == "text loss":
+            yield from self.text.row_losses(self.model, self._step - len(batches) + k, self.accelerator)
+            return
+        with replaced(self, text=None):
+            yield from super()._row_losses(term, batches, k)
 
     # Saving
 

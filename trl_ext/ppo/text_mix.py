@@ -1,6 +1,7 @@
 """Ordinary text that PPO's loss is mixed with, so that the policy does not forget how to write (InstructGPT's PPO-ptx)."""
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
@@ -86,6 +87,15 @@ class TextMix:
         nll = -label_log_probs(model, {name: tensor.to(device) for name, tensor in batch.items()}).sum()
         mean = accelerator.reduce(nll.detach(), reduction="sum").item() * micro_batches / tokens
         return nll * processes / tokens, mean
+
+    def row_losses(
+        self, model: nn.Module, step: int, accelerator: Accelerator
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Each row of what `loss` reads at a step, alone, and its Σ NLL."""
+        for row in self._rows_of(step * accelerator.num_processes + accelerator.process_index):
+            batch = collate([row], pad_token_id=self._pad_token_id)
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            yield batch, -label_log_probs(model, batch).sum()
 
     def _rows_of(self, number: int) -> list[TrainingRow]:
         places = range(number * self.batch_size, (number + 1) * self.batch_size)

@@ -16,6 +16,7 @@ from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.rollout_state import RolloutState
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.rewards.weighted_rewards import weighted_scores
+from trl_ext.trainer_kit.finite_findings import check_rows
 from trl_ext.trainer_kit.masked import masked_whiten
 
 
@@ -76,6 +77,11 @@ class CompletionWalk:
             self.state.follow(seen, completions=len(scores) * self.args.world_size)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.accelerator)
+        if training:
+            seen = {"policy's log π": log_probs, "KL to the reference": kl, "value model's output": values}
+            seen |= {"reward": token_scores, "advantage": advantages}
+            call = f"PPOTrainer.train: rollout {self.state.sampled - 1}"
+            check_rows({name: x for name, x in seen.items() if x is not None}, mask, self.accelerator, call=call)
         learned = {"advantages": advantages, "values": values, "returns": returns}
         return rollout | learned | {"old_per_token_logps": log_probs}
 

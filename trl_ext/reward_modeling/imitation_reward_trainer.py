@@ -39,12 +39,13 @@ from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_h
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trainer_input import given_or_default
 
 
-class ImitationRewardTrainer(ResumableTrainer, OutputDirWatch, RewardTrainer):
+class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, RewardTrainer):
     """TRL's `RewardTrainer` with the imitation regulariser of Secrets of RLHF, Part I (arXiv:2307.04964).
 
         L = L_ranking + β_rm · Σ NLL(y_w | x) / number of chosen tokens
@@ -69,8 +70,13 @@ class ImitationRewardTrainer(ResumableTrainer, OutputDirWatch, RewardTrainer):
         data_collator, …, peft_config: As in `RewardTrainer`, in its order.
         imitation_head: The vocabulary head as a module or checkpoint, instead of the model's own; it takes
             precedence over the option of that name.
+
+    Raises:
+        ValueError: For bad input, with the call, what was expected, what came and what to do.
+        FloatingPointError: In `train`, where a loss or gradient is not finite; it says from which pairs.
     """
 
+    _sequences_per_row = 2
     _name = "Imitation Reward"
     _paper = {  # noqa: RUF012 - as TRL declares it
         "title": "Secrets of RLHF in Large Language Models Part I: PPO",
@@ -169,8 +175,12 @@ class ImitationRewardTrainer(ResumableTrainer, OutputDirWatch, RewardTrainer):
         with self.accelerator.autocast():  # as the model's own head would be read
             nll = completion_nll(states[0].chunk(2)[0], ids, targets, self._head)
         self._record(loss, nll)
-        loss = loss + self.args.imitation_coef * self._window_mean(nll, num_items_in_batch)
+        imitation = self.args.imitation_coef * self._window_mean(nll, num_items_in_batch)
+        loss = self.finite.total({"ranking loss": loss, "imitation loss": imitation})
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_name(self):
+        return "ranking loss"  # of all that is left to TRL
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"

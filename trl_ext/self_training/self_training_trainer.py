@@ -49,6 +49,7 @@ from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 
@@ -56,7 +57,7 @@ Config = TypeVar("Config", bound=SelfTrainingConfig)
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
-class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[Config]):
+class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[Config]):
     """Fine-tunes a policy on the best of its own samples, stage by stage.
 
         for each stage:   Grow      K completions of each of b prompts, scored; on disk as grow-000.parquet, …
@@ -95,6 +96,7 @@ class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[
 
     Raises:
         ValueError: For bad input, with the call, what was expected, what came and what to do.
+        FloatingPointError: In `train`, where a loss or gradient is not finite; it says from which samples.
     """
 
     _tag_names = ["trl", "trl-ext", "self-training"]  # noqa: RUF012 - as TRL declares it
@@ -250,6 +252,9 @@ class SelfTrainingTrainer(ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[
             return loss / (inputs["labels"] != IGNORED).sum()
         mean_over_processes = self.args.average_tokens_across_devices  # which DDP takes of the gradients
         return loss / num_items_in_batch * (self.accelerator.num_processes if mean_over_processes else 1)
+
+    def _loss_name(self):
+        return "nll" if self.args.importance_clip is None else "importance loss"
 
     # Held-out prompts
 

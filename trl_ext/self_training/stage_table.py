@@ -5,6 +5,7 @@ that the other would have gone on from.
 """
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class ImproveEntry:
 
     def evaluated(self, score: float, step: int) -> bool:
         """Take note of a held-out score; True if it is the best of this Improve."""
-        if self.best_score is not None and score <= self.best_score:
+        if not score > (-math.inf if self.best_score is None else self.best_score):  # NaN is none
             self.evaluations_since += 1
             return False
         self.best_score, self.best_step, self.evaluations_since = score, step, 0
