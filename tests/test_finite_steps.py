@@ -423,46 +423,84 @@ def test_the_users_filter_of_logs_is_theirs_after_the_run(tmp_path, tokenizer):
 SCRIPT = """
 import math, sys
 from pathlib import Path
-from two_processes import leave
-from test_finite_steps import BAD, multiply_gradient, reward_trainer, with_bad_margin
+from ppo_case import ppo_trainer
+from test_finite_steps import multiply_gradient, reward_trainer, with_bad_margin
 from tiny import byte_tokenizer
+from trl_ext.trainer_kit.overrides import outputs_of
+from two_processes import leave
 
-def run(name, **options):
-    folder = f"{sys.argv[1]}/{name}"
-    options |= dict(per_device_train_batch_size=2, save_strategy="steps", save_steps=1, max_steps=3, ddp_backend="gloo")
-    trainer = reward_trainer(folder, byte_tokenizer(), **options)
-    if name == "gradient" and trainer.accelerator.process_index == 1:
-        multiply_gradient(trainer.model.score.weight, math.nan, steps=range(1, 2))
-    if name == "weight" and trainer.accelerator.process_index == 1:
-        trainer.model_wrapped = trainer.model
-        multiply_gradient(trainer.model.score.weight, 1.0, steps=range(0))
+COMMON = dict(per_device_train_batch_size=2, save_strategy="steps", save_steps=1, max_steps=3, ddp_backend="gloo")
+
+def trained(name, trainer):
     try:
         trainer.train()
         error = "none"
     except FloatingPointError as raised:
         error = str(raised)
-    process = trainer.accelerator.process_index
-    Path(f"{folder}/error-{process}").write_text(f"{trainer.state.global_step}\\n{error}")
+    Path(trainer.args.output_dir, f"error-{trainer.accelerator.process_index}").write_text(error)
 
-run("loss", train_dataset=with_bad_margin(), seed=1)
-run("gradient")
+def reward(name, **options):
+    return reward_trainer(f"{sys.argv[1]}/{name}", byte_tokenizer(), **COMMON, **options)
+
+trained("loss", reward("loss", train_dataset=with_bad_margin(), seed=3))
+
+gradient = reward("gradient")
+if gradient.accelerator.process_index == 1:
+    multiply_gradient(gradient.model.score.weight, math.nan, steps=range(1, 2))
+trained("gradient", gradient)
+
+for name, key in (("rollout", None), ("ppo", "returns")):
+    ppo = ppo_trainer(f"{sys.argv[1]}/{name}", use_cpu=True, num_iterations=1, num_generations=1, **COMMON)
+    if ppo.accelerator.process_index == 1:
+        make, evaluate = ppo._generate_and_score_completions, ppo._evaluate_policy
+
+        def spoiled(rows, make=make, key=key, sampled=[]):
+            rollout = make(rows)
+            sampled.append(rollout)
+            if key and len(sampled) == 2:
+                rollout[key][1] = math.nan
+            return rollout
+
+        def spoiled_values(rollout, evaluate=evaluate, key=key, seen=[]):
+            log_probs, values = evaluate(rollout)
+            seen.append(values)
+            if not key and len(seen) == 2:
+                values[1] = math.nan
+            return log_probs, values
+
+        ppo._generate_and_score_completions, ppo._evaluate_policy = spoiled, spoiled_values
+    trained(name, ppo)
 leave()
 """
+IN_TWO = {  # what is said in both, and the steps that were made before it
+    "loss": ("the ranking loss is nan in process", None),
+    "gradient": ("the gradient of the model's 'score.weight' is not finite in process 0 of 2. ", 1),
+    "rollout": ("rollout 1: the value model's output is not finite in 1 of 4 completions", 1),
+    "ppo": ("optimizer step 2 was not made: the value loss is nan in process 1 of 2. 1 of 2 rows", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "run.py"
+    script.write_text(SCRIPT)
+    done = run_in_two(script, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.mark.slow
-def test_processes_stop_together_where_one_has_a_bad_row(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    done = run_in_two(script, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, what in (
-        ("loss", "the ranking loss is nan in process"),
-        ("gradient", "gradient of the model's 'score.weight'"),
-    ):
-        first, second = ((tmp_path / name / f"error-{process}").read_text() for process in range(2))
-        assert first == second and what in first
-        step = int(first.splitlines()[0])
-        saved = sorted(folder.name for folder in checkpoint_folders(tmp_path / name))
-        assert saved == [f"checkpoint-{i + 1}" for i in range(step)]
-    assert "1 of 2 rows" in (error := (tmp_path / "loss" / "error-0").read_text()) and BAD in error
+@pytest.mark.parametrize("name", IN_TWO)
+def test_processes_stop_together_where_one_has_the_fault(run_folder, name):
+    """With one error, from the one that has the row; and nothing of the step is saved."""
+    what, made = IN_TWO[name]
+    first, second = ((run_folder / name / f"error-{process}").read_text() for process in range(2))
+    assert first == second and what in first
+    saved = sorted(folder.name for folder in checkpoint_folders(run_folder / name))
+    if made is None:
+        made = len(saved)
+        assert f"optimizer step {made + 1} was not made" in first and "1 of 2 rows" in first and BAD in first
+    assert saved == [f"checkpoint-{i + 1}" for i in range(made)]
+    for folder in checkpoint_folders(run_folder / name):
+        assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())

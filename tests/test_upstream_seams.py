@@ -5,6 +5,7 @@ A failure here means that an upgrade moved a seam: read the upstream change, the
 
 import copy
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -74,6 +75,15 @@ SIGNATURES = {  # and where each is used
     (Trainer, "_load_callback_state"): (["self"], "checkpoints, where the run's folder has moved"),
     (Trainer, "_save_rng_state"): (["self", "output_dir"], "checkpoints, which wait for all processes"),
     (Trainer, "_save"): (["self", "output_dir", "state_dict"], "PPOTrainer and SelfTrainingTrainer, what is saved"),
+    (Trainer, "training_step"): (
+        ["self", "model", "inputs", "num_items_in_batch"],
+        "finite_steps, around a micro-batch",
+    ),
+    (Trainer, "_prepare_inputs"): (["self", "inputs"], "finite_steps, for what a loss reads"),
+    (Trainer, "log"): (
+        ["self", "logs", "start_time"],
+        "finite_steps, for skipped steps; trainers, for their own numbers",
+    ),
     (Trainer, "get_batch_samples"): (
         ["self", "epoch_iterator", "num_batches", "device"],
         "ImitationRewardTrainer, tokens per accumulation window",
@@ -436,6 +446,70 @@ def test_an_embedding_that_is_trained_keeps_the_pretrained_one(policy, changes):
     model = get_peft_model(policy, LoraConfig(target_modules=["q_proj"], **changes))
     wrapper = model.get_base_model().get_input_embeddings()
     assert isinstance(wrapper, AuxiliaryTrainingWrapper) and wrapper.original_module is pretrained
+
+
+# What trainer_kit.finite_steps assumes
+
+
+def reward_run(folder, tokenizer, kind=RewardTrainer, margin=0.0, **changes) -> RewardTrainer:
+    settings = {"bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    settings |= {"per_device_train_batch_size": 1, "logging_steps": 1, "max_steps": 1, "dataloader_pin_memory": False}
+    rows = Dataset.from_list([row | {"margin": margin} for row in PAIRS])
+    args = RewardConfig(str(folder), **settings | changes)
+    return kind(tiny_reward_model(tokenizer), args=args, train_dataset=rows, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_filter_of_logged_losses_hides_what_is_not_finite(tmp_path, tokenizer, on):
+    """finite_steps.FiniteSteps turns it off in each run: it logs 0.0 and trains on."""
+    trainer = reward_run(tmp_path, tokenizer, margin=float("nan"), logging_nan_inf_filter=on)
+    trainer.train()
+    loss = trainer.state.log_history[0]["loss"]
+    assert loss == 0.0 if on else math.isnan(loss)
+
+
+def test_gradients_are_whole_behind_a_windows_last_training_step(tmp_path, tokenizer):
+    """finite_steps looks at them there, by `sync_gradients`: they are not clipped, nor is a step made with them."""
+    seen = []
+
+    class Watched(RewardTrainer):
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            seen.append((self.accelerator.sync_gradients, self.model.score.weight.grad.norm().item()))
+            return loss
+
+        def _clip_grad_norm(self, model):
+            seen.append(("clip", model.score.weight.grad.norm().item()))
+            return super()._clip_grad_norm(model)
+
+    reward_run(tmp_path, tokenizer, Watched, gradient_accumulation_steps=2, max_steps=2).train()
+    assert [name for name, _ in seen] == [False, True, "clip"] * 2
+    assert seen[1][1] == seen[2][1] and seen[4][1] == seen[5][1]
+
+
+def test_inputs_are_prepared_inside_a_training_step(tmp_path):
+    """finite_steps.FiniteSteps remembers what each loss reads: of GRPO a slice of a rollout, with its prompts' ids."""
+    seen = []
+
+    class Watched(GRPOTrainer):
+        def _prepare_inputs(self, inputs):
+            seen.append(super()._prepare_inputs(inputs))
+            return seen[-1]
+
+        def training_step(self, *args, **kwargs):
+            seen.clear()
+            return super().training_step(*args, **kwargs)
+
+    watched_grpo(Watched, tmp_path, max_steps=1).train()
+    assert len(seen) == 1 and len(seen[0]["prompt_ids"]) == 4
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path, tokenizer):
+    """finite_steps relies on it: neither `load_best_model_at_end` nor `save_strategy="best"` takes it."""
+    for greater in (True, False):
+        trainer = reward_run(tmp_path, tokenizer, metric_for_best_model="eval_x", greater_is_better=greater)
+        found = [trainer._determine_best_metric({"eval_x": x}, None) for x in (float("nan"), 1.0, float("nan"))]
+        assert found == [False, True, False] and trainer.state.best_metric == 1.0
 
 
 # What RAFT and ReST assume of SFTTrainer
