@@ -229,7 +229,7 @@ def test_a_learning_rate_beyond_all_reason(tmp_path, tokenizer, make, term, clip
 
 def test_a_policy_that_cannot_be_sampled_any_more(tmp_path):
     trainer = ppo_trainer(tmp_path, learning_rate=1e30, num_iterations=1)
-    stopped(trainer, "^PPOTrainer: rollout 1 could not be sampled: the policy's probabilities are not finite")
+    stopped(trainer, "^PPOTrainer: rollout 1 could not be sampled, as where the policy's prob.* learning rate")
 
 
 def test_a_critic_whose_rate_is_too_high(tmp_path):
@@ -321,6 +321,15 @@ def keep_weights(trainer, kept: list) -> TrainerCallback:
             kept.append(weights_of(trainer))
 
     return Keep()
+
+
+def test_rows_that_cannot_be_read_again_hide_nothing(tmp_path, tokenizer):
+    """Nor are they where the model is sharded, of which no process can read alone."""
+    trainer = reward_trainer(tmp_path, tokenizer, train_dataset=with_bad_margin())
+    trainer._row_ids = "no_such_column"
+    assert "rows" not in stopped(trainer, "the ranking loss is nan. Nothing of this step is saved")
+    trainer.is_fsdp_enabled = True
+    assert [*trainer._rows("ranking loss", [], 0, None)] == []
 
 
 def test_each_step_waits_once(tmp_path, tokenizer, monkeypatch):

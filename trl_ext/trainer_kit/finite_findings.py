@@ -61,14 +61,14 @@ def check_rows(numbers: Mapping[str, Tensor], mask: Tensor, accelerator: Acceler
 
 @contextmanager
 def named_sampling(call: str) -> Iterator[None]:
-    """Say of torch's error inside the block, for probabilities that are none, where they come from."""
+    """Say of torch's error inside the block, for probabilities that are none, where they are from."""
     try:
         yield
-    except RuntimeError as error:  # the latter is all that CUDA says in Python; the rest is on stderr
+    except RuntimeError as error:  # on CUDA it is an assertion, whose reason is on stderr only
         if not any(sign in str(error) for sign in ("probability tensor", "device-side assert")):
             raise
         raise FloatingPointError(
-            f"{call} could not be sampled: the policy's probabilities are not finite ({error}). {BY_WEIGHTS}"
+            f"{call} could not be sampled, as where the policy's probabilities are not finite: {error}. {BY_WEIGHTS}"
         ) from error
 
 
