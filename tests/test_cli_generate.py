@@ -125,7 +125,7 @@ def test_killed_and_resumed_is_as_if_never_killed(folder, dies, monkeypatch):
             with pytest.raises(RuntimeError, match="killed"):
                 run(*NEARNESS)
             parts = [f"sampled-{part:05d}.parquet" for part in range(left)]
-            assert sorted(os.listdir("samples")) == [*parts, "self_training_run.json"]
+            assert sorted(os.listdir("samples")) == [*parts, "trl_ext_run.json"]
         run(*NEARNESS)  # the last part is the first that it samples
     whole, resumed = (path.read_bytes() for path in (folder / "whole/samples.parquet", folder / "samples.parquet"))
     assert whole == resumed
@@ -175,7 +175,7 @@ def test_a_folder_with_another_record_is_left_alone(folder, capsys):
     run(output="whole.parquet")
     (folder / "whole.parquet").rename("samples.parquet")
     run()
-    assert os.listdir("samples") == ["self_training_run.json"]
+    assert os.listdir("samples") == ["trl_ext_run.json"]
 
 
 def test_what_else_comes_into_the_parts_folder_stays(folder, monkeypatch):
@@ -211,15 +211,15 @@ def test_killed_while_it_joined_its_parts(folder, monkeypatch):
 
 def test_a_record_that_was_half_copied(folder):
     (folder / "samples").mkdir()
-    (folder / "samples" / "self_training_run.json").write_text("{")
-    (folder / "samples" / "self_training_run.json.7.copying").touch()
+    (folder / "samples" / "trl_ext_run.json").write_text("{")
+    (folder / "samples" / "trl_ext_run.json.7.copying").touch()
     run()
     assert not (folder / "samples").exists()
 
 
 def test_killed_while_it_wrote_its_record(folder):
     (folder / "samples").mkdir()
-    (folder / "samples" / "self_training_run.json.7.partial").write_text("{")
+    (folder / "samples" / "trl_ext_run.json.7.partial").write_text("{")
     (folder / "samples.parquet.part.7.partial").write_text("a user's")
     run()
     assert not (folder / "samples").exists() and (folder / "samples.parquet.part.7.partial").exists()

@@ -46,6 +46,15 @@ def test_what_differs_from_the_mark_is_named(tmp_path):
         claim(tmp_path, seed=1)
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_a_damaged_mark_is_named(tmp_path, content):
+    (tmp_path / "mark.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"mark.json' (cannot be read|holds list).*whose the folder is\. Give another"
+    ):
+        claim(tmp_path, seed=0)
+
+
 def test_to_check_writes_nothing(tmp_path):
     check_own_folder(tmp_path / "a" / "b", "mark.json", {}, names=NAMES, call="run(…)")
     assert os.listdir(tmp_path) == []

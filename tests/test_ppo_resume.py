@@ -11,6 +11,8 @@ from ppo_case import even_letters, ppo_trainer
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
 
+from trl_ext.trainer_kit.run_record import RECORD
+
 STEPS = 12  # three rollouts of two epochs × two steps each; one pass over the prompts is two rollouts
 
 
@@ -122,8 +124,11 @@ def test_nothing_to_resume_from(tmp_path):
 
 
 def test_checkpoint_of_another_critic_or_batching_is_refused(tmp_path):
+    """Where there is no record, as an older version wrote none."""
     trainer(tmp_path, stop_at=1).train()
     checkpoint = str(tmp_path / "checkpoint-1")
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        (folder / RECORD).unlink()
     with pytest.raises(ValueError, match="critic has other weights"):
         trainer(tmp_path, value_model=True).train(resume_from_checkpoint=checkpoint)
     with pytest.raises(ValueError, match=r"changed since .*num_iterations.*\(2, 3\)"):

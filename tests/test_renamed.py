@@ -8,6 +8,7 @@ from self_training_case import trainer
 from trl import TrlParser
 
 from trl_ext import RAFTConfig, ReSTConfig, SelfTrainingConfig
+from trl_ext.trainer_kit.run_record import FORMER, RECORD, read_record
 
 ON_CPU = {"output_dir": "unused", "bf16": False, "report_to": "none", "max_completion_length": 8}
 
@@ -42,10 +43,10 @@ def test_a_run_begun_under_the_former_name_is_gone_on_with(tmp_path):
     options = {"num_stages": 1, "beta": 0.1, "save_strategy": "steps", "save_steps": 1}
     one = trainer(tmp_path, **options)
     one.train()
-    path = tmp_path / "self_training_run.json"
-    record = json.loads(path.read_text())
+    record = read_record(tmp_path)
     record["config"]["kl_coef"] = record["config"].pop("beta")
-    path.write_text(json.dumps(record))
+    (tmp_path / RECORD).unlink()
+    (tmp_path / FORMER).write_text(json.dumps(record))
     again = trainer(tmp_path, **options)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == one.state.global_step

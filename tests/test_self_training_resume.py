@@ -24,6 +24,7 @@ from trl_ext import RAFTTrainer, ReSTTrainer, TransformersGenerator
 from trl_ext.self_training.run_folder import forget_run
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
+from trl_ext.trainer_kit.run_record import FORMER, RECORD
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
 HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
@@ -320,12 +321,13 @@ def test_files_that_a_run_would_write_over_are_refused_by_name(tmp_path, name):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_killed_while_it_wrote_its_record_a_run_begins(tmp_path):
-    (tmp_path / "self_training_run.json.12.partial").write_text("{")
-    (tmp_path / "self_training_run.json.13.copying").touch()
-    (tmp_path / "self_training_run.json").write_text("{")  # half copied
+@pytest.mark.parametrize("name", [RECORD, FORMER])
+def test_killed_while_it_wrote_its_record_a_run_begins(tmp_path, name):
+    (tmp_path / f"{name}.12.partial").write_text("{")
+    (tmp_path / f"{name}.13.copying").touch()
+    (tmp_path / name).write_text("{")  # half copied
     small(tmp_path).train(resume_from_checkpoint=True)
-    assert sorted(path.name for path in tmp_path.glob("self_*")) == ["self_training_run.json"]
+    assert sorted(path.name for path in tmp_path.glob("*_run.json*")) == [RECORD]
 
 
 def test_a_run_that_is_forgotten_leaves_what_is_not_its_own(tmp_path):

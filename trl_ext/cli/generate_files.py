@@ -1,6 +1,6 @@
 """The files of `trl-ext generate`: whose they are, and what is in them.
 
-samples/self_training_run.json   what decides the samples, beside the parts while they come
+samples/trl_ext_run.json         what decides the samples, beside the parts while they come
 samples/sampled-00003.parquet    a part
 samples.parquet                  all of them; the record is then in its schema's metadata
 """
@@ -18,11 +18,11 @@ from datasets import Dataset
 from trl_ext.generation.protocol import Policy
 from trl_ext.generation.sample_files import PART_NAME, TOKENIZER_KEY, SampleFiles, sample_schema
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
-from trl_ext.trainer_kit.run_record import RECORD, check_unchanged, read_record
+from trl_ext.trainer_kit.run_changes import check_unchanged
+from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
 from trl_ext.trainer_kit.whole_files import COPYING, LEFTOVER, remove_leftovers
 
-RECORD_NAME = re.compile(re.escape(RECORD))
-RECORD_COPYING = re.compile(rf"{re.escape(RECORD)}\.\d+{re.escape(COPYING)}")
+RECORD_COPYING = re.compile(rf"({RECORD_NAME.pattern})\.\d+{re.escape(COPYING)}")
 RECORD_KEY = b"trl-ext generate"  # of the schema's metadata
 
 
@@ -57,7 +57,7 @@ def already_complete(files: SampleFiles, record: dict[str, Any]) -> bool:
 
 
 def _has_parts_of(files: SampleFiles, record: dict[str, Any]) -> bool:
-    is_half = any(RECORD_COPYING.fullmatch(path.name) for path in files.parts.glob(f"{RECORD}.*"))
+    is_half = any(RECORD_COPYING.fullmatch(path.name) for path in files.parts.glob("*"))
     return not is_half and read_record(files.parts) == record
 
 
@@ -88,7 +88,7 @@ def check_parts(files: SampleFiles, record: dict[str, Any]) -> None:
 def _is_own(name: str) -> bool:
     leftover = LEFTOVER.fullmatch(name)
     name = leftover["name"] if leftover else name
-    return bool(name == RECORD or PART_NAME.fullmatch(name))
+    return bool(RECORD_NAME.fullmatch(name) or PART_NAME.fullmatch(name))
 
 
 def summary(files: SampleFiles) -> str:

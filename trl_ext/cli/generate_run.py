@@ -19,8 +19,9 @@ from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.self_training.grow import with_scores
+from trl_ext.trainer_kit.fingerprints import data_fingerprint
 from trl_ext.trainer_kit.own_folders import check_is_folder
-from trl_ext.trainer_kit.run_record import data_fingerprint, write_record
+from trl_ext.trainer_kit.run_record import write_record
 from trl_ext.trainer_kit.seeds import stable_seed
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import Text
-from trl_ext.trainer_kit.run_record import RECORD
+from trl_ext.trainer_kit.run_record import RECORD_NAME
 from trl_ext.trainer_kit.whole_files import remove_leftovers, written_whole
 
 PART_NAME = re.compile(r"(sampled|scored)-\d{5,}\.parquet")
@@ -131,7 +131,7 @@ class SampleFiles:
         """
         if not self.parts.is_dir():
             return
-        for names in (PART_NAME, re.compile(re.escape(RECORD))):
+        for names in (PART_NAME, RECORD_NAME):
             remove_leftovers(self.parts, names)
             for path in list(self.parts.iterdir()):
                 if names.fullmatch(path.name) and path.is_file():

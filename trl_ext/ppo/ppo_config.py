@@ -109,6 +109,10 @@ class PPOConfig(OlderOptions, GRPOConfig):
     )
     detach_critic: bool = option(True, "Keep the value loss out of the policy's weights; only for the built-in head.")
 
+    accept_changes: list[str] | None = option(
+        None, "What a resumed run may change: names of options, or e.g. 'train_dataset'.", group="the run's folder"
+    )
+
     def __post_init__(self):
         self._refuse_sharding()
         check_config(self, RULES)

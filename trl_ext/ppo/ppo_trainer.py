@@ -31,6 +31,7 @@ from trl_ext.ppo.ppo_input import (
     checked_args,
     non_empty,
 )
+from trl_ext.ppo.ppo_record import FIXED, ppo_record
 from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
@@ -44,14 +45,14 @@ from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32,
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_findings import named_sampling
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
-from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
+from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
 
-class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, OutputDirWatch, GRPOTrainer):
+class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -172,6 +173,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, OutputDirWatch, GRPO
         set_end_tokens(self)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)
+        self._note_beginning(value_model=self.critic.own_model)
 
     @property
     def metrics(self) -> PPOMetrics:
@@ -310,7 +312,13 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, OutputDirWatch, GRPO
         with replaced(self, text=None):
             yield from super()._row_losses(term, batches, k)
 
-    # Saving
+    # The run, and saving it
+
+    def _recorded(self):
+        return ppo_record(self, self.text and self.text.dataset)
+
+    def _fixed(self):
+        return super()._fixed() | FIXED
 
     def _checkpoint_files(self):
         entropy = ("entropy_ctrl_state.json",) if self.use_adaptive_entropy else ()  # TRL writes it last of all
@@ -329,6 +337,10 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, OutputDirWatch, GRPO
             process, device = self.accelerator.process_index, self.accelerator.device
             self._step, self._buffered_inputs = self.rollouts.load(checkpoint, process, device)
             self.critic.load(checkpoint)
+            if self._changed_names - RATES:  # those rollouts were sampled and scored otherwise
+                self._buffered_inputs = None
+            if self._changed_names & {"beta", "adaptive_kl"}:
+                self.rollouts.kl_control.beta = self.args.beta
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):

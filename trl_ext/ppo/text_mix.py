@@ -56,7 +56,7 @@ class TextMix:
             raise ValueError(
                 f"{CALL}: no row has a token to learn within ptx_max_length={max_length}. Raise it, or give rows with text."
             )
-        self.batch_size, self.seed = batch_size, seed
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self._pad_token_id = tokenizer.pad_token_id
 
     def batch(self, number: int) -> dict[str, Tensor]:

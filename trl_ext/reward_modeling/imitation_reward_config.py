@@ -39,6 +39,10 @@ class ImitationRewardConfig(RewardConfig):
         "embedding where the two are tied. Needed for an untied reward model, which is saved without a head.",
     )
 
+    accept_changes: list[str] | None = option(
+        None, "What a resumed run may change: names of options, or e.g. 'train_dataset'.", group="the run's folder"
+    )
+
     def __post_init__(self):
         check_config(self, RULES)
         super().__post_init__()

@@ -36,16 +36,17 @@ from trl_ext.reward_modeling.preference_data import (
     without_ties,
 )
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
+from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
-from trl_ext.trainer_kit.output_dirs import OutputDirWatch
+from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trainer_input import given_or_default
 
 
-class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, RewardTrainer):
+class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     """TRL's `RewardTrainer` with the imitation regulariser of Secrets of RLHF, Part I (arXiv:2307.04964).
 
         L = L_ranking + β_rm · Σ NLL(y_w | x) / number of chosen tokens
@@ -77,6 +78,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, Rewa
     """
 
     _sequences_per_row = 2
+    _harmless = frozenset({"imitation_head"})  # a path; the record has the head's own fingerprint
     _name = "Imitation Reward"
     _paper = {  # noqa: RUF012 - as TRL declares it
         "title": "Secrets of RLHF in Large Language Models Part I: PPO",
@@ -133,6 +135,25 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, Rewa
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
             self.data_collator = WithPromptLengths(self.data_collator)
+        self._pairs = train_dataset
+        self._note_beginning()
+
+    def _recorded(self):
+        apart = _imitates(self.args) and not self._head.is_embedding
+        return {
+            "train_dataset": data_fingerprint(self._pairs),
+            "tokenizer": tokenizer_fingerprint(self.processing_class),
+            "imitation_head": tensors_fingerprint([("weight", self._head.weight)]) if apart else None,
+        }
+
+    def _run_record(self):
+        record = super()._run_record()
+        return record | {"config": {"imitation_coef": 0.0} | record["config"]}  # TRL's own config has no imitation
+
+    @property
+    def _accept_by(self):
+        own = isinstance(self.args, ImitationRewardConfig)
+        return "accept_changes" if own else "an ImitationRewardConfig with imitation_coef=0.0 and accept_changes"
 
     def _memory_plan(self) -> MemoryPlan:
         length = self.args.max_length or model_window(self.model.config) or 2 * UNKNOWN_LENGTH

@@ -1,103 +1,78 @@
-"""The folder of a run of RAFT or ReST: whose it is, when its run may be gone on with, and from which weights."""
+"""The folder of a run of RAFT or ReST: which files in it are the run's, and from which weights it goes on."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
 from safetensors.torch import load_file
-from torch import nn
 
 from trl_ext.generation.sample_files import PART_NAME
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GROW_NAME, GrowFiles
-from trl_ext.self_training.self_training_config import RENAMED
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.self_training.weights import BEST_NAME, save_weights
-from trl_ext.sequences.tokenizers import tokenizer_fingerprint
-from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
-from trl_ext.trainer_kit.run_record import (
-    RECORD,
-    by_new_names,
-    check_unchanged,
-    model_fingerprint,
-    read_record,
-    run_record,
-    write_record,
-)
-from trl_ext.trainer_kit.whole_files import remove_leftovers
+from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
+from trl_ext.trainer_kit.whole_files import link_or_copy, remove_leftovers
 
 INITIAL = "initial_weights.safetensors"
-RECORD_NAME = re.compile(re.escape(RECORD))
 OWN_NAMES = re.compile(rf"{re.escape(INITIAL)}|{BEST_NAME.pattern}|{GROW_NAME.pattern}\.parquet")
-TAKEN_NAMES = re.compile(rf"{OWN_NAMES.pattern}|{GROW_NAME.pattern}|checkpoint-\d+")  # no new run writes over these
+TAKEN_NAMES = re.compile(rf"{OWN_NAMES.pattern}|{GROW_NAME.pattern}|checkpoint-\d+")  # of no new run
 
 
 @dataclass
 class RunFolder:
-    """What is in `output_dir` beside the Grows and Trainer's checkpoints; it belongs to one run.
+    """What is in `output_dir` beside the record and Trainer's checkpoints.
 
-        self_training_run.json         what decides the run's samples and weights
+        grow-000.parquet, …            the Grows, and while one runs its parts
         initial_weights.safetensors    the weights that it began with, where it returns to them
+        best-improve-….safetensors     those of an Improve's best held-out score
 
     The record is the run's mark: without it, nothing there is its own; with it, what has the exact name of its files is.
 
     Args:
         grower: Of the run. Its `initial` weights become those that the folder's run began with.
-        trainer: Its name, for messages.
     """
 
     grower: Grower
-    trainer: str
-
-    def __post_init__(self):
-        self.fingerprint = model_fingerprint(self.grower.policy.model)  # before any step
 
     @property
     def path(self) -> Path:
         return Path(self.grower.args.output_dir)
 
-    def open(self, resume: str | bool | None, *, has_trained: bool) -> None:
-        """Begin the run, or go on with the one that is there.
-
-        A ValueError if the folder holds another run, or the model's weights, which have moved, are not those to go on from.
-        """
-        call = f"{self.trainer}.train(resume_from_checkpoint={resume!r}): output_dir {str(self.path)!r}"
-        now, accelerator = self._record(), self.grower.accelerator
-        if accelerator.is_main_process:
-            remove_leftovers(self.path, RECORD_NAME)
-        accelerator.wait_for_everyone()
-        before, taken = read_record(self.path), taken_names(self.path)
-        newest = newest_complete_checkpoint(self.path, (TABLE,))
-        accelerator.wait_for_everyone()  # before one of them writes
-        if before is None and taken:
-            raise ValueError(
-                f"{call}, with {taken[0]!r}, holds a run already of another trainer. Give this one a folder of its own."
-            )
-        if before is not None and not resume:
-            raise ValueError(
-                f"{call} holds a run already. Go on with it by resume_from_checkpoint=True, or give this one a folder of "
-                "its own."
-            )
-        if before is not None:
-            check_unchanged(by_new_names(before, RENAMED), now, call=call)
-        elif accelerator.is_main_process:
-            write_record(self.path, now)
-        accelerator.wait_for_everyone()
-        if has_trained and not (resume and newest):
+    def check(self, checkpoint: str | None, *, has_trained: bool, call: str) -> None:
+        """Raise a ValueError if the model's weights, which have moved, are not those to go on from, or samples are gone."""
+        if has_trained and checkpoint is None:
             raise ValueError(
                 f"{call}: the weights of this trainer have moved since the run began, and there is no checkpoint to take "
                 "them from. Build the trainer anew; what was sampled and scored is used again."
             )
-        self._begin(goes_on=before is not None)
+        improves = json.loads(Path(checkpoint, TABLE).read_text())["improves"] if checkpoint else []
+        places = [self.path, *_sources(checkpoint)] if checkpoint else []
+        if improves and not any(GrowFiles(path, improves[-1]["stage"]).finished.exists() for path in places):
+            name = GrowFiles(self.path, improves[-1]["stage"]).finished.name
+            raise ValueError(
+                f"{call}: {name!r}, from which the run was learning, is neither in {str(self.path)!r} nor where the "
+                "checkpoint is. Copy the Grows of the run there, too."
+            )
 
-    def _begin(self, *, goes_on: bool) -> None:
-        """Remove what a kill has left half written; keep the weights that the run begins with, if it returns to them."""
+    def begin(self, checkpoint: str | None, *, goes_on: bool, anew: bool) -> None:
+        """Remove what a kill has left half written; take what lies with the checkpoint; keep the weights of the beginning.
+
+        Args:
+            checkpoint: To go on from.
+            goes_on: Whether the run was begun before.
+            anew: Whether a Grow that is not finished begins anew, since samples are made otherwise now.
+        """
         initial, accelerator = self.grower.initial, self.grower.accelerator
         if accelerator.is_main_process:
             remove_leftovers(self.path, OWN_NAMES)
+            for source in _sources(checkpoint) if checkpoint else []:
+                _put(source, self.path)
             for files in grows(self.path):
                 remove_leftovers(files.parts, PART_NAME)
+                if anew and not files.finished.exists():
+                    files.remove_parts()
         accelerator.wait_for_everyone()
         if initial is not None and goes_on and (self.path / INITIAL).is_file():
             self.grower.initial = load_file(self.path / INITIAL)
@@ -105,19 +80,16 @@ class RunFolder:
             save_weights(self.path / INITIAL, initial)
         accelerator.wait_for_everyone()
 
-    def _record(self) -> dict:
-        grower = self.grower
-        return run_record(
-            grower.args,
-            grower.dataset,
-            tokenizer=tokenizer_fingerprint(grower.policy.tokenizer),
-            rewards=grower.scorer.names,
-            generator={"name": grower.generator.name} | grower.generator.settings(),
-        ) | {
-            "model": self.fingerprint,
-            "adapter": _adapter_settings(grower.policy.model),
-            "rows_per_step": grower.schedule.rows_per_step,  # also changes with the number of processes
-        }
+
+def _sources(checkpoint: str) -> tuple[Path, Path]:
+    """Where a checkpoint's run has its files: with it, if it was pushed, or in the folder that it is in."""
+    return Path(checkpoint), Path(checkpoint).absolute().parent
+
+
+def _put(source: Path, folder: Path) -> None:
+    for path in sorted(source.iterdir()):
+        if OWN_NAMES.fullmatch(path.name) and path.is_file() and not (folder / path.name).exists():
+            link_or_copy(path, folder / path.name)
 
 
 def taken_names(folder: Path) -> list[str]:
@@ -143,14 +115,6 @@ def forget_run(folder: Path) -> None:
     for path in list(folder.iterdir()):
         if OWN_NAMES.fullmatch(path.name) and path.is_file():
             path.unlink()
-    (folder / RECORD).unlink()  # last: until then it says whose they are
-
-
-def _adapter_settings(model: nn.Module) -> dict:
-    """What the adapters of a model were made with, as JSON takes it; nothing for a model without."""
-    if not isinstance(model, PeftModel):
-        return {}
-    return {
-        name: {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-        for name, config in model.peft_config.items()
-    }
+    for path in list(folder.iterdir()):  # last: until then it says whose they are
+        if RECORD_NAME.fullmatch(path.name):
+            path.unlink()

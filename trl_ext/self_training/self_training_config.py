@@ -115,6 +115,10 @@ class SelfTrainingConfig(SFTConfig):
         group="the loss",
     )
 
+    accept_changes: list[str] | None = option(
+        None, "What a resumed run may change: names of options, or e.g. 'reward_funcs'.", group="the run's folder"
+    )
+
     def __post_init__(self):
         take_renamed(self, RENAMED)
         if self.max_completion_length is None:

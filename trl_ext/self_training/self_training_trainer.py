@@ -31,9 +31,9 @@ from trl_ext.self_training.grow import Grower, schedule_of
 from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
 from trl_ext.self_training.importance import importance_loss
 from trl_ext.self_training.improve_rows import ImproveRows
-from trl_ext.self_training.run_folder import RunFolder
+from trl_ext.self_training.run_folder import INITIAL, RunFolder, taken_names
 from trl_ext.self_training.schedule import per_improve
-from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.self_training.self_training_config import RENAMED, SelfTrainingConfig
 from trl_ext.self_training.self_training_input import (
     check_dataset,
     check_eval_dataset,
@@ -42,6 +42,7 @@ from trl_ext.self_training.self_training_input import (
     check_run,
     checked_args,
 )
+from trl_ext.self_training.self_training_record import FIXED, HARMLESS, grow_record
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
@@ -50,14 +51,15 @@ from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
-from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.rates import RATES
+from trl_ext.trainer_kit.run_record import by_new_names
 
 Config = TypeVar("Config", bound=SelfTrainingConfig)
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
-class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, SFTTrainer, Generic[Config]):
+class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Config]):
     """Fine-tunes a policy on the best of its own samples, stage by stage.
 
         for each stage:   Grow      K completions of each of b prompts, scored; on disk as grow-000.parquet, …
@@ -102,6 +104,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, SFTTrai
     _tag_names = ["trl", "trl-ext", "self-training"]  # noqa: RUF012 - as TRL declares it
     _name = "Self-training"
     config_class = SelfTrainingConfig
+    _harmless, _needs_record = HARMLESS, True
 
     def __init__(
         self,
@@ -153,13 +156,14 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, SFTTrai
         self.grower = self._make_grower(train_dataset, generator or self.sampler, self.reward_funcs)
         check_run(self.grower, eval_dataset, trainer=name)
         self.schedule, self.table = self.grower.schedule, StageTable()
-        self.run_folder = RunFolder(self.grower, name)
+        self.run_folder = RunFolder(self.grower)
         self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
         if args.importance_clip is not None:
             self.data_collator = partial(collate, pad_token_id=self.processing_class.pad_token_id)
         self.loop = StageLoop(self.grower, self.train_dataset, self.table, self.log, self._pass_over, name)
         self.add_callback(self.memory)
         self.add_callback(self.loop)
+        self._note_beginning()
 
     def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list[Callable]) -> Grower:
         args = self.args
@@ -202,8 +206,32 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, OutputDirWatch, SFTTrai
                 ValueError if the folder holds another run.
         """
         self.table.clear()
-        self.run_folder.open(resume_from_checkpoint, has_trained=self.loop.has_trained)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _recorded(self):
+        return grow_record(self.grower)
+
+    def _fixed(self):
+        return super()._fixed() | FIXED
+
+    def _evaluation_decides(self):
+        return bool(self.args.keep_best or self.args.improve_patience)
+
+    def _older(self, record):
+        record = by_new_names(record, RENAMED)
+        return {"trainer": type(self).__name__} | record if "reward_funcs" in record else record
+
+    def _run_files(self, folder, *, recorded):
+        files = taken_names(folder)
+        return [name for name in files if name != INITIAL] if recorded else files  # those alone are no run yet
+
+    def _check_beginning(self, checkpoint, call):
+        self.run_folder.check(checkpoint, has_trained=self.loop.has_trained, call=call)
+
+    def _open(self, resume):
+        checkpoint = super()._open(resume)
+        self.run_folder.begin(checkpoint, goes_on=self._before is not None, anew=bool(self._changed_names - RATES))
+        return checkpoint
 
     def _checkpoint_files(self):
         return (*super()._checkpoint_files(), TABLE)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from trl_ext.trainer_kit.run_record import RECORD
+
 Needed = Sequence[str | tuple[str, ...]]  # names or patterns in the folder; of a tuple's, one must be there
 
 TRAINER_STATE = "trainer_state.json"  # written last by transformers' Trainer
@@ -21,13 +23,14 @@ ADAPTER_CONFIG = ("adapter_config.json", "*/adapter_config.json")
 STEPPING = ("optimizer.pt", "scheduler.pt")
 FSDP = (("pytorch_model_fsdp*",), ("optimizer*",), "scheduler.pt")
 DEEPSPEED = ("latest",)  # names the folder with the rest
-READ_IF_THERE = ("config.json", "scaler.pt")
+READ_IF_THERE = ("config.json", "scaler.pt", RECORD)
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
     """The `checkpoint-<step>` folders of a run, the highest step first."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    folders.sort(key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    return folders
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent, and runs that fail without losing what they had."""
 
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
 
 from trl_ext.trainer_kit.checkpoint_files import (
     ADAPTER,
@@ -26,7 +27,10 @@ from trl_ext.trainer_kit.checkpoint_files import (
     rng_file,
     written_by,
 )
+from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.processes import from_main, together
+from trl_ext.trainer_kit.rates import RATES, own_rates
 
 
 def newest_complete_checkpoint(output_dir: str | Path, required: Needed = ()) -> str | None:
@@ -47,8 +51,8 @@ class Explains(Protocol):
     def explain(self) -> str: ...
 
 
-class ResumableTrainer:
-    """Mixin before a Trainer: resume from the newest complete checkpoint, and keep the log of a run that fails.
+class ResumableTrainer(OutputDirWatch):
+    """Mixin before a TRL trainer: resume from the newest complete checkpoint, and keep the log of a run that fails.
 
     `train(resume_from_checkpoint=True)` passes over checkpoints that are unfinished or damaged, and names them; where
     nothing was finished yet, it begins. A checkpoint that is given by its path must be whole, and written by as many
@@ -67,12 +71,9 @@ class ResumableTrainer:
         return type(self).__name__
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = self._newest_checkpoint()
-        elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            self._check_checkpoint(resume_from_checkpoint)
+        checkpoint = self._open(resume_from_checkpoint)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
             self._keep_log()
             raise torch.OutOfMemoryError(self._out_of_memory(error)) from error
@@ -80,7 +81,32 @@ class ResumableTrainer:
             self._keep_log()
             raise
 
+    def _open(self, resume: str | PathLike | bool | None) -> str | None:
+        """Check all that can be checked, then make the output_dir this run's; the checkpoint to go on from."""
+        shown = str(resume) if isinstance(resume, PathLike) else resume
+        call = f"{type(self).__name__}.train(resume_from_checkpoint={shown!r})"
+        if not isinstance(resume, str | PathLike | bool | None):
+            raise ValueError(f"{call}: expected True, None or the path of a checkpoint, got {type(resume).__name__}.")
+        self._check_disk()
+        self._before = before = from_main(self.accelerator, lambda: self._check_run(resume, call))
+        checkpoint = self._checkpoint(resume)
+        with together(self.accelerator):
+            self._check_beginning(checkpoint, call)
+        self._changed = from_main(self.accelerator, lambda: self._begin_run(checkpoint, before, call))
+        return checkpoint
+
+    def _check_beginning(self, checkpoint: str | None, call: str) -> None:
+        """What a trainer checks besides, in all processes, before anything is written."""
+
     # Which checkpoint
+
+    def _checkpoint(self, resume: str | PathLike | bool | None) -> str | None:
+        if resume is True:
+            return self._newest_checkpoint()
+        if resume is None or resume is False:
+            return None
+        self._check_checkpoint(resume)
+        return str(resume)
 
     def _newest_checkpoint(self) -> str | None:
         """The newest whole checkpoint; None where none was ever finished; a ValueError where all are damaged."""
@@ -100,10 +126,7 @@ class ResumableTrainer:
         return None if whole is None else str(whole)
 
     def _check_checkpoint(self, given: str | PathLike) -> None:
-        shown = str(given) if isinstance(given, PathLike) else given
-        call = f"{type(self).__name__}.train(resume_from_checkpoint={shown!r})"
-        if not isinstance(given, str | PathLike):
-            raise ValueError(f"{call}: expected True, None or the path of a checkpoint, got {type(given).__name__}.")
+        call = f"{type(self).__name__}.train(resume_from_checkpoint={str(given)!r})"
         problems = self._problems([Path(given)])[Path(given)]
         if problems:
             raise ValueError(
@@ -154,8 +177,11 @@ class ResumableTrainer:
     def _load_optimizer_and_scheduler(self, checkpoint):
         bare = torch.device("cpu")  # nothing can be read to "cpu:0", as each of several processes' is called
         device = bare if self.args.device.type == "cpu" else self.args.device
-        with replaced(self.args, _setup_devices=device):
+        changed = self._changed_names & RATES and isinstance(self.lr_scheduler, LambdaLR)
+        rates = own_rates(self.optimizer, self.lr_scheduler) if changed else nullcontext()
+        with replaced(self.args, _setup_devices=device), rates:
             super()._load_optimizer_and_scheduler(checkpoint)
+        self._write_record()
 
     def _load_callback_state(self):
         super()._load_callback_state()
@@ -171,6 +197,7 @@ class ResumableTrainer:
         if self.args.should_save:  # an older one by this name, which was passed over, must not lend its mark to this
             for path in (folder / TRAINER_STATE, *folder.glob("rng_state*.pth")):
                 path.unlink(missing_ok=True)
+            self._write_record(folder)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 

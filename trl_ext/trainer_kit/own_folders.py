@@ -3,11 +3,10 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
+from trl_ext.trainer_kit.run_changes import differences
+from trl_ext.trainer_kit.run_record import Record, read_object
 from trl_ext.trainer_kit.whole_files import written_whole
-
-Run = dict[str, Any]  # what decides what a run writes, as JSON takes it
 
 
 def check_is_folder(folder: Path, *, call: str) -> None:
@@ -19,7 +18,7 @@ def check_is_folder(folder: Path, *, call: str) -> None:
         )
 
 
-def check_own_folder(folder: Path, mark: str, run: Run, *, names: re.Pattern[str], call: str) -> None:
+def check_own_folder(folder: Path, mark: str, run: Record, *, names: re.Pattern[str], call: str) -> None:
     """Raise a ValueError if a run would write over what is not its own.
 
     A folder with the run's mark is its own. Without a mark it may hold anything but what the run writes.
@@ -33,7 +32,13 @@ def check_own_folder(folder: Path, mark: str, run: Run, *, names: re.Pattern[str
     """
     check_is_folder(folder, call=call)
     if (folder / mark).is_file():
-        _check_same(json.loads((folder / mark).read_text()), run, call=f"{call}: {str(folder)!r}")
+        before = read_object(folder / mark, "what says whose the folder is. Give another folder.")
+        changed = differences(before, run)
+        if changed:
+            raise ValueError(
+                f"{call}: {str(folder)!r} holds what another run has written ({'; '.join(changed)}). Give another folder, "
+                "or remove that one yourself."
+            )
         return
     taken = sorted(path.name for path in folder.iterdir() if names.fullmatch(path.name)) if folder.is_dir() else []
     if taken:
@@ -43,23 +48,13 @@ def check_own_folder(folder: Path, mark: str, run: Run, *, names: re.Pattern[str
         )
 
 
-def mark_folder(folder: Path, mark: str, run: Run) -> None:
+def mark_folder(folder: Path, mark: str, run: Record) -> None:
     """Say that a folder is a run's."""
     with written_whole(folder / mark) as partial:
         partial.write_text(json.dumps(run, indent=1, sort_keys=True))
 
 
-def _check_same(before: Run, now: Run, *, call: str) -> None:
-    names = sorted(before.keys() | now.keys())
-    changed = [f"{n}: {before.get(n)!r} then, {now.get(n)!r} now" for n in names if before.get(n) != now.get(n)]
-    if changed:
-        raise ValueError(
-            f"{call} holds what another run has written ({'; '.join(changed)}). Give another folder, or remove that one "
-            "yourself."
-        )
-
-
-def claim_folder(folder: Path, mark: str, run: Run, *, names: re.Pattern[str], call: str) -> None:
+def claim_folder(folder: Path, mark: str, run: Record, *, names: re.Pattern[str], call: str) -> None:
     """Make a folder a run's own before it writes anything else; a ValueError as of `check_own_folder`."""
     check_own_folder(folder, mark, run, names=names, call=call)
     mark_folder(folder, mark, run)

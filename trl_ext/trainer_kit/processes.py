@@ -1,11 +1,14 @@
 """What several processes do together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+
+Found = TypeVar("Found")
 
 
 def is_main_process() -> bool:
@@ -28,3 +31,10 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     if failed:
         process, message = failed[0]
         raise RuntimeError(f"process {process} of {accelerator.num_processes} failed: {message}")
+
+
+def from_main(accelerator: Accelerator, ask: Callable[[], Found]) -> Found:
+    """What the main process alone finds, in all of them; its error is raised in all."""
+    with together(accelerator):
+        found = ask() if accelerator.is_main_process else None
+    return gather_object([found])[0]

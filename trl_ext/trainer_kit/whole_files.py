@@ -48,6 +48,15 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """A finished file under a second name, without taking room twice where the drive can do that."""
+    try:
+        os.link(source, path)
+    except OSError:
+        with written_whole(path) as partial:
+            shutil.copyfile(source, partial)
+
+
 def remove_leftovers(folder: Path, names: re.Pattern[str]) -> bool:
     """Remove what killed writes of files of these names have left in a folder, and nothing else; whether there was any.
 

@@ -1,0 +1,51 @@
+"""What a run's record says of its rewards: enough to tell that another score would come of the same completion."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.trainer_kit.fingerprints import model_fingerprint, tensors_fingerprint
+
+SPEED = {"device", "batch_size"}  # settings that change no score
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def reward_settings(rewards: list[Callable]) -> dict[str, Any]:
+    """By a reward's name: the settings of one that is a dataclass or partial, of a model its weights' fingerprint.
+
+    What a function does is not looked at: it may be mended between two starts of a run.
+    """
+    return {reward.__name__: _settings(getattr(reward, "__wrapped__", reward)) for reward in rewards}
+
+
+def _settings(value: Any) -> Any:
+    if isinstance(value, LearnedReward):
+        head = tensors_fingerprint(value.module.named_parameters())
+        return {"weights": head, "max_length": value.max_length, "eos_token_ids": sorted(value.eos_token_ids)}
+    if isinstance(value, PreTrainedTokenizerBase):
+        return tokenizer_fingerprint(value)
+    if isinstance(value, nn.Module):
+        return model_fingerprint(value)
+    if isinstance(value, functools.partial):
+        return {"function": _settings(value.func), **{name: _settings(v) for name, v in value.keywords.items()}}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _settings(getattr(value, f.name)) for f in fields(value) if f.name not in SPEED}
+    if isinstance(value, list | tuple):
+        return [_settings(item) for item in value]
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return Path(value).name  # of a folder that may have moved
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else ADDRESS.sub("", repr(value))
