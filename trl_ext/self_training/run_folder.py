@@ -12,12 +12,13 @@ from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GROW_NAME, GrowFiles
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.self_training.weights import BEST_NAME, save_weights
+from trl_ext.trainer_kit.checkpoint_files import PUSHED
 from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
 from trl_ext.trainer_kit.whole_files import link_or_copy, remove_leftovers
 
 INITIAL = "initial_weights.safetensors"
 OWN_NAMES = re.compile(rf"{re.escape(INITIAL)}|{BEST_NAME.pattern}|{GROW_NAME.pattern}\.parquet")
-TAKEN_NAMES = re.compile(rf"{OWN_NAMES.pattern}|{GROW_NAME.pattern}|checkpoint-\d+")  # of no new run
+TAKEN_NAMES = re.compile(rf"{OWN_NAMES.pattern}|{GROW_NAME.pattern}|checkpoint-\d+|{PUSHED}")  # of no new run
 
 
 @dataclass
@@ -79,6 +80,10 @@ class RunFolder:
         elif initial is not None and accelerator.is_main_process:
             save_weights(self.path / INITIAL, initial)
         accelerator.wait_for_everyone()
+
+    def complete(self, checkpoint: Path) -> None:
+        """Put what going on from a checkpoint needs into it, for where it is taken without the folder."""
+        _put(self.path, checkpoint)
 
 
 def _sources(checkpoint: str) -> tuple[Path, Path]:

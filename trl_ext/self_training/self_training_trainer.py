@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -232,6 +233,11 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         checkpoint = super()._open(resume)
         self.run_folder.begin(checkpoint, goes_on=self._before is not None, anew=bool(self._changed_names - RATES))
         return checkpoint
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self.accelerator.is_main_process and self.args.hub_strategy in ("checkpoint", "all_checkpoints"):
+            self.run_folder.complete(Path(checkpoint_folder))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _checkpoint_files(self):
         return (*super()._checkpoint_files(), TABLE)

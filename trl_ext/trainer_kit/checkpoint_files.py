@@ -24,13 +24,15 @@ STEPPING = ("optimizer.pt", "scheduler.pt")
 FSDP = (("pytorch_model_fsdp*",), ("optimizer*",), "scheduler.pt")
 DEEPSPEED = ("latest",)  # names the folder with the rest
 READ_IF_THERE = ("config.json", "scaler.pt", RECORD)
+PUSHED = "last-checkpoint"  # what hub_strategy="checkpoint" calls the newest
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
-    """The `checkpoint-<step>` folders of a run, the highest step first."""
+    """The `checkpoint-<step>` folders of a run, the highest step first; last `last-checkpoint`, which came from the hub."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     folders.sort(key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return folders
+    pushed = Path(output_dir, PUSHED)
+    return [*folders, pushed] if pushed.is_dir() else folders
 
 
 def is_finished(folder: Path) -> bool:

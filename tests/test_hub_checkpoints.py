@@ -1,0 +1,75 @@
+"""`hub_strategy="checkpoint"`: what Trainer pushes is enough to go on from, elsewhere. The hub is a folder here."""
+
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from checkpoint_case import KINDS, STEPS, assert_same, make, trained
+from datasets import Dataset
+from huggingface_hub import HfApi
+from transformers import Trainer, TrainerCallback
+
+OWN = {
+    "ppo": {"ppo_critic.safetensors", "ppo_rollouts_0.safetensors", "ppo_state_0.json"},
+    "raft": {"stage_table.json", "grow-000.parquet", "grow-001.parquet", "initial_weights.safetensors"},
+    "reward": set(),
+}
+HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
+OPTIONS = {"raft": {"beta": 0.1, "keep_best": True, "eval_strategy": "steps", "eval_steps": 1}}
+
+
+class StopAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step >= STEPS - 1
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """What is pushed, by its path in the repository."""
+
+    def upload_folder(self, *, folder_path, path_in_repo="", ignore_patterns=(), **kwargs):
+        skip = shutil.ignore_patterns(*ignore_patterns) if ignore_patterns else None
+        target = tmp_path / "hub" / path_in_repo
+        if path_in_repo:
+            shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder_path, target, ignore=skip, dirs_exist_ok=True)
+        done = Future()
+        done.set_result(None)
+        return done
+
+    def init_hf_repo(self, token=None):
+        self.hub_model_id, self.push_in_progress = "me/run", None
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
+    return tmp_path / "hub"
+
+
+def run(kind: str, folder: Path, *, stop: bool = False, push: bool = False):
+    parts = {"callbacks": [StopAt()] if stop else []} | ({"eval_dataset": HELD_OUT} if kind == "raft" else {})
+    return make(kind, folder, parts=parts, push_to_hub=push, hub_strategy="checkpoint", **OPTIONS.get(kind, {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_pushed_is_gone_on_with(hub, tmp_path, kind):
+    whole = run(kind, tmp_path / "whole")
+    whole.train()
+    run(kind, tmp_path / "stopped", stop=True, push=True).train()
+    pushed = {path.name for path in (hub / "last-checkpoint").iterdir()}
+    assert OWN[kind] | {"trl_ext_run.json", "trainer_state.json", "optimizer.pt"} <= pushed
+    shutil.rmtree(tmp_path / "stopped")
+    shutil.copytree(hub / "last-checkpoint", tmp_path / "alone" / "last-checkpoint")
+    given = run(kind, tmp_path / "new")
+    given.train(resume_from_checkpoint=str(tmp_path / "alone" / "last-checkpoint"))
+    assert_same(trained(whole), trained(given))
+    for place in ("alone", "hub"):  # the checkpoint alone, and the repository as a whole
+        found = run(kind, tmp_path / place)
+        found.train(resume_from_checkpoint=True)
+        assert_same(trained(whole), trained(found))
+
+
+def test_a_fresh_run_is_not_begun_in_what_was_pushed(hub, tmp_path):
+    run("reward", tmp_path / "run", stop=True, push=True).train()
+    with pytest.raises(ValueError, match="holds a run already"):
+        run("reward", hub).train()
