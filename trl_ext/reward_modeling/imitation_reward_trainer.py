@@ -40,8 +40,8 @@ from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
-from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
+from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trainer_input import given_or_default
 
