@@ -1,5 +1,6 @@
 """Who samples for `trl-ext generate`, and the model that is sampled."""
 
+import warnings
 from argparse import Namespace
 
 import torch
@@ -12,6 +13,7 @@ from trl_ext.generation.endpoint_answers import public_url
 from trl_ext.generation.protocol import Generator, Policy
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.saved_adapters import attach, read_adapter, same_base
 
 LOADED = ("transformers", "vllm")  # generators that are given the model
 
@@ -78,7 +80,10 @@ def load_policy(model: str, adapter: str | None, args: Namespace) -> PreTrainedM
     """The model, with its adapter if there is one, where it is to be sampled."""
     policy = _loaded("--model", model, lambda: AutoModelForCausalLM.from_pretrained(model, dtype=args.dtype))
     if adapter is not None:
-        policy = _loaded("--adapter", adapter, lambda: PeftModel.from_pretrained(policy, adapter))
+        made_for = _loaded("--adapter", adapter, lambda: PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+        if not same_base(made_for, model):
+            warnings.warn(f"--adapter {adapter}: it was made for {made_for}, and --model is {model}.", stacklevel=2)
+        policy = attach(policy, read_adapter(adapter, call=f"--adapter {adapter}"), trainable=False)
     own_process = torch.device("cpu") if args.generator == "vllm" else default_device()
     return policy.to(args.device or own_process).eval()
 

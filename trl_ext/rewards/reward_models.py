@@ -4,16 +4,19 @@ import os
 from collections.abc import Hashable
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import load_peft_weights
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
 from trl_ext.sequences.padding import right_padded
 from trl_ext.trainer_kit.loading import quiet_loading
 from trl_ext.trainer_kit.passes import eval_mode
+from trl_ext.trainer_kit.saved_adapters import PREFIX, attach, base_of, of_scorer, read_adapter
+
+HEADS = ("score", "classifier")  # where transformers has the labels
+OTHER_HEADS = {"v_head", "value_head", "reward_head", "regression_head"}  # of other libraries' models of one number
 
 
 def load_scorer(
@@ -47,7 +50,7 @@ def load_scorer(
 
 
 def _load_plain(path: str, *, new_head: bool, **model_kwargs) -> PreTrainedModel:
-    model, missing = _load_base(path, **model_kwargs)
+    model, missing = _load_base(path, path, {}, **model_kwargs)
     _check_missing(path, missing, new_head)
     _zero(model, missing)
     return model
@@ -55,33 +58,66 @@ def _load_plain(path: str, *, new_head: bool, **model_kwargs) -> PreTrainedModel
 
 def _load_adapter(path: str, *, new_head: bool, trainable: bool, **model_kwargs) -> PeftModel:
     """Base, adapter and head; an adapter of a causal LM is taken for its trunk."""
-    config = PeftConfig.from_pretrained(path)
-    base, missing = _load_base(config.base_model_name_or_path, **model_kwargs)
-    in_adapter = {key.removeprefix("base_model.model.") for key in load_peft_weights(path, device="cpu")}
-    _check_missing(path, missing - in_adapter, new_head)
-    _zero(base, missing - in_adapter)
-    if missing - in_adapter:  # its head is new, so there is none to look for in its files
-        config.task_type = None
-    model = PeftModel.from_pretrained(base, path, config=config, is_trainable=trainable)
+    adapter = read_adapter(path, call=f"Reward model {path!r}")
+    own = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in adapter.weights.items()}
+    base, missing = _load_base(base_of(adapter), path, own, **{"revision": adapter.config.revision} | model_kwargs)
+    _check_missing(path, missing - own.keys(), new_head)
+    _zero(base, missing - own.keys())
+    if missing - own.keys():  # its head is new, so there is none to look for in its files
+        adapter.config.task_type = None
+    model = attach(base, of_scorer(adapter, base), trainable=trainable)
     head = dict(base.named_children()).get("score")
     if isinstance(head, nn.Linear):  # the adapter has none of its own
         head.requires_grad_(trainable)
     return model
 
 
-def _load_base(path: str, **model_kwargs) -> tuple[PreTrainedModel, set[str]]:
-    """The model with one label, and the names of the weights that its checkpoint lacks."""
-    config = AutoConfig.from_pretrained(path)
-    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
-    if is_classifier and config.num_labels != 1:
-        raise ValueError(
-            f"Reward model {path!r} has {config.num_labels} labels: expected 1, one number per completion. Train it "
-            "with num_labels=1."
-        )
+def _load_base(
+    base: str, path: str, own: dict[str, tuple[int, ...]], **model_kwargs
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model with one label, and the names of the weights that its checkpoint lacks; a checkpoint's config need not
+    say how many labels its head has.
+
+    Args:
+        base: Where it is.
+        path: Of which reward model, for messages.
+        own: Shapes of what an adapter has in place of the base's weights.
+        model_kwargs: Of `from_pretrained`.
+    """
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, output_loading_info=True, **{"dtype": torch.float32} | model_kwargs
+        base,
+        num_labels=1,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # judged here
+        **{"dtype": torch.float32} | model_kwargs,
     )
-    return model, set(report["missing_keys"])
+    found = {name: tuple(shape) for name, shape, _ in report["mismatched_keys"]}
+    found |= {name: shape for name, shape in own.items() if name.split(".")[0] in HEADS}
+    _check_shapes(path, found, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    unread = sorted({name.split(".")[0] for name in report["unexpected_keys"]} & OTHER_HEADS)
+    if unread:
+        raise ValueError(
+            f"Reward model {path!r} has a head {unread[0]!r}, which {type(model).__name__} does not read. Expected one "
+            "written by save_pretrained of a sequence-classification model with num_labels=1."
+        )
+    return model, set(report["missing_keys"]) | {name for name, _, _ in report["mismatched_keys"]}
+
+
+def _check_shapes(path: str, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise a ValueError for weights of other shapes than those of a model with one label."""
+    other = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
+    if not other:
+        return
+    came, wanted = found[other[0]], expected[other[0]]
+    if wanted[0] == 1 and came[1:] == wanted[1:]:
+        raise ValueError(
+            f"Reward model {path!r} has {came[0]} labels: expected 1, one number per completion. Train it with "
+            "num_labels=1."
+        )
+    raise ValueError(
+        f"Reward model {path!r}: its {other[0]} is of shape {list(came)}, and by its config of {list(wanted)}. Load a "
+        "checkpoint whose config.json is that of its weights."
+    )
 
 
 def _check_missing(path: str, missing: set[str], new_head: bool) -> None:

@@ -2,14 +2,11 @@
 
 import copy
 import os
-import re
-from pathlib import Path
 
-import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
-from peft.utils import load_peft_weights
-from torch import Tensor
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
+
+from trl_ext.trainer_kit.saved_adapters import attach, of_scorer, read_adapter, same_base
 
 HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
 SCORE = "base_model.model.score.weight"  # a head's name in PEFT's files
@@ -49,21 +46,23 @@ def saved_adapter(
     Raises:
         ValueError: If there is no adapter, or it belongs to another base or kind of model.
     """
-    config, weights = _read(os.path.expanduser(os.fspath(path)), call=call)
-    check_leaves_the_base(config, tree, call=call)
-    check_same_base(config.base_model_name_or_path, base, path=path, call=call)
-    if task == TaskType.CAUSAL_LM and SCORE in weights:
+    adapter = read_adapter(path, call=call)
+    check_leaves_the_base(adapter.config, tree, call=call)
+    check_same_base(adapter.config.base_model_name_or_path, base, path=path, call=call)
+    if task == TaskType.CAUSAL_LM and SCORE in adapter.weights:
         raise ValueError(
             f"{call}: {str(path)!r} is the adapter of a reward or value model. A policy needs one of a causal LM."
         )
-    config.task_type, config.inference_mode = task, False
-    model = get_peft_model(tree, config)
+    if SCORE in adapter.weights and len(adapter.weights[SCORE]) != 1:
+        raise ValueError(
+            f"{call}: the adapter {str(path)!r} has {len(adapter.weights[SCORE])} labels: expected 1, one number per "
+            "completion. Train it with num_labels=1."
+        )
+    adapter.config.task_type = task
     if task == TaskType.SEQ_CLS:
-        weights.setdefault(SCORE, tree.score.weight.detach().cpu())
-        weights = {name: tensor for name, tensor in weights.items() if ".lm_head." not in name}
-    _load(model, weights, path=path, call=call)
-    _check_depth(config, weights, tree, path=path, call=call)
-    return model
+        adapter = of_scorer(adapter, tree)
+        adapter.weights.setdefault(SCORE, tree.score.weight.detach().cpu())
+    return attach(tree, adapter, trainable=True)
 
 
 def check_leaves_the_base(config: PeftConfig, tree: PreTrainedModel, *, call: str) -> None:
@@ -88,60 +87,15 @@ def _refuse(call: str, config: LoraConfig, option: str, why: str) -> None:
     raise ValueError(f"{call}: LoraConfig({option}={getattr(config, option)!r}): {why}. Leave it out.")
 
 
-def _check_depth(config: LoraConfig, weights: dict[str, Tensor], tree: PreTrainedModel, *, path, call: str) -> None:
-    """PEFT notes the names of all layers that it found, so that the adapter of a shallower model would fit a deeper one."""
-    deepest = max([int(number) for name in weights for number in re.findall(r"\.(\d+)\.", name)], default=None)
-    layers = tree.config.get_text_config().num_hidden_layers
-    if deepest is not None and deepest + 1 < layers and config.layers_to_transform is None:
-        raise ValueError(
-            _misfit(
-                path,
-                call,
-                f"it has {deepest + 1} layers, and the base {layers} (if that is meant, its config says so "
-                "by layers_to_transform)",
-            )
-        )
-
-
 def has_score_head(path: str | os.PathLike, *, call: str) -> bool:
     """Whether a saved adapter is that of a trained reward or value model."""
-    return SCORE in _read(os.path.expanduser(os.fspath(path)), call=call)[1]
+    return SCORE in read_adapter(path, call=call).weights
 
 
 def check_same_base(made_for: str | None, base: str, *, path: str | os.PathLike, call: str) -> None:
     """Raise a ValueError if an adapter names another base: the same hub id, or the same last part of a path, passes."""
-    if made_for and base and Path(made_for).name != Path(base).name:
+    if not same_base(made_for, base):
         raise ValueError(
             f"{call}: the adapter {str(path)!r} was made for the base {made_for!r}, and this one is {base!r}. Load "
             "that base, or, if the two are the same model, correct base_model_name_or_path in its adapter_config.json."
         )
-
-
-def _read(path: str, *, call: str) -> tuple[PeftConfig, dict[str, Tensor]]:
-    try:
-        return PeftConfig.from_pretrained(path), load_peft_weights(path, device="cpu")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{call}: expected the folder or hub id of an adapter in PEFT's format, and could not read {path!r} "
-            f"({str(error).strip().splitlines()[0]}). Save one with trainer.save_model() or save_pretrained()."
-        ) from error
-
-
-@torch.no_grad()
-def _load(model: PeftModel, weights: dict[str, Tensor], *, path: str | os.PathLike, call: str) -> None:
-    try:
-        report = set_peft_model_state_dict(model, weights)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(_misfit(path, call, str(error).strip().splitlines()[-1].strip())) from error
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    missing = trained & set(report.missing_keys)
-    if missing or report.unexpected_keys:
-        wrong = sorted(missing or report.unexpected_keys)[0]
-        raise ValueError(_misfit(path, call, f"{'it lacks' if missing else 'the base has no place for'} {wrong}"))
-
-
-def _misfit(path: str | os.PathLike, call: str, why: str) -> str:
-    return (
-        f"{call}: the adapter {str(path)!r} does not fit this base: {why}. It was made for a model of another shape; "
-        "load the base that its adapter_config.json names."
-    )

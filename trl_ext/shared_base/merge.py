@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import prompt_ids
+from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
@@ -75,7 +76,8 @@ def merge_adapter(
     Args:
         base: The base.
         adapter: Folder or hub id of the policy's adapter.
-        output_dir: Where a plain transformers checkpoint goes: a folder without files, or that of the same merge.
+        output_dir: Where a plain transformers checkpoint goes, with the tokenizer beside the adapter, or else the base's:
+            a folder without files, or that of the same merge.
         dtype: Of the merged weights; None: that of the base's unquantised ones.
         device: Where it is done; it takes the whole model in `dtype`.
         texts: Text, or messages, on which the adapter's outputs and the merged model's are compared; a mean KL above
@@ -85,25 +87,25 @@ def merge_adapter(
         ValueError: If output_dir is a file, or holds files that the same merge has not written.
     """
     call, folder = "SharedBase.merge(…)", Path(output_dir)
-    run = _merge_of(base.name, adapter)
+    run, tokenizer = _merge_of(base.name, adapter), tokenizer_at(adapter) or base.tokenizer
     check_own_folder(folder, MARK, run, names=FILES, call=call)
     whole = unquantised_copy(base.model, dtype or base.model.dtype, torch.device(device))
     merged = saved_adapter(whole, adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name).merge_and_unload(
         safe_merge=True
     )
     attached = saved_adapter(tree_over(base.model), adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name)
-    kl, agreement = _difference(attached, merged, base.tokenizer, texts)
+    kl, agreement = _difference(attached, merged, tokenizer, texts)
     if kl > LARGE_KL:
         warnings.warn(
             f"{call}: merged model and adapter on the base differ by {kl:.3f} nats per token and agree on "
             f"{agreement:.0%} of the likeliest tokens. Measure the merged model before you serve it.",
             stacklevel=3,
         )
-    end_with_turn(merged, base.tokenizer, call=call)
+    end_with_turn(merged, tokenizer, call=call)
     check_free_disk(folder, sum(p.nbytes for p in merged.parameters()), call=call)
     mark_folder(folder, MARK, run)
     merged.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return Merged(str(folder), kl, agreement)
 
 
