@@ -14,7 +14,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, SharedBase
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_models import load_scorer
 
@@ -235,6 +235,47 @@ def test_missing_pad_token_is_set_as_trl_does(tokenizer):
     tokenizer.pad_token, model = None, tiny_reward_model(tokenizer, pad_token_id=None)
     LearnedReward(model, tokenizer)
     assert model.config.pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("wrong", [-1, 259])
+def test_a_pad_token_that_is_none_is_set_too(tokenizer, wrong):
+    """As older Llamas' configs have it."""
+    model = tiny_reward_model(tokenizer)
+    model.config.pad_token_id = wrong
+    reward = LearnedReward(model, tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    alone = [reward(prompts=["a"], completions=[text])[0] for text in ("b", "bbbb")]
+    assert reward(prompts=["a", "a"], completions=["b", "bbbb"]) == near(alone)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["path", "shared base"])
+def test_an_adapter_reads_the_token_that_it_was_trained_to_read(tmp_path, shared):
+    """Training pads with the tokenizer's pad token, here the end, and so reads the token before; the base's config, the
+    only one beside an adapter, names another.
+    """
+    tokenizer = byte_tokenizer(pad_is_eos=True)
+    tiny_llama(tokenizer, pad_token_id=0).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = Dataset.from_list([{"prompt": f"{i}: ", "chosen": "good " * i, "rejected": "bad " * 3} for i in (1, 2)])
+    args = RewardConfig(
+        str(tmp_path), use_cpu=True, bf16=False, max_steps=1, report_to="none", save_strategy="no", learning_rate=0.1
+    )
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    trainer = RewardTrainer(
+        str(tmp_path / "base"), args, train_dataset=rows, processing_class=tokenizer, peft_config=lora
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        expected = trainer.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:2, 0]
+
+    if shared:
+        reward = SharedBase.from_pretrained(tmp_path / "base").reward_model(tmp_path / "saved")
+    else:
+        reward = LearnedReward(str(tmp_path / "saved"), device="cpu")
+    scores = reward(prompts=rows["prompt"], completions=rows["chosen"])
+    torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-5, rtol=0)
 
 
 # -- a critic's model -----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from trl_ext.ppo.ppo_input import (
     check_prompts,
     check_sampling,
     check_text,
+    check_tokens,
     check_value_model,
     checked_args,
     non_empty,
@@ -170,6 +171,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights)
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.text = text_mix(ptx_dataset, self._tokenizer, args)
+        check_tokens(self.model.config, self._tokenizer, self.text)
         set_end_tokens(self)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)

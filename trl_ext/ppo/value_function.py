@@ -15,6 +15,7 @@ from trl_ext.ppo.policy import turn_off_dropout
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.reward_models import load_scorer
 from trl_ext.sequences.tokenizers import tokenizer_at
+from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trl_versions import recompute_activations
 
@@ -94,7 +95,7 @@ def value_function(
             "adapter with PeftModel.from_pretrained(…, is_trainable=True), or give its path."
         )
     _check_tensors(model)
-    _check_vocabulary(model, policy, tokenizer)
+    _check_vocabulary(model, value_model, policy, tokenizer)
     if isinstance(policy, PeftModel) and not isinstance(model, PeftModel):
         _warn_of_size(model)
     text_config = model.config.get_text_config()
@@ -143,19 +144,28 @@ def _check_tensors(model: PreTrainedModel | PeftModel) -> None:
         )
 
 
-def _check_vocabulary(model: PreTrainedModel, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """By the tokenizers where both are at hand (embeddings of one family may be padded differently), else by size."""
+def _check_vocabulary(
+    model: PreTrainedModel,
+    given: str | PreTrainedModel,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """By the tokenizers where both are at hand (embeddings of one family may be padded differently), else by size.
+
+    The policy's may have grown since, if the model's embedding has too.
+    """
     size, expected = (m.config.get_text_config().vocab_size for m in (model, policy))
-    other = tokenizer_at(model.config._name_or_path)
-    if other is None and size == expected:
-        return
-    if other is not None and other.get_vocab() == tokenizer.get_vocab() and size >= len(tokenizer):
-        return
-    came = "another tokenizer" if other is not None and size >= len(tokenizer) else f"a vocabulary of {size} tokens"
-    raise ValueError(
-        f"PPOTrainer(value_model={_name(model)!r}): it has {came}, but reads the policy's own tokens (vocabulary of "
-        f"{expected}). Use a model of the policy's family, or value_model=None for a head on the policy."
-    )
+    beside = [given] if isinstance(given, str) else []
+    other = tokenizer_at(*beside, model.config._name_or_path)
+    known = set() if other is None else other.get_vocab().items()
+    if (other is None and size != expected) or not known <= tokenizer.get_vocab().items():
+        came = f"a vocabulary of {size} tokens" if other is None else "another tokenizer"
+        raise ValueError(
+            f"PPOTrainer(value_model={_name(model)!r}): it has {came}, but reads the policy's own tokens (vocabulary of "
+            f"{expected}). Use a model of the policy's family, or value_model=None for a head on the policy."
+        )
+    call = f"PPOTrainer(value_model={_name(model)!r})"
+    check_vocabulary(tokenizer, model.config, call=call, pad_token_id=tokenizer.pad_token_id)
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -30,6 +30,7 @@ from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_ta
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
+    check_pair_tokens,
     check_pairs,
     columns_of,
     with_prompt_lengths,
@@ -127,6 +128,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
             quantization_config,
             peft_config,
         )
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        check_pair_tokens([self.train_dataset, *evaluated], self.processing_class, self.model.config)
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
         if _imitates(args):

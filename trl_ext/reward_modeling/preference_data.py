@@ -1,13 +1,14 @@
 """What imitation asks of preference data: where each chosen completion begins, and pairs that can teach something."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.sequences.common_prefix import common_length
 from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
+from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 
 PROMPT_TOKENS = "num_prompt_tokens"  # column: how many of `chosen_ids` stand before the completion
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), ("chosen", "rejected"))
@@ -148,3 +149,17 @@ class _Different:
 def _warn_of_ties(what: str, name: str) -> None:
     message = f"ImitationRewardTrainer drops {what} of the {name} dataset whose two completions are equal."
     warnings.warn(message, stacklevel=2)
+
+
+def check_pair_tokens(
+    datasets: Iterable[object], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> None:
+    """Raise a ValueError for tokenised pairs, or padding, with a token that the model has no embedding for.
+
+    Streams are not looked at.
+    """
+    call = "ImitationRewardTrainer(model=…)"
+    check_vocabulary(tokenizer, config, call=call, pad_token_id=tokenizer.pad_token_id)
+    for dataset in datasets if unread_tokens(tokenizer, config) else ():
+        for column in ("chosen_ids", "rejected_ids") if isinstance(dataset, Dataset) else ():
+            check_ids(dataset[column], tokenizer, config, call=call)

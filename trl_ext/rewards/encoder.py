@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.rewards.encoder_repository import is_sentence_repository
 from trl_ext.sequences.tokenizers import tokenizer_at
+from trl_ext.sequences.vocabulary import check_ids
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.overrides import replaced
 
@@ -50,6 +51,7 @@ def _encode_with_mean(
     with replaced(tokenizer, truncation_side="left"):
         longest = min(max_length, window, tokenizer.model_max_length)
         ids = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+    check_ids(ids, tokenizer, model.config, call="RelevanceReward(encoder=…)")
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length together: little padding
     batches = [[ids[i] for i in order[start : start + batch_size]] for start in range(0, len(ids), batch_size)]
     vectors = torch.cat([mean_pooled(model, batch) for batch in batches])
@@ -76,8 +78,11 @@ def _encode_with_sentence_transformer(
     model, tokenizer, texts: list[str], *, max_length: int, batch_size: int
 ) -> tuple[Tensor, list[list[int]] | None]:
     with _left_truncation(model, max_length) as longest:
-        vectors = model.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
         ids = longest and tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+        for part in model.modules() if ids else ():
+            if isinstance(part, PreTrainedModel):
+                check_ids(ids, tokenizer, part.config, call="RelevanceReward(encoder=…)")
+        vectors = model.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
     return vectors.float(), ids
 
 

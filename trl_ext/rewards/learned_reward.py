@@ -14,6 +14,7 @@ from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import whole_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.sequences.turn_end import turn_end_id
+from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, is_token
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.device import default_device
 
@@ -76,6 +77,8 @@ class LearnedReward:
             eos_token_ids = [i for i in (self.tokenizer.eos_token_id, turn_end_id(self.tokenizer)) if i is not None]
         self.eos_token_ids = frozenset([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
         self._pad_token_id = _set_pad_token(self.module, self.tokenizer)
+        self._call = f"LearnedReward({self.__name__!r})"
+        check_vocabulary(self.tokenizer, self.module.config, call=self._call, pad_token_id=self._pad_token_id)
         self._warned = False
 
     def __reduce__(self):
@@ -102,6 +105,7 @@ class LearnedReward:
             completion_ended = self._ended(completion_ids) if completion_ids is not None else [True] * len(prompts)
         texts = zip(prompts, completions, completion_ended, strict=True)
         ids = self._shortened([self.token_ids(*text) for text in texts])
+        check_ids(ids, self.tokenizer, self.module.config, call=self._call)
         keys = [prompt if isinstance(prompt, str) else repr(prompt) for prompt in prompts]
         return score_sequences(self.module, ids, keys, pad_token_id=self._pad_token_id, batch_size=self.batch_size)
 
@@ -140,10 +144,15 @@ def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
 
 
 def _set_pad_token(module: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The model's pad token, by which it finds the last real one; set from the tokenizer, as TRL does, if missing."""
+    """The model's pad token, by which it finds the last real one.
+
+    Where its config has none, or one that is no token, it is set from the tokenizer, as TRL does; so it is under an
+    adapter, whose files do not say with which it was trained, and the base's config knows nothing of it.
+    """
     config = module.config.get_text_config()
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    own = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if own is not None and (isinstance(module, PeftModel) or not is_token(config.pad_token_id, config)):
+        config.pad_token_id = own
     if config.pad_token_id is None:
         raise ValueError(
             f"LearnedReward({type(module).__name__}): neither the model nor its tokenizer has a pad token. Set "

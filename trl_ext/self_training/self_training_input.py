@@ -12,6 +12,7 @@ from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
+from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
 from trl_ext.trainer_kit.config_checks import defaults_of
@@ -166,3 +167,5 @@ def check_model(
             f"{trainer}(processing_class=…): the tokenizer has no end token, so no completion could end. Set "
             "`tokenizer.eos_token`."
         )
+    call = f"{trainer}(model=…)"
+    check_vocabulary(tokenizer, model.config, call=call, pad_token_id=tokenizer.pad_token_id)

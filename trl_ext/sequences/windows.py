@@ -6,6 +6,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
+from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 
 
 def model_window(config: PretrainedConfig) -> int | None:
@@ -24,7 +25,8 @@ def check_windows(
     template_kwargs: TemplateKwargs = None,
     rows: Iterable[int] | None = None,
 ) -> None:
-    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window.
+    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window, or has a token
+    without an embedding.
 
     Args:
         prompts: Text or messages.
@@ -34,6 +36,9 @@ def check_windows(
         template_kwargs: For the chat template.
         rows: Numbers of the prompts, for the message; None: 0, 1, …
     """
+    if unread_tokens(tokenizer, config):
+        check_vocabulary(tokenizer, config, call=call)
+        check_ids((prompt_ids(prompt, tokenizer, template_kwargs) for prompt in prompts), tokenizer, config, call=call)
     window = model_window(config)
     if window is None:
         return

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from trl_ext.rewards.learned_reward import LearnedReward, check_options
 from trl_ext.sequences.tokenizers import tokenizer_at, tokenizer_beside
+from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.shared_base.adapter_files import has_score_head, new_adapter, saved_adapter
 from trl_ext.shared_base.base_loading import check_bits, check_model, quantisation
 from trl_ext.shared_base.merge import Merged, merge_adapter
@@ -59,6 +60,7 @@ class SharedBase:
         self.model = model
         self.name: str = model.config._name_or_path
         self.tokenizer = tokenizer or tokenizer_beside(self.name, call=f"SharedBase({self.name!r})")
+        check_vocabulary(self.tokenizer, model.config, call=f"SharedBase({self.name!r})")
         self._roles: weakref.WeakValueDictionary[str, PeftModel] = weakref.WeakValueDictionary()
 
     @classmethod

@@ -1,0 +1,66 @@
+"""Whether a model has an embedding for each token that its tokenizer makes of a text.
+
+A tokenizer may know more tokens than the model has rows and never make one of the rest, as that of a model whose family
+also reads images does. So it is judged by what it puts around every text, and by the texts.
+"""
+
+from collections.abc import Iterable
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def unread_tokens(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> dict[str, int]:
+    """Tokens beyond the model's embedding, with their ids; none where a config says no size."""
+    rows = _rows(config)
+    if rows is None or max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder]) < rows:
+        return {}
+    return {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, call: str, pad_token_id: int | None = None
+) -> None:
+    """Raise a ValueError for a tokenizer that makes ids beyond the model's embedding, whatever the text.
+
+    Args:
+        tokenizer: Its own words, and what it puts around a text and behind it, must have rows; a token that was added
+            may be without, until a text has it.
+        config: The model's.
+        call: Who asks, for the message.
+        pad_token_id: With which batches are padded; None: none is needed.
+    """
+    unread = unread_tokens(tokenizer, config)
+    if not unread:
+        return
+    around = {*tokenizer("")["input_ids"], tokenizer.eos_token_id, pad_token_id}
+    made = {id for id in unread.values() if id in around or id not in tokenizer.added_tokens_decoder}
+    if made:
+        raise _error(min(made), tokenizer, config, call)
+
+
+def check_ids(
+    ids: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, call: str
+) -> None:
+    """Raise a ValueError for the first id that is beyond the model's embedding."""
+    rows = _rows(config)
+    for row in ids if rows is not None else ():
+        if max(row, default=0) >= rows:
+            raise _error(max(row), tokenizer, config, call)
+
+
+def is_token(id: int | None, config: PretrainedConfig) -> bool:
+    """Whether the model has an embedding for an id."""
+    return id is not None and 0 <= id < (_rows(config) or id + 1)
+
+
+def _rows(config: PretrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "vocab_size", None)  # a model of bytes has none
+
+
+def _error(id: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, call: str) -> ValueError:
+    return ValueError(
+        f"{call}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {_rows(config)} rows, so that "
+        f"{tokenizer.convert_ids_to_tokens(id)!r} (id {id}) cannot be read. Call "
+        "model.resize_token_embeddings(len(tokenizer)) and train the new rows, or give the tokenizer that was saved with "
+        "the model."
+    )
