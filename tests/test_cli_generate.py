@@ -387,6 +387,14 @@ def test_prompts_stay_as_they_are(tmp_path, suffix):
         ("large.jsonl", '{"prompt": "a", "n": 18446744073709551616}', "--prompts large.jsonl: it cannot be read"),
         ("object.json", '{"prompt": "a"}', "expected a list of objects"),
         ("damaged.parquet", "PAR", "--prompts damaged.parquet: it cannot be read"),
+        ("null.jsonl", '{"prompt": "a"}\n{"prompt": null}', "the prompt of row 1 is None"),
+        ("numbers.json", '[{"prompt": 1}]', "--prompts numbers.json: the prompt of row 0 is 1: expected text or"),
+        (
+            "mixed.jsonl",
+            '{"prompt": "a"}\n{"prompt": ["a"]}',
+            "its column 'prompt' holds values of different kinds (str in row 0, list in row 1)",
+        ),
+        ("image.jsonl", '{"prompt": "a", "image": "b"}', "has a column 'image': images are not supported"),
         ("prompts.txt", "a", "expected a file that ends in .jsonl, .json, .csv, .parquet"),
     ],
 )
@@ -394,6 +402,21 @@ def test_bad_prompts(folder, capsys, name, content, message):
     if content is not None:
         (folder / name).write_text(content)
     refused(capsys, message, "--prompts", name)
+
+
+def test_messages_of_sharegpts_never_reach_a_model(folder, capsys):
+    """Many templates write nothing of messages without `role`, so that the model would be asked nothing."""
+    (folder / "shared.json").write_text('[{"conversations": [{"from": "human", "value": "What is 2+2?"}]}]')
+    options = ("--prompts", "shared.json", "--prompt-column", "conversations")
+    refused(capsys, "--prompts shared.json: the `conversations` of row 0 is [{'from': 'human'", *options)
+    assert not (folder / "samples.parquet").exists()
+
+
+def test_messages_with_text_or_with_parts_of_it(folder):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    rows = [{"prompt": [{"role": "user", "content": content}]} for content in ("ab", parts)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_prompts(folder / "rows.jsonl", "prompt")["prompt"][:] == [rows[0]["prompt"]] * 2
 
 
 def test_a_column_that_would_take_anothers_name(folder, capsys):

@@ -1,8 +1,10 @@
 """Each is a ValueError that names the call, what was expected, what came, and what to do."""
 
+import re
+
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_case import PROMPTS, even_letters, ppo_trainer, rollout_of
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model, tokenizer_with_options
@@ -221,3 +223,47 @@ def test_a_value_model_saved_without_a_tokenizer_is_taken_by_its_vocabulary(tmp_
     Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "value")
     trainer = ppo_trainer(tmp_path / "run", value_model=str(tmp_path / "value"))
     assert trainer.critic.own_model is not None
+
+
+SHAREGPT = [{"from": "human", "value": "What is 2+2?"}]
+
+
+def test_prompts_of_another_shape(tmp_path):
+    """Wherever they come in; the shapes are those of test_prompt_rows.py."""
+    bad = Dataset.from_dict({"prompt": [SHAREGPT] * 8})
+    message = r": the prompt of row 0 is \[{'from': .* messages of ShareGPT's. Convert it: dataset = "
+    trainer = ppo_trainer(tmp_path)
+    for name, wrong in {
+        "train_dataset": bad,
+        "train_dataset=": bad.to_iterable_dataset(),
+        "eval_dataset": bad,
+        "eval_dataset['easy']": {"easy": bad},
+    }.items():
+        given = {"train_dataset": Dataset.from_dict({"prompt": PROMPTS})} | {name.split("[")[0].strip("="): wrong}
+        with pytest.raises(ValueError, match=re.escape(f"PPOTrainer({name.strip('=')}=…)") + message):
+            PPOTrainer(trainer.model, even_letters, trainer.args, processing_class=byte_tokenizer(), **given)
+    with pytest.raises(ValueError, match=r"PPOTrainer\(batch of rollouts=…\): the prompt of row 1 is None"):
+        rollout_of(trainer, [{"prompt": "go"}, {"prompt": None}] * 2)
+    with pytest.raises(
+        ValueError, match=r"train_dataset=…\): expected one data set, got a DatasetDict of \['train'\]"
+    ):
+        PPOTrainer(trainer.model, even_letters, trainer.args, DatasetDict({"train": bad}))
+    with pytest.raises(ValueError, match=r"eval_dataset=…\) has columns \['text'\]: expected a column `prompt`"):
+        ppo_trainer(tmp_path, eval_dataset=Dataset.from_dict({"text": PROMPTS}))
+    with pytest.raises(ValueError, match=r"eval_dataset\['long'\]=…\): the prompt of row 0 has 300 tokens"):
+        ppo_trainer(tmp_path, eval_dataset={"long": Dataset.from_dict({"prompt": ["x" * 300]})})
+
+
+def test_parts_of_text_are_text(tmp_path):
+    """Also to the template, which writes them as Python's lists, and to rewards."""
+    seen = []
+
+    def reward(prompts, **columns):
+        seen.extend(prompts)
+        return [0.0] * len(prompts)
+
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    trainer = ppo_trainer(tmp_path, prompts=[parts] * 4, reward_funcs=reward)
+    assert trainer.train_dataset["prompt"][0] == [{"role": "user", "content": "ab"}]
+    rollout_of(trainer, [{"prompt": parts}] * 4)  # of a stream
+    assert seen == [[{"role": "user", "content": "ab"}]] * 4

@@ -211,6 +211,38 @@ def test_rows_without_prompts(tmp_path):
         RAFTTrainer(one.model, even_letters, one.args)
 
 
+def test_prompts_of_another_shape(tmp_path):
+    """Wherever they come in; the shapes are those of test_prompt_rows.py."""
+    one = trainer(tmp_path)
+    bad = Dataset.from_dict({"prompt": [[{"from": "human", "value": "What is 2+2?"}]] * 8})
+    message = r"=…\): the prompt of row 0 is \[{'from': .* messages of ShareGPT's. Convert it: dataset = "
+    with pytest.raises(ValueError, match=r"RAFTTrainer\(train_dataset" + message):
+        RAFTTrainer(one.model, even_letters, one.args, bad)
+    for give in (lambda rows: trainer(tmp_path, eval_dataset=rows), one.evaluate):
+        with pytest.raises(ValueError, match=r"RAFTTrainer\(eval_dataset" + message):
+            give(bad)
+    with pytest.raises(ValueError, match=r"expected one data set, got a dict of \['train'\]. Give one of them"):
+        RAFTTrainer(one.model, even_letters, one.args, {"train": bad})
+
+
+def test_completions_of_another_shape_than_their_prompts(tmp_path):
+    answers = {"completion": [None, *[[{"role": "assistant", "content": "no"}]] * 7]}
+    trainer(tmp_path, columns=answers)  # which does not read them
+    with pytest.raises(ValueError, match=r"train_dataset=…\): the completion of row 1 is .* and its prompt is text"):
+        trainer(tmp_path, columns=answers, mix_dataset=True)
+    with pytest.raises(ValueError, match=r"eval_dataset=…\): the completion of row 0 is 4: .* of type int"):
+        trainer(tmp_path, eval_dataset=Dataset.from_dict({"prompt": ["a"], "completion": [4]}))
+
+
+def test_parts_of_text_are_text(tmp_path):
+    """A Grow's table has one type of content, and the policy's answers are text."""
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    one = trainer(tmp_path, prompts=[parts] * 4, num_stages=1, reward_funcs=lambda prompts, **_: [1.0] * len(prompts))
+    one.train()
+    rows = pq.read_table(one.grower.files(0).finished).to_pylist()
+    assert rows[0]["prompt"] == [{"role": "user", "content": "ab"}]
+
+
 def test_configs_of_others(tmp_path):
     one, prompts = trainer(tmp_path), Dataset.from_dict({"prompt": PROMPTS})
     with pytest.raises(ValueError, match=r"RAFTTrainer\(args=SFTConfig\(…\)\): expected a RAFTConfig. Write that"):

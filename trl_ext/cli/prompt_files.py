@@ -4,8 +4,9 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from trl_ext.self_training.self_training_input import check_dataset
-from trl_ext.trainer_kit.row_files import READERS, UNREADABLE, read_rows
+from trl_ext.sequences import prompt_rows
+from trl_ext.sequences.text_shapes import with_text
+from trl_ext.trainer_kit.row_files import READERS, UNREADABLE, MixedColumn, read_rows
 
 
 def read_prompts(path: Path, column: str) -> Dataset:
@@ -16,7 +17,7 @@ def read_prompts(path: Path, column: str) -> Dataset:
         column: Where it has the prompts, text or messages.
 
     Raises:
-        ValueError: If it is missing, damaged, without rows or without the column, or a prompt is empty.
+        ValueError: If it is missing, damaged, without rows or without the column, or for the first prompt that is none.
     """
     call = f"--prompts {path}"
     if not path.is_file():
@@ -24,15 +25,18 @@ def read_prompts(path: Path, column: str) -> Dataset:
     if path.suffix not in READERS:
         raise ValueError(f"{call}: expected a file that ends in {', '.join(READERS)}. Convert it to one of these.")
     try:
-        dataset = read_rows(path, text=[column])
+        dataset = read_rows(path, text=[column], convert={column: with_text})
+    except MixedColumn as error:
+        raise ValueError(f"{call}: {error}. Give one kind in all rows.") from error
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{call}: it cannot be read ({reason}). It is damaged or not what its name says.") from error
     if not len(dataset):
         raise ValueError(f"{call}: it has no rows. Give at least one prompt.")
-    dataset = _with_prompts(dataset, column, call=call)
-    check_dataset(dataset, trainer="trl-ext generate", name="--prompts")
-    return dataset
+    images = {"image", "images"} & set(dataset.column_names)
+    if images:
+        raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
+    return _with_prompts(dataset, column, call=call)
 
 
 def _with_prompts(dataset: Dataset, column: str, *, call: str) -> Dataset:
@@ -41,6 +45,7 @@ def _with_prompts(dataset: Dataset, column: str, *, call: str) -> Dataset:
             f"{call}: it has the columns {dataset.column_names}, and no column {column!r}. Name the one with the "
             "prompts by --prompt-column."
         )
+    dataset = prompt_rows.read_prompts(dataset, call=call, column=column)
     if column == "prompt":
         return dataset
     if "prompt" in dataset.column_names:

@@ -13,6 +13,7 @@ from trl_ext.ppo.text_mix import TextMix
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
+from trl_ext.sequences.prompt_rows import check_prompts, one_split, read_prompts
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
@@ -78,13 +79,15 @@ def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | 
             )
 
 
+def named_rows(train: Rows | None, evaluation: EvalRows | None) -> dict[str, Rows | None]:
+    """Each data set by the argument that it came in."""
+    several = evaluation if isinstance(evaluation, dict) else {"": evaluation}
+    return {"train_dataset": train} | {f"eval_dataset{key and f'[{key!r}]'}": rows for key, rows in several.items()}
+
+
 def check_columns(rewards: list[Callable], train: Rows | None, evaluation: EvalRows | None) -> None:
     """Raise a ValueError for a reward that would find a column missing, or unusable, after the first rollout."""
-    several = evaluation if isinstance(evaluation, dict) else {"": evaluation}
-    named = {"train_dataset": train} | {
-        f"eval_dataset{name and f'[{name!r}]'}": rows for name, rows in several.items()
-    }
-    for name, rows in named.items():
+    for name, rows in named_rows(train, evaluation).items():
         if isinstance(rows, Dataset | IterableDataset):
             check_reward_columns(rewards, rows, call=f"PPOTrainer({name}=…)")
 
@@ -153,25 +156,37 @@ def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: Bits
     return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
 
 
-def check_prompts(dataset: Rows | None, args: PPOConfig) -> None:
-    """Raise a ValueError unless the data set has prompts enough for one batch of rollouts.
+def read_rows(rows: EvalRows | None, name: str) -> EvalRows | None:
+    """The rows, whose prompts are known to be prompts; of several evaluation sets, each.
 
-    Of a stream only the first row is looked at: its length is unknown. What is no data set, GRPOTrainer refuses.
+    Of a stream only the first row is looked at, and each batch when it comes. What is no data set, GRPOTrainer refuses.
+
+    Args:
+        rows: As given to `PPOTrainer`.
+        name: Under which argument.
     """
-    if not isinstance(dataset, Dataset | IterableDataset):
-        return
-    if next(iter(dataset), None) is None:
-        raise ValueError("PPOTrainer(train_dataset=…) is empty: expected rows with a column `prompt`.")
-    columns = dataset.column_names or list(next(iter(dataset)))
-    if "prompt" not in columns:
-        raise ValueError(
-            f"PPOTrainer(train_dataset=…) has columns {columns}: expected a column `prompt`. Rename yours."
-        )
-    if {"image", "images"} & set(columns):
-        raise ValueError(
-            "PPOTrainer(train_dataset=…) has a column of images, which are not supported. Drop it, or use TRL's "
-            "GRPOTrainer."
-        )
+    if name == "train_dataset":
+        one_split(rows, call="PPOTrainer(train_dataset=…)")
+    if isinstance(rows, dict):
+        return {key: read_rows(split, f"{name}[{key!r}]") for key, split in rows.items()}
+    if not isinstance(rows, Dataset | IterableDataset):
+        return rows
+    call = f"PPOTrainer({name}=…)"
+    first = next(iter(rows), None)
+    if first is None:
+        raise ValueError(f"{call} is empty: expected rows with a column `prompt`.")
+    if "prompt" not in first:
+        raise ValueError(f"{call} has columns {list(first)}: expected a column `prompt`. Rename yours.")
+    if {"image", "images"} & set(first):
+        raise ValueError(f"{call} has a column of images, which are not supported. Drop it, or use TRL's GRPOTrainer.")
+    if isinstance(rows, Dataset):
+        return read_prompts(rows, call=call)
+    check_prompts([first["prompt"]], call=call)
+    return rows
+
+
+def check_number(dataset: Rows | None, args: PPOConfig) -> None:
+    """Raise a ValueError unless the data set has prompts enough for one batch of rollouts; a stream's length is unknown."""
     needed = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < needed:
         raise ValueError(

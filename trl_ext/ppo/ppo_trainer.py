@@ -23,14 +23,16 @@ from trl_ext.ppo.ppo_input import (
     EvalRows,
     Rows,
     check_columns,
+    check_number,
     check_policy,
-    check_prompts,
     check_sampling,
     check_text,
     check_tokens,
     check_value_model,
     checked_args,
+    named_rows,
     non_empty,
+    read_rows,
 )
 from trl_ext.ppo.ppo_record import FIXED, ppo_record
 from trl_ext.ppo.rollout_state import RolloutState, state_files
@@ -41,6 +43,8 @@ from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.ppo.walk import CompletionWalk
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.sequences.continuations import as_continuations
+from trl_ext.sequences.prompt_rows import check_prompts
+from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
@@ -135,7 +139,9 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
     ):
         has_adapter = trains_adapter(model, peft_config)
         args = checked_args(args, model, optimizers, others, has_adapter=has_adapter)
-        check_prompts(train_dataset, args)
+        train_dataset = read_rows(train_dataset, "train_dataset")
+        eval_dataset = read_rows(eval_dataset, "eval_dataset")
+        check_number(train_dataset, args)
         check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
@@ -163,7 +169,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         if args.disable_dropout:
             turn_off_dropout(self.model)
         keep_adapters_in_fp32(self.model, adapters)
-        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+        for name, rows in named_rows(train_dataset, eval_dataset).items():
             if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
                 self._check_lengths(rows["prompt"], name)
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
@@ -242,6 +248,10 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
+        check_prompts([row.get("prompt") for row in inputs], call="PPOTrainer(batch of rollouts=…)")
+        inputs = [
+            row | {"prompt": with_text(row["prompt"])} for row in inputs
+        ]  # of a stream, which is read as it comes
         self._check_lengths([row["prompt"] for row in inputs], "batch of rollouts")
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with (

@@ -12,6 +12,7 @@ from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
+from trl_ext.sequences.prompt_rows import check_completions, one_split, read_prompts
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
@@ -77,9 +78,18 @@ def check_given(reward_funcs: object, optimizers: tuple, refused: dict[str, obje
         raise ValueError(f"{trainer}(reward_funcs={reward_funcs}): expected a reward, or a list of them.")
 
 
-def check_dataset(dataset: Dataset | None, *, trainer: str, name: str = "train_dataset") -> None:
-    """Raise a ValueError unless the data set has rows, and prompts in them."""
+def read_dataset(
+    dataset: Dataset | None, *, trainer: str, name: str = "train_dataset", completions: bool = False
+) -> Dataset:
+    """The data set, once it is known to have rows, and prompts in them.
+
+    Args:
+        dataset: As given.
+        trainer, name: Which trainer was given it, under which argument.
+        completions: Whether its column `completion` is read, if there is one.
+    """
     call = f"{trainer}({name}=…)"
+    one_split(dataset, call=call)
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"{call}: expected a datasets.Dataset with a column `prompt`, got {type(dataset).__name__}. A stream or a "
@@ -92,24 +102,22 @@ def check_dataset(dataset: Dataset | None, *, trainer: str, name: str = "train_d
     images = {"image", "images"} & set(dataset.column_names)
     if images:
         raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
-    for row, prompt in enumerate(dataset["prompt"]):
-        if not prompt or not isinstance(prompt, str | list):
-            raise ValueError(f"{call}: the prompt of row {row} is {prompt!r}: expected text or messages. Drop it.")
+    dataset = read_prompts(dataset, call=call)
+    if completions and "completion" in dataset.column_names:
+        may_be_missing = name == "train_dataset"
+        check_completions(dataset["prompt"][:], dataset["completion"][:], call=call, may_be_missing=may_be_missing)
+    return dataset
 
 
-def check_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, trainer: str) -> None:
-    """Raise a ValueError for held-out prompts that are missing or unusable."""
+def read_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, trainer: str) -> Dataset | None:
+    """The held-out prompts, if there are any, once they are known to be usable."""
     if dataset is not None:
-        check_dataset(dataset, trainer=trainer, name="eval_dataset")
-        if "completion" in dataset.column_names and None in dataset["completion"]:
-            raise ValueError(
-                f"{trainer}(eval_dataset=…): the completion of row {list(dataset['completion']).index(None)} is None: "
-                "expected a reference answer in each row, or no such column."
-            )
-    elif args.eval_strategy != "no":
+        return read_dataset(dataset, trainer=trainer, name="eval_dataset", completions=True)
+    if args.eval_strategy != "no":
         raise ValueError(
             f"{trainer}(eval_dataset=None) with eval_strategy={args.eval_strategy.value!r}: expected held-out prompts."
         )
+    return None
 
 
 def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> None:

@@ -36,12 +36,12 @@ from trl_ext.self_training.run_folder import INITIAL, RunFolder, taken_names
 from trl_ext.self_training.schedule import per_improve
 from trl_ext.self_training.self_training_config import RENAMED, SelfTrainingConfig
 from trl_ext.self_training.self_training_input import (
-    check_dataset,
-    check_eval_dataset,
     check_given,
     check_model,
     check_run,
     checked_args,
+    read_dataset,
+    read_eval_dataset,
 )
 from trl_ext.self_training.self_training_record import FIXED, HARMLESS, grow_record
 from trl_ext.self_training.stage_loop import StageLoop
@@ -128,8 +128,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         name = type(self).__name__
         check_given(reward_funcs, optimizers, refused, trainer=name)
         args = checked_args(args, model, peft_config, trainer=name, config=self.config_class)
-        check_dataset(train_dataset, trainer=name)
-        check_eval_dataset(eval_dataset, args, trainer=name)
+        train_dataset = read_dataset(train_dataset, trainer=name, completions=args.mix_dataset)
+        eval_dataset = read_eval_dataset(eval_dataset, args, trainer=name)
         adapters = adapter_tensors(model, trainer=name)
         super().__init__(
             model=model,
@@ -295,7 +295,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
-        check_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)
+        eval_dataset = read_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)
         check_reward_columns(self.reward_funcs, eval_dataset, call=f"{type(self).__name__}.evaluate(eval_dataset=…)")
         with replaced(self, held_out_prompts=eval_dataset):
             return super().evaluate(references(eval_dataset, self.args), *args, **kwargs)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 
+from trl_ext.sequences.text_shapes import content_text
+
 Text = str | list[dict]  # plain text, or messages
 Tokenize = Callable[[str], list[str]]
 
@@ -15,7 +17,7 @@ def text_of(completion: str | list[dict]) -> str:
     """
     if isinstance(completion, str):
         return completion
-    return "\n".join(_content(message) for message in completion if message["role"] == "assistant")
+    return "\n".join(content_text(message.get("content")) for message in completion if message["role"] == "assistant")
 
 
 def last_user_text(prompt: str | list[dict]) -> str:
@@ -26,7 +28,7 @@ def last_user_text(prompt: str | list[dict]) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    turns = [_content(message) for message in prompt if message["role"] == "user"]
+    turns = [content_text(message.get("content")) for message in prompt if message["role"] == "user"]
     if not turns:
         roles = [message["role"] for message in prompt]
         raise ValueError(
@@ -34,11 +36,6 @@ def last_user_text(prompt: str | list[dict]) -> str:
             "Drop such rows, or give the question as a user message."
         )
     return turns[-1]
-
-
-def _content(message: dict) -> str:
-    content = message["content"] or ""  # None where a message only calls tools
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def wordpunct(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.texts import Text
 
 TemplateKwargs = Mapping[str, Any] | None  # for the chat template: what `chat_template_kwargs` hold, and `tools`
@@ -21,6 +22,13 @@ def prompt_ids(prompt: Text, tokenizer: PreTrainedTokenizerBase, template_kwargs
     if isinstance(prompt, str):
         return tokenizer(prompt, verbose=False)["input_ids"]
     return _rendered(prompt, tokenizer, template_kwargs, add_generation_prompt=True)
+
+
+def prompt_text(
+    messages: list[dict], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None
+) -> str:
+    """Messages as the chat template writes them before they become tokens."""
+    return _templated(messages, tokenizer, template_kwargs, tokenize=False, add_generation_prompt=True)
 
 
 def message_ids(
@@ -86,5 +94,16 @@ def row_template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 def _rendered(
     messages: list[dict], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs, **how: bool
 ) -> list[int]:
-    options = {"tokenize": True, "return_dict": True, **how}
-    return tokenizer.apply_chat_template(messages, **options, **(template_kwargs or {}))["input_ids"]
+    return _templated(messages, tokenizer, template_kwargs, tokenize=True, return_dict=True, **how)["input_ids"]
+
+
+def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs, **how: bool):
+    try:
+        return tokenizer.apply_chat_template(with_text(messages), **how, **(template_kwargs or {}))
+    except ValueError:  # transformers', which says what it lacks
+        raise
+    except Exception as error:  # a template is a program, which may do anything
+        raise ValueError(
+            f"the chat template cannot write these messages, of the roles {[m.get('role') for m in messages]} "
+            f"({type(error).__name__}: {error}). Give roles and contents that it knows, or another template."
+        ) from error

@@ -1,9 +1,11 @@
 """The model's window, and whether prompts with their completions fit it."""
 
+import math
 from collections.abc import Iterable
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from trl_ext.sequences.template_check import check_template
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
@@ -25,8 +27,8 @@ def check_windows(
     template_kwargs: TemplateKwargs = None,
     rows: Iterable[int] | None = None,
 ) -> None:
-    """Raise a ValueError for the first prompt that, with its completion, would not fit the model's window, or has a token
-    without an embedding.
+    """Raise a ValueError for the first prompt that the chat template cannot write, or passes over, that has a token without an
+    embedding, or that, with its completion, would not fit the model's window.
 
     Args:
         prompts: Text or messages.
@@ -36,25 +38,29 @@ def check_windows(
         template_kwargs: For the chat template.
         rows: Numbers of the prompts, for the message; None: 0, 1, …
     """
+    prompts = list(prompts)
+    rows = range(len(prompts)) if rows is None else list(rows)
     if unread_tokens(tokenizer, config):
         check_vocabulary(tokenizer, config, call=call)
         check_ids((prompt_ids(prompt, tokenizer, template_kwargs) for prompt in prompts), tokenizer, config, call=call)
     window = model_window(config)
-    if window is None:
-        return
-    room = window - max_completion_length
-    for row, prompt in enumerate(prompts) if rows is None else zip(rows, prompts, strict=True):
+    room = math.inf if window is None else window - max_completion_length
+    for row, prompt in zip(rows, prompts, strict=True):
         if isinstance(prompt, str) and _surely_fits(prompt, tokenizer, room):
             continue
-        length = len(prompt_ids(prompt, tokenizer, template_kwargs))
+        try:
+            length = len(prompt_ids(prompt, tokenizer, template_kwargs))
+        except ValueError as error:
+            raise ValueError(f"{call}: the prompt of row {row} does not become tokens: {error}") from error
         if length > room:
             raise ValueError(
                 f"{call}: the prompt of row {row} has {length} tokens, which with max_completion_length="
                 f"{max_completion_length} passes the model's window of {window}. Drop or shorten such prompts, or "
                 "lower max_completion_length."
             )
+    check_template(prompts, tokenizer, call=call, template_kwargs=template_kwargs, rows=rows)
 
 
-def _surely_fits(text: str, tokenizer: PreTrainedTokenizerBase, room: int) -> bool:
+def _surely_fits(text: str, tokenizer: PreTrainedTokenizerBase, room: float) -> bool:
     """Whether it need not be read: a token is at least a byte, and a tokenizer may put a space before all."""
     return len(text.encode()) + 1 + tokenizer.num_special_tokens_to_add() <= room

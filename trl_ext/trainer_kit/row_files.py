@@ -1,7 +1,7 @@
 """Files of rows, read as they were written."""
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,25 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from pyarrow import csv
 
+READERS = (".jsonl", ".json", ".csv", ".parquet")  # names that `read_rows` reads end so
 UNREADABLE = (ValueError, OSError, OverflowError, pa.ArrowException)  # what reading a damaged file may raise
 
 
-def read_rows(path: Path, text: Collection[str] = ()) -> Dataset:
+class MixedColumn(ValueError):
+    """Which column holds values of different kinds, and where."""
+
+
+def read_rows(path: Path, text: Collection[str] = (), convert: Mapping[str, Callable] | None = None) -> Dataset:
     """All rows of a .jsonl, .json, .csv or .parquet file; None where a row lacks a value.
 
     Args:
         path: The file; a .json file holds one list of objects.
         text: Columns that are text, also where all of a .csv file's rows look like numbers.
+        convert: What is made of each value of a column of JSON before it becomes a table's, which has one type.
     """
-    return READERS[path.suffix](path, text)
+    if path.suffix == ".csv":
+        return _from_csv(path, text)
+    return _from_parquet(path) if path.suffix == ".parquet" else _from_json(path, convert or {})
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -38,11 +46,29 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _from_json(path: Path, text: Collection[str]) -> Dataset:
+def _from_json(path: Path, convert: Mapping[str, Callable]) -> Dataset:
     """Not by Dataset.from_list, which takes the columns of the first row only."""
     rows = list(json_rows(path))
     names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    rows = [row | {name: read(row.get(name)) for name, read in convert.items() if name in row} for row in rows]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    try:
+        return Dataset.from_dict(columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        for name, values in columns.items():
+            _check_one_kind(name, values)
+        raise
+
+
+def _check_one_kind(name: str, values: list) -> None:
+    """Raise a MixedColumn for values that no column of a table can hold together."""
+    try:
+        pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        kinds = {type(value): row for row, value in reversed(list(enumerate(values))) if value is not None}
+        rows = [f"{kind.__name__} in row {row}" for kind, row in sorted(kinds.items(), key=lambda item: item[1])]
+        what = ", ".join(rows) if len(rows) > 1 else str(error).splitlines()[0]
+        raise MixedColumn(f"its column {name!r} holds values of different kinds ({what})") from error
 
 
 def _from_csv(path: Path, text: Collection[str]) -> Dataset:
@@ -54,13 +80,5 @@ def _from_csv(path: Path, text: Collection[str]) -> Dataset:
     return Dataset(csv.read_csv(path, parse_options=layout, convert_options=types))
 
 
-def _from_parquet(path: Path, text: Collection[str]) -> Dataset:
+def _from_parquet(path: Path) -> Dataset:
     return Dataset(pq.ParquetFile(path).read())
-
-
-READERS: dict[str, Callable[[Path, Collection[str]], Dataset]] = {
-    ".jsonl": _from_json,
-    ".json": _from_json,
-    ".csv": _from_csv,
-    ".parquet": _from_parquet,
-}
