@@ -165,12 +165,11 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if not _imitates(args):
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         columns = columns_of(dataset, dataset_name)
-        dataset = super()._prepare_dataset(
-            check_pairs(dataset, columns, dataset_name), processing_class, args, dataset_name
-        )
+        dataset = check_pairs(dataset, columns, dataset_name, complete=_imitates(args))
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if not _imitates(args):
+            return dataset
         if PROMPT_TOKENS not in columns:
             tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
             with args.main_process_first(desc="finding completions"):

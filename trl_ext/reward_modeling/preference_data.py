@@ -2,35 +2,60 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from trl_ext.reward_modeling.preference_rows import (
+    CONVERSATIONS,
+    SIDES,
+    as_messages,
+    preference_row,
+    repeats_prompt,
+    without_repeat,
+)
 from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.prompt_rows import one_split
 from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 
 PROMPT_TOKENS = "num_prompt_tokens"  # column: how many of `chosen_ids` stand before the completion
-_PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), ("chosen", "rejected"))
-_LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS}
+_PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), SIDES)
+_LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
 
 
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> list[str]:
-    """The columns of a data set, which must have a row."""
+    """The columns of a data set, which must be one, and have a row."""
+    call = f"ImitationRewardTrainer: the {name} dataset"
+    one_split(dataset, call=call)
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise ValueError(
+            f"{call} is of type {type(dataset).__name__}: expected a datasets.Dataset, or a stream. A list becomes one "
+            "with Dataset.from_list(rows)."
+        )
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(
-            f"ImitationRewardTrainer: the {name} dataset is empty; expected preference pairs, with the columns "
-            "'chosen' and 'rejected'."
-        )
+        raise ValueError(f"{call} is empty; expected preference pairs, with the columns 'chosen' and 'rejected'.")
     return list(first)
 
 
-def check_pairs(dataset: Dataset | IterableDataset, columns: list[str], name: str) -> Dataset | IterableDataset:
-    """The same rows, of which each has two completions; of a stream, they are looked at as they come.
+def check_pairs(
+    dataset: Dataset | IterableDataset, columns: list[str], name: str, *, complete: bool = True
+) -> Dataset | IterableDataset:
+    """The same rows in TRL's shape, as `preference_row` reads them; of a stream, they are looked at as they come.
+
+    Text that repeats its prompt in each completion of each row has it once.
+
+    Args:
+        dataset: Text or messages in `chosen` and `rejected`, or their tokens.
+        columns: Those of its first row.
+        name: Of the data set, for messages.
+        complete: Whether each row must have two completions.
 
     Raises:
-        ValueError: If a column is missing, or for the first row without a completion.
+        ValueError: If a column is missing, or for the first row that is no pair.
     """
     pair = next((pair for pair in _PAIRS if set(pair) <= set(columns)), None)
     if pair is None:
@@ -39,34 +64,65 @@ def check_pairs(dataset: Dataset | IterableDataset, columns: list[str], name: st
             "with or without 'prompt', or 'chosen_ids' and 'rejected_ids'. Rename or add them."
         )
     dataset = dataset.with_format(None)  # lists, not tensors
+    read = partial(_read, pair=pair, name=name, complete=complete)
+    renamed = [CONVERSATIONS] if pair == SIDES and CONVERSATIONS in columns and "prompt" not in columns else []
     if isinstance(dataset, IterableDataset):
-        return dataset.map(lambda row, index: _checked(row, index, pair, name), with_indices=True)
-    for index, row in enumerate(dataset.select_columns([column for column in columns if column in _LOOKED_AT])):
-        _checked(row, index, pair, name)
-    return dataset
+        return dataset.map(read, with_indices=True, remove_columns=renamed)
+    rows = dataset.select_columns([column for column in columns if column in _LOOKED_AT])
+    changes, repeats = False, pair == SIDES
+    for index, row in enumerate(rows):
+        came = read(row, index)
+        changes, repeats = changes or came != row, repeats and repeats_prompt(came)
+    if changes:
+        dataset = dataset.map(read, with_indices=True, remove_columns=renamed, desc=f"Reading pairs of {name}")
+    return _without_repeats(dataset, name) if repeats else dataset
 
 
-def _checked(row: dict, index: int, pair: tuple[str, str], name: str) -> dict:
+def _without_repeats(dataset: Dataset, name: str) -> Dataset:
+    warnings.warn(
+        f"ImitationRewardTrainer: in each row of the {name} dataset both completions begin with the prompt. They are "
+        "read without it.",
+        stacklevel=2,
+    )
+    return dataset.map(without_repeat, desc=f"Reading pairs of {name}")
+
+
+def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: bool) -> dict:
+    """A row, which has two completions, in TRL's shape."""
+    where = f"ImitationRewardTrainer: row {index} of the {name} dataset"
+    if complete:
+        _check_complete(row, pair, where)
+    if pair != SIDES:
+        return row
+    try:
+        read = preference_row(row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if complete:
+        _check_complete(read, pair, where)
+    is_renamed = "prompt" in read and "prompt" not in row
+    return {column: value for column, value in row.items() if not (is_renamed and column == CONVERSATIONS)} | read
+
+
+def _check_complete(row: dict, pair: tuple[str, str], where: str) -> None:
     for column in pair:
-        if not _has_completion(row[column]):
+        if not _has_completion(as_messages(row[column])):
             raise ValueError(
-                f"ImitationRewardTrainer: row {index} of the {name} dataset has no completion in column {column!r} "
-                f"(got {row[column]!r}). Complete it, or drop such rows with `dataset.filter`."
+                f"{where} has no completion in column {column!r} (got {row[column]!r}). Complete it, or drop such rows "
+                "with `dataset.filter`."
             )
-    if not 0 <= row.get(PROMPT_TOKENS, 0) < len(row[pair[0]]):
+    if PROMPT_TOKENS in row and not 0 <= row[PROMPT_TOKENS] < len(row[pair[0]]):
         raise ValueError(
-            f"ImitationRewardTrainer: row {index} of the {name} dataset has {PROMPT_TOKENS}={row[PROMPT_TOKENS]}, which "
-            f"leaves no completion of its {len(row[pair[0]])} tokens in column {pair[0]!r}. Count the tokens before "
-            "the chosen completion, or leave the column out."
+            f"{where} has {PROMPT_TOKENS}={row[PROMPT_TOKENS]}, which leaves no completion of its {len(row[pair[0]])} "
+            f"tokens in column {pair[0]!r}. Count the tokens before the chosen completion, or leave the column out."
         )
-    return row
 
 
-def _has_completion(completion: str | list | None) -> bool:
+def _has_completion(completion: Any) -> bool:
     """Whether there is text, a token, or a last message that says or calls something."""
-    if completion and isinstance(completion, list) and isinstance(completion[-1], Mapping):
+    if isinstance(completion, list) and completion and isinstance(completion[-1], Mapping):
         return bool(completion[-1].get("content") or completion[-1].get("tool_calls"))
-    return bool(completion)
+    return completion is not None and completion not in ("", [])
 
 
 def with_prompt_lengths(
