@@ -20,6 +20,8 @@ def mix(dataset=TEXT, **changes) -> TextMix:
     [
         ({"text": "ab"}, "ab<eos>", "ab<eos>"),
         ({"text": "ab<eos>"}, "ab<eos>", "ab<eos>"),
+        ({"text": "ab", "messages": None}, "ab<eos>", "ab<eos>"),  # where other rows have messages
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, "u:hi\n", None),
         ({"prompt": "ab", "completion": "cd"}, "abcd<eos>", "cd<eos>"),
         (
             {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
@@ -130,6 +132,25 @@ def test_resumed_where_it_was(tmp_path):
         ({"ptx_dataset": TEXT}, r"with ptx_coef=0: the text would not be learned\. Set ptx_coef"),
         ({"ptx_coef": -1.0, "ptx_dataset": TEXT}, r"ptx_coef=-1\.0\): it must be in"),
         ({"ptx_coef": 1.0, "ptx_dataset": Dataset.from_dict({"text": []})}, r"got Dataset without any"),
+        ({"ptx_coef": 1.0, "ptx_dataset": {"train": TEXT}}, r"expected one data set, got a dict of \['train'\]"),
+        *(
+            ({"ptx_coef": 1.0, "ptx_dataset": Dataset.from_dict(columns)}, message)
+            for columns, message in (
+                ({"text": ["a", None]}, r"ptx_dataset=…\): the `text` of row 1 is None: expected text"),
+                (
+                    {"text": [[{"role": "user", "content": "a"}]]},
+                    r"`text` of row 0 is \[.* go into a column `messages`",
+                ),
+                (
+                    {"messages": [[{"from": "human", "value": "a"}]]},
+                    r"`messages` of row 0 is .* messages of ShareGPT's",
+                ),
+                ({"messages": ["a"]}, r"the `messages` of row 0 is text\. Rename the column `text`"),
+                ({"prompt": [None], "completion": ["a"]}, r"the prompt of row 0 is None: expected text or messages"),
+                ({"prompt": ["a"], "completion": [None]}, r"the completion of row 0 is None: expected text or"),
+                ({"prompt": ["a"], "completion": [[{"role": "assistant", "content": "b"}]]}, "and its prompt is text"),
+            )
+        ),
         (
             {"ptx_coef": 1.0, "ptx_dataset": IterableDataset.from_generator(lambda: [])},
             r"got IterableDataset\. A stream",

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.sequences.log_probs import label_log_probs
+from trl_ext.sequences.prompt_rows import check_completions, check_prompts, one_split
+from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, message_ids, prompt_and_completion_ids, row_template_kwargs
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
 
@@ -43,13 +46,14 @@ class TextMix:
         seed: int,
         template_kwargs: TemplateKwargs = None,
     ):
+        one_split(dataset, call=CALL)
         if not isinstance(dataset, Dataset) or not len(dataset):
             raise ValueError(
                 f"{CALL}: expected a datasets.Dataset with rows, got {type(dataset).__name__}"
                 f"{' without any' if isinstance(dataset, Dataset) else ''}. A stream or list becomes one with "
                 "Dataset.from_list(list(rows))."
             )
-        rows = (tokenised_row(row, tokenizer, template_kwargs) for row in dataset)
+        rows = (tokenised_row(row, tokenizer, template_kwargs, number=number) for number, row in enumerate(dataset))
         rows = [{name: values[:max_length] for name, values in row.items()} for row in rows]
         self.rows = [row for row in rows if learned_tokens(row)]
         if not self.rows:
@@ -128,7 +132,7 @@ def learned_tokens(row: TrainingRow) -> int:
 
 
 def tokenised_row(
-    row: dict, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None
+    row: dict, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None, *, number: int = 0
 ) -> TrainingRow:
     """A row as tokens, ended; what is learned begins behind the prompt, or behind the BOS.
 
@@ -136,16 +140,37 @@ def tokenised_row(
         row: Of the data set; what it asks of the chat template goes before `template_kwargs`.
         tokenizer: The policy's.
         template_kwargs: For the chat template, of all rows.
+        number: The row's, for an error.
     """
     template_kwargs = {**(template_kwargs or {}), **row_template_kwargs(row)}
-    if "messages" in row:
+    if row.get("messages") is not None:
+        _check_messages(row["messages"], number)
         ids = message_ids(row["messages"], tokenizer, template_kwargs)
         begun = int(ids[:1] == [tokenizer.bos_token_id])
         return training_row(ids[:begun], ids[begun:])
+    prompt, completion = _pair(row, number)
+    return training_row(*prompt_and_completion_ids(prompt, completion, tokenizer, template_kwargs))
+
+
+def _pair(row: dict, number: int) -> tuple[Text, Text]:
+    """Prompt and completion of a row; of text, whose place is empty in rows that have both, nothing stands before it."""
+    if isinstance(row.get("text"), str):
+        return "", row["text"]
+    if {"prompt", "completion"} <= set(row):
+        check_prompts([row["prompt"]], call=CALL, rows=[number], may_be_empty=True)
+        check_completions([row["prompt"]], [row["completion"]], call=CALL, rows=[number])
+        return row["prompt"], row["completion"]
     if "text" in row:
-        row = {"prompt": "", "completion": row["text"]}
-    if not {"prompt", "completion"} <= set(row):
         raise ValueError(
-            f"{CALL} has columns {sorted(row)}: expected `text`, or `prompt` and `completion`, or `messages`. Rename yours."
+            f"{CALL}: the `text` of row {number} is {row['text']!r:.120}: expected text. Drop such rows with "
+            "`dataset.filter`; messages go into a column `messages`."
         )
-    return training_row(*prompt_and_completion_ids(row["prompt"], row["completion"], tokenizer, template_kwargs))
+    raise ValueError(
+        f"{CALL} has columns {sorted(row)}: expected `text`, or `prompt` and `completion`, or `messages`. Rename yours."
+    )
+
+
+def _check_messages(messages: Any, number: int) -> None:
+    check_prompts([messages], call=CALL, column="messages", rows=[number], may_be_empty=True)
+    if isinstance(messages, str):
+        raise ValueError(f"{CALL}: the `messages` of row {number} is text. Rename the column `text`.")

@@ -5,6 +5,7 @@ A column is read once and each value looked at once: of 100 000 rows, text takes
 
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Any
 
 from datasets import Dataset
@@ -60,7 +61,7 @@ def check_prompts(
         may_be_empty: Whether text, or the last message, may say nothing.
     """
     first = None
-    for row, prompt in enumerate(prompts) if rows is None else zip(rows, prompts, strict=True):
+    for row, prompt in zip(count() if rows is None else rows, prompts, strict=False):
         fault = fault_of(prompt, may_be_empty=may_be_empty)
         if fault is not None:
             raise ValueError(_told(prompt, fault, row, call=call, column=column))
@@ -79,6 +80,7 @@ def check_completions(
     *,
     call: str,
     column: str = "completion",
+    rows: Iterable[int] | None = None,
     may_be_missing: bool = False,
 ) -> None:
     """Raise a ValueError for the first completion that is not in the form of its prompt: text for text.
@@ -86,10 +88,10 @@ def check_completions(
     Args:
         prompts: Which are in order.
         completions: One of each prompt, which may be empty.
-        call, column: As for `read_prompts`.
+        call, column, rows: As for `check_prompts`.
         may_be_missing: Whether a completion may be None.
     """
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+    for row, prompt, completion in zip(count() if rows is None else rows, prompts, completions, strict=False):
         if (isinstance(completion, str) and isinstance(prompt, str)) or (completion is None and may_be_missing):
             continue
         fault = None if isinstance(completion, str) else fault_of(completion, may_be_empty=True)
