@@ -399,3 +399,14 @@ def test_trls_own_reward_model_is_read_alike(tmp_path, tokenizer):
     trainer = RewardTrainer(tiny_reward_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
     reward = LearnedReward(trainer.model, tokenizer)
     assert reward.token_ids("1: ", "yes") == trainer.train_dataset[0]["chosen_ids"]
+
+
+def test_prompts_of_another_shape():
+    reward = LearnedReward(tiny_reward_model(byte_tokenizer()), byte_tokenizer())
+    shared, answer = [{"from": "human", "value": "Why?"}], [{"role": "assistant", "content": "So."}]
+    with pytest.raises(
+        ValueError, match=r"^LearnedReward 'Llama.*': the prompt of row 1 is .* messages of ShareGPT's"
+    ):
+        reward(prompts=[[{"role": "user", "content": "Why?"}], shared], completions=[answer] * 2)
+    with pytest.raises(ValueError, match=r"the completion of row 0 is .* and its prompt is text"):
+        reward(prompts=["Why?"], completions=[answer])

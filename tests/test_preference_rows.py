@@ -146,3 +146,9 @@ def test_both_terms_and_trls_alone_read_the_same(tmp_path, config):
 def test_what_is_no_data_set(rows, message):
     with pytest.raises(ValueError, match=message):
         columns_of(rows, "train")
+
+
+def test_a_column_that_nobody_reads_is_named(tmp_path):
+    rows = Dataset.from_list([{"instruction": "Where?", "chosen": "Here.", "rejected": "There."}] * 2)
+    with pytest.warns(UserWarning, match="the train dataset has a column 'instruction', of which nothing is read"):
+        trained(tmp_path, rows)

@@ -155,3 +155,30 @@ def test_generate_asks_before_it_loads_a_model(tmp_path, capsys, r3):
         )
     assert stopped.value.code == 2
     assert "prompts.jsonl: the reward 'exact' reads the column `answer`" in capsys.readouterr().err
+
+
+def test_a_question_that_no_message_asks_is_named_with_its_row():
+    prompts = [[{"role": "user", "content": "Why?"}], [{"role": "system", "content": "Be brief."}]]
+    rows = Dataset.from_dict({"prompt": prompts, "query_type": ["open", "open"]})
+    with pytest.raises(
+        ValueError, match=r"^PPOTrainer: row 1: last_user_text: expected .* got the roles \['system'\]"
+    ):
+        check_reward_columns([R3Reward()], rows, call="PPOTrainer")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (["open", "OPEN"], r"no route for query type 'OPEN'.*column, row 1. It differs in case alone: dataset = "),
+        (["open", None], r"no route for query type None; .*column, row 1\.$"),
+        ([["open"], ["open"]], r"no route for query type \['open'\]; .*, row 0"),
+    ],
+)
+def test_query_types_are_named_with_their_row(kinds, message):
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "query_type": kinds})
+    with pytest.raises(ValueError, match=message) as raised:
+        check_reward_columns([R3Reward()], rows, call="PPOTrainer")
+    if "dataset = " in str(raised.value):
+        names = {"dataset": rows}
+        exec(str(raised.value).partition("alone: ")[2], names)
+        assert names["dataset"]["query_type"][:] == ["open", "open"]

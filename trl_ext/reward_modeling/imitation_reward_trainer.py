@@ -36,8 +36,10 @@ from trl_ext.reward_modeling.preference_data import (
     with_prompt_lengths,
     without_ties,
 )
+from trl_ext.reward_modeling.preference_rows import SIDES
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
@@ -167,11 +169,13 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         columns = columns_of(dataset, dataset_name)
         dataset = check_pairs(dataset, columns, dataset_name, complete=_imitates(args))
+        tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
+        if tokenizer is not None:
+            warn_of_unread(dataset, ["prompt", *SIDES], call=f"ImitationRewardTrainer: the {dataset_name} dataset")
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if not _imitates(args):
             return dataset
         if PROMPT_TOKENS not in columns:
-            tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
             with args.main_process_first(desc="finding completions"):
                 dataset = with_prompt_lengths(dataset, tokenizer, num_proc=args.dataset_num_proc)
         return without_ties(dataset, dataset_name)

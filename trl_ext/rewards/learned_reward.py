@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
+from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import whole_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
@@ -101,6 +102,9 @@ class LearnedReward:
             completion_ids: What the policy sampled; a completion ended if its last token is one of `eos_token_ids`.
             completion_ended: Which completions ended, if that is known. Without both, all are taken to have ended.
         """
+        call = f"LearnedReward {self.__name__!r}"
+        check_prompts(prompts, call=call, column="prompts", may_be_empty=True)
+        check_completions(prompts, completions, call=call, column="completions")
         if completion_ended is None:
             completion_ended = self._ended(completion_ids) if completion_ids is not None else [True] * len(prompts)
         texts = zip(prompts, completions, completion_ended, strict=True)

@@ -18,7 +18,8 @@ from trl_ext.rewards.encoder import (
     load_encoder,
 )
 from trl_ext.rewards.reward_columns import Columns
-from trl_ext.sequences.texts import last_user_text, text_of
+from trl_ext.sequences.prompt_rows import check_prompts
+from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
 from trl_ext.trainer_kit.device import default_device
 
 
@@ -106,6 +107,8 @@ class RelevanceReward:
         return f"relevance_{self.to}"
 
     def __call__(self, *, prompts: list, completions: list, reference: list | None = None, **kwargs) -> list[float]:
+        if self.to == "prompt":
+            check_prompts(prompts, call="RelevanceReward", column="prompts", may_be_empty=True)
         answers = [text_of(completion) for completion in completions]
         beside = [f"beside the completion {answer[:60]!r}" for answer in answers]
         targets = [last_user_text(p) for p in prompts] if self.to == "prompt" else self._references(reference, beside)
@@ -119,8 +122,10 @@ class RelevanceReward:
         return scores.tolist()
 
     def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
-        """Raise a ValueError where a reference is missing, or the encoder, or it cannot reach `top_relevance`."""
+        """Raise a ValueError where a question or reference is missing, or the encoder, or it cannot reach `top_relevance`."""
         texts = []
+        if self.to == "prompt" and "prompts" in columns:
+            last_user_texts(columns["prompts"], rows)
         if self.to == "reference" and rows:
             given = columns.get("reference")
             texts = self._references(given and [given[i] for i in rows], [f"in row {i}" for i in rows])

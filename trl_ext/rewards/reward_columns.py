@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from datasets import Dataset, IterableDataset
 
+from trl_ext.sequences.unread_columns import warn_of_unread
+
 SAMPLED = ("prompt", "completion", "completion_ids")  # rewards get these as they are sampled
 GIVEN = frozenset(
     ("prompts", "completions", "completion_ids", "completion_ended", "trainer_state", "log_metric", "log_extra")
@@ -24,6 +26,8 @@ class ReadsColumns(Protocol):
 def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | IterableDataset | None, *, call: str) -> None:
     """Raise a ValueError for the first reward that lacks a column of the data set, or cannot read it.
 
+    Warns of a column that looks like a part of the question, and is read by none of them.
+
     Args:
         rewards: Callables in TRL's protocol.
         dataset: The rows that they will score; of a stream only the first is looked at. None: there is nothing to check.
@@ -31,12 +35,15 @@ def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | Iterabl
     """
     if dataset is None:
         return
+    rewards = list(rewards)
     columns, rows = _columns_and_rows(dataset)
     for reward in rewards:
         try:
             check_columns(reward, columns, rows)
         except ValueError as error:
             raise ValueError(f"{call}: {error}") from error
+    named = {name for reward in rewards for name in _parameters(reward)}
+    warn_of_unread(dataset, ["prompt"], call=call, others=named)
 
 
 def check_columns(reward: Callable, columns: Columns, rows: Sequence[int]) -> None:
@@ -59,23 +66,37 @@ give the parameter a default.
             f"Rewards get it as `{missing[0]}s`." if sampled else "Add or rename it, or give the parameter a default."
         )
         raise ValueError(
-            f"the reward {name!r} reads the column `{missing[0]}`, and the columns are {list(columns)}. {advice}"
+            f"the reward {name!r} reads the column `{missing[0]}`, and the columns are {own_columns(columns)}. {advice}"
         )
+
+
+def own_columns(columns: Mapping) -> list[str]:
+    """Names of the data set's columns among what a reward gets."""
+    return [name for name in columns if name not in GIVEN]
 
 
 def _required(reward: Callable) -> list[str]:
     """Names of the arguments without which it cannot be called."""
+    parameters = _parameters(reward, follow_wrapped=False)
+    return [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
+
+
+def _parameters(reward: Callable, *, follow_wrapped: bool = True) -> dict[str, inspect.Parameter]:
+    """Those that are given by name."""
     try:
-        parameters = inspect.signature(reward, follow_wrapped=False).parameters.values()
+        parameters = inspect.signature(reward, follow_wrapped=follow_wrapped).parameters
     except ValueError:  # of some that are written in C
-        return []
+        return {}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in parameters if p.kind in by_name and p.default is inspect.Parameter.empty]
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in by_name}
 
 
 def _columns_and_rows(dataset: Dataset | IterableDataset) -> tuple[Columns, Sequence[int]]:
-    """The columns that reach rewards, and the numbers of the rows that are looked at."""
+    """The columns that reach rewards, prompts as `prompts`, and the numbers of the rows that are looked at."""
     if isinstance(dataset, Dataset):
-        return {name: dataset[name] for name in dataset.column_names if name not in SAMPLED}, range(len(dataset))
-    first = next(iter(dataset), {})
-    return {name: [value] for name, value in first.items() if name not in SAMPLED}, range(1 if first else 0)
+        columns, rows = {name: dataset[name] for name in dataset.column_names}, range(len(dataset))
+    else:
+        first = next(iter(dataset), {})
+        columns, rows = {name: [value] for name, value in first.items()}, range(1 if first else 0)
+    prompts = {"prompts": columns["prompt"][:]} if "prompt" in columns else {}
+    return {name: values for name, values in columns.items() if name not in SAMPLED} | prompts, rows

@@ -1,12 +1,12 @@
 """Scores that are products of factors, which ones by the type of the query."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from statistics import fmean
 from typing import Protocol
 
-from trl_ext.rewards.reward_columns import Columns, check_columns
+from trl_ext.rewards.reward_columns import Columns, check_columns, own_columns
 
 LogMetric = Callable[[str, float], None]
 
@@ -69,7 +69,7 @@ class RoutedProduct:
     def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
         """Raise a ValueError for a query type without a route, and for what a factor lacks in the rows that ask for it."""
         kinds = columns.get("query_type")
-        routes = self._routes_of(kinds if kinds is None else [kinds[i] for i in rows], columns)
+        routes = self._routes_of(kinds if kinds is None else [kinds[i] for i in rows], columns, rows)
         for factor in dict.fromkeys(factor for route in self.routes for factor in route.factors):
             own = [i for i, route in zip(rows, routes, strict=True) if factor in route.factors]
             check_columns(factor, columns, own)
@@ -86,20 +86,29 @@ class RoutedProduct:
         for factor, of_row in values.items():
             log_metric(f"r3/{factor.name}", fmean(of_row.values()))
 
-    def _routes_of(self, query_type: list[str] | None, columns: dict) -> list[Route]:
+    def _routes_of(self, query_type: list | None, columns: Mapping, rows: Sequence[int] = ()) -> list[Route]:
         name, routes = type(self).__name__, {route.query_type: route for route in self.routes}
         if query_type is None:
             raise ValueError(
                 f"{name} expected a column `query_type` with the values {list(routes)}, and got the columns "
-                f"{sorted(columns)}. Add it to the dataset: it says how each query is scored."
+                f"{sorted(own_columns(columns))}. Add it to the dataset: it says how each query is scored."
             )
-        unknown = [kind for kind in query_type if kind not in routes]
-        if unknown:
+        place, unknown = next(
+            ((i, kind) for i, kind in enumerate(query_type) if kind not in list(routes)), (None, None)
+        )
+        if place is not None:
             raise ValueError(
-                f"{name} has no route for query type {unknown[0]!r}; its routes are {list(routes)}. "
-                "Add one, or fix the dataset's `query_type` column."
+                f"{name} has no route for query type {unknown!r}; its routes are {list(routes)}. Add one, or fix the "
+                f"dataset's `query_type` column{f', row {rows[place]}' if rows else ''}.{_advice(unknown, routes)}"
             )
         return [routes[kind] for kind in query_type]
+
+
+def _advice(kind: object, routes: Mapping[str, Route]) -> str:
+    """What makes routes of types that differ in case or white space; '' where they differ in more."""
+    if not isinstance(kind, str) or kind.strip().lower() not in routes:
+        return ""
+    return " It differs in case alone: dataset = dataset.map(lambda row: {'query_type': row['query_type'].strip().lower()})"
 
 
 def take(columns: dict, rows: list[int]) -> dict:

@@ -1,7 +1,7 @@
 """What a reward reads: the text of a prompt or completion, standard or conversational, and its tokens."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from trl_ext.sequences.text_shapes import content_text
 
@@ -36,6 +36,17 @@ def last_user_text(prompt: str | list[dict]) -> str:
             "Drop such rows, or give the question as a user message."
         )
     return turns[-1]
+
+
+def last_user_texts(prompts: Sequence[str | list[dict]], rows: Iterable[int]) -> list[str]:
+    """Those of some rows; an error names the row."""
+    texts = []
+    for row in rows:
+        try:
+            texts.append(last_user_text(prompts[row]))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from error
+    return texts
 
 
 def wordpunct(text: str) -> list[str]:

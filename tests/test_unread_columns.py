@@ -1,0 +1,56 @@
+"""A column that looks like a part of the question, and that nobody reads, is named."""
+
+import warnings
+
+import pytest
+from datasets import Dataset
+
+from trl_ext.rewards.reward_columns import check_reward_columns
+from trl_ext.sequences.unread_columns import warn_of_unread
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"prompt": ["Sum up:"], "input": ["a long text"]}, "input"),
+        ({"prompt": ["b", "b"], "system": ["", "Be brief."]}, "system"),
+        ({"prompt": ["b"], "history": [[["What?", "That."]]]}, "history"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_named_once(columns, name, stream):
+    rows = Dataset.from_dict(columns)
+    if stream:
+        rows = rows.select([len(rows) - 1]).to_iterable_dataset()
+    with pytest.warns(
+        UserWarning, match=rf"^T\(rows=…\) has a column {name!r}, of which nothing is read, e.g."
+    ) as caught:
+        warn_of_unread(rows, ["prompt"], call="T(rows=…)")
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": ["Q: why?\nA:"], "question": ["why? "], "input": [""], "history": [[]]},
+        {"prompt": [[{"role": "system", "content": "Be brief."}]], "system": ["Be brief."]},
+        {"prompt": ["a"], "answer": ["4"]},
+    ],
+)
+def test_nothing_is_said_of_what_is_shown(columns):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unread(Dataset.from_dict(columns), ["prompt"], call="T")
+
+
+def test_a_reward_may_read_it():
+    def right(completions, query, **columns): ...
+
+    def blind(completions, **columns): ...
+
+    rows = Dataset.from_dict({"prompt": ["a"], "query": ["b"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_reward_columns([right], rows, call="T")
+    with pytest.warns(UserWarning, match="has a column 'query'"):
+        check_reward_columns([blind], rows, call="T")
