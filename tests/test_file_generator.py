@@ -129,6 +129,48 @@ def test_messages_with_different_keys_as_datasets_writes_them(tmp_path, policy):
     assert [s["prompt"] for s in ask(tmp_path / "a.parquet", policy, prompts=(named, CHAT))] == [named, CHAT]
 
 
+@pytest.mark.parametrize("write", [jsonl, parquet])
+def test_parts_of_text_are_text(write, tmp_path, policy):
+    """On both sides, so that a prompt is found however its messages are written."""
+
+    def in_parts(messages):
+        return [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+    path = write(tmp_path, [{"prompt": in_parts(CHAT), "completion": in_parts(ANSWER)}])
+    for prompt in (CHAT, in_parts(CHAT)):
+        assert [sample["completion"] for sample in ask(path, policy, prompts=(prompt,))] == [ANSWER]
+    mixed = jsonl(tmp_path, [{"prompt": prompt, "completion": "Seoul."} for prompt in (CHAT, in_parts(CHAT))])
+    assert len(ask(mixed, policy, prompts=(CHAT,))) == 2
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": [{"from": "human", "value": "Where?"}]}, "column 'prompt' is of .* messages of ShareGPT's"),
+        ({"completion": ANSWER[0]}, "column 'completion' is of struct.* this is one message, not a list of them"),
+        ({"completion": CHAT}, r"the completion of prompt .* is \[{'role': 'user'.* none of these is the assistant's"),
+        ({"completion": [{"content": "Seoul."}]}, "its message 0 has no role"),
+        ({"completion": 4}, "column 'completion' is of int64, e.g. 4"),
+    ],
+)
+def test_completions_of_another_shape(wrong, message, write, tmp_path, policy):
+    with pytest.raises(ValueError, match=rf"FileGenerator\('.*'\): .*{message}"):
+        ask(write(tmp_path, [{"prompt": CHAT, "completion": ANSWER} | wrong]), policy, prompts=(CHAT,))
+
+
+def test_a_row_of_another_shape_than_the_first(tmp_path, policy, monkeypatch):
+    rows = [{"prompt": CHAT, "completion": ANSWER}, {"prompt": CHAT, "completion": [{"role": "assistant"}]}]
+    with pytest.raises(ValueError, match=r"the completion of prompt .* its message 0 has no content"):
+        ask(jsonl(tmp_path, rows), policy, prompts=(CHAT,))
+    monkeypatch.setattr("trl_ext.generation.completion_files.LINES", 2)
+    text = [{"prompt": "a", "completion": "b"}] * 3
+    with pytest.raises(
+        ValueError, match=r"'completion' holds values of different kinds \(str in row 2, list in row 3\)"
+    ):
+        ask(jsonl(tmp_path, [*text, {"prompt": "a", "completion": ANSWER}]), policy, prompts=("a",))
+
+
 def test_completions_take_the_form_of_their_prompt(tmp_path, policy):
     rows = [{"prompt": CHAT, "completion": "Seoul."}]
     assert ask(jsonl(tmp_path, rows), policy, prompts=(CHAT,))[0]["completion"] == ANSWER

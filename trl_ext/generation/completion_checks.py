@@ -6,6 +6,7 @@ from typing import Any
 from trl_ext.generation.completion_files import IDS
 from trl_ext.generation.protocol import Policy
 from trl_ext.sequences.samples import as_completion
+from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown
 from trl_ext.sequences.texts import Text, text_of
 from trl_ext.sequences.token_ids import prompt_and_completion_ids
 
@@ -47,6 +48,7 @@ class RowChecks:
         """Raise WrongRow for the first row of a prompt that is not what it says."""
         for row in rows:
             check_types(row)
+            check_shape(row)
             in_form(row["prompt"], row["completion"])
             self._check_vocabulary(row)
         self._check_texts([row for row in rows if row["prompt_ids"] is not None])
@@ -68,7 +70,7 @@ class RowChecks:
             beyond = [i for i in row[name] or () if not 0 <= i < self.vocabulary]
             if beyond:
                 raise WrongRow(
-                    f"a generator with another tokenizer: the {name} of prompt {_shown(row['prompt'])} have the id "
+                    f"a generator with another tokenizer: the {name} of prompt {shown(row['prompt'])} have the id "
                     f"{beyond[0]}, and the policy's vocabulary has {self.vocabulary}",
                     DROP_IDS,
                 )
@@ -84,7 +86,7 @@ class RowChecks:
             read = text if row["completion_ids"] is None else text_of(next(decoded))
             same_text = read.strip() == text.strip()
             if not (same_text and row["prompt_ids"] == prompt_ids) and not self._is_tokenised(row):
-                what = f"the prompt_ids of {_shown(row['prompt'])} are not what the policy reads"
+                what = f"the prompt_ids of {shown(row['prompt'])} are not what the policy reads"
                 if not same_text:
                     what = f"the ids of {text[:80]!r} are {read[:80]!r} to the policy"
                 raise WrongRow(f"a generator with another tokenizer: {what}", DROP_IDS)
@@ -104,14 +106,14 @@ class RowChecks:
 
 def check_types(row: Row) -> None:
     """Raise WrongRow for values of a wrong type, and for a completion's ids without its prompt's."""
-    where = f"of prompt {_shown(row['prompt'])}"
+    where = f"of prompt {shown(row['prompt'])}"
     for name, (kind, expected) in TYPES.items():
         if row[name] is not None and type(row[name]) is not kind:
             raise WrongRow(f"`{name}` {where} is {row[name]!r}, expected {expected}", CORRECT)
     for name in IDS:
         ids = row[name]
         if ids is not None and not (isinstance(ids, list) and ids and all(type(i) is int for i in ids)):
-            raise WrongRow(f"`{name}` {where} are {_shown(ids)}, expected a list of whole numbers", CORRECT)
+            raise WrongRow(f"`{name}` {where} are {shown(ids)}, expected a list of whole numbers", CORRECT)
     if row["completion_ids"] is not None and row["prompt_ids"] is None:
         raise WrongRow(
             f"the completion {where} has completion_ids without prompt_ids, and they are one sequence",
@@ -119,13 +121,22 @@ def check_types(row: Row) -> None:
         )
 
 
+def check_shape(row: Row) -> None:
+    """Raise WrongRow for a completion that is neither text nor messages, some of which are the assistant's."""
+    completion = row["completion"]
+    if isinstance(completion, str):
+        return
+    fault = fault_of(completion, may_be_empty=True)
+    if fault is None and all(m["role"] != "assistant" for m in completion):
+        fault = Fault("and none of these is the assistant's", "Give what the assistant answers")
+    if fault is not None:
+        where = f"the completion of prompt {shown(row['prompt'])} is {shown(completion)}"
+        remedy = fault.remedy_for("completion").removesuffix(".")
+        raise WrongRow(f"{where}: expected {EXPECTED}, {fault.what}", remedy)
+
+
 def vocabulary_size(policy: Policy) -> int:
     """How many ids the policy can read; without a model, how many its tokenizer has."""
     if policy.model is not None:
         return policy.model.get_input_embeddings().weight.size(0)
     return max(policy.tokenizer.get_vocab().values()) + 1
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:80] + "…"

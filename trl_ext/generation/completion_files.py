@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from trl_ext.generation.sample_files import TOKENIZER_KEY
+from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.texts import Text
-from trl_ext.trainer_kit.row_files import json_rows
+from trl_ext.trainer_kit.row_files import json_rows, mixtures_named
 
 COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "ended", "generator", "seed")
 REQUIRED = COLUMNS[:2]
@@ -55,7 +56,12 @@ def key_of(prompt: Text) -> str:
     >>> key_of([{"role": "user", "content": "Hi", "name": None}]) == key_of([{"content": "Hi", "role": "user"}])
     True
     """
-    return prompt if isinstance(prompt, str) else json.dumps([without_nones(m) for m in prompt], sort_keys=True)
+    return prompt if isinstance(prompt, str) else json.dumps(_plain(prompt), sort_keys=True)
+
+
+def _plain(messages: list[dict]) -> list[dict]:
+    """Messages as they are compared and given: with text in place of its parts, and without what is None."""
+    return [without_nones(message) for message in with_text(messages)]
 
 
 def without_nones(message: dict) -> dict:
@@ -67,7 +73,7 @@ def values_at(batch: pa.RecordBatch, at: int) -> dict[str, Any]:
     values = {name: batch[name][at].as_py() if name in batch.schema.names else None for name in COLUMNS}
     for name in REQUIRED:
         if not isinstance(values[name], str):
-            values[name] = [without_nones(message) for message in values[name]]
+            values[name] = _plain(values[name])
     return values
 
 
@@ -103,14 +109,19 @@ def _with_messages(batch: pa.RecordBatch) -> pa.RecordBatch:
         kind = batch[name].type
         if pa.types.is_list(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
             messages = Dataset(pa.Table.from_batches([batch]))[name][:]
-            batch = batch.set_column(batch.schema.get_field_index(name), name, pa.array(messages))
+            messages = pa.array([with_text(value) for value in messages])
+            batch = batch.set_column(batch.schema.get_field_index(name), name, messages)
     return batch
 
 
 def _jsonl_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    rows = json_rows(path)
+    rows, begin = json_rows(path), 0
     while chunk := list(islice(rows, LINES)):
-        columns = {name: [row[name] if name in REQUIRED else row.get(name) for row in chunk] for name in COLUMNS}
+        columns = {name: [row.get(name) for row in chunk] for name in COLUMNS}
+        columns |= {name: [with_text(row[name]) for row in chunk] for name in REQUIRED}
         if all(type(row.get(name)) is int for row in chunk for name in OWN):
             columns |= {name: [row[name] for row in chunk] for name in OWN}
-        yield _sampled(pa.RecordBatch.from_pydict(columns))
+        with mixtures_named(columns, first=begin):
+            batch = pa.RecordBatch.from_pydict(columns)
+        begin += len(chunk)
+        yield _sampled(batch)

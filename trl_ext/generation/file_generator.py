@@ -19,9 +19,10 @@ from trl_ext.generation.completion_files import (
 from trl_ext.generation.completion_search import Asked, Found, find, notes
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.text_shapes import EXPECTED, fault_of, shown
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
-from trl_ext.trainer_kit.row_files import UNREADABLE
+from trl_ext.trainer_kit.row_files import UNREADABLE, MixedColumn
 
 
 class FileGenerator:
@@ -51,8 +52,7 @@ class FileGenerator:
         if first is None:
             raise self._error("it has no rows", "Give a file with at least one prompt and its completion")
         for name in REQUIRED:
-            if not is_text_or_messages(first[name].type):
-                raise self._error(f"its column {name!r} is of {first[name].type}", "It must be text or messages")
+            self._check_column(name, first[name])
 
     def settings(self) -> dict[str, Any]:
         """Which file it is: its name, and a digest of all it holds."""
@@ -80,6 +80,16 @@ class FileGenerator:
         for part in parts:
             rows = zip(part.rows, part.prompts, strict=True)
             yield part, [sample for row, prompt in rows for sample in self._samples(row, prompt, found)]
+
+    def _check_column(self, name: str, values: pa.Array) -> None:
+        """Raise unless a column's type and first value are those of text or messages."""
+        value = next((value for value in values.to_pylist() if value is not None), None)
+        fault = None if value is None else fault_of(value, may_be_empty=True)
+        if fault is not None:
+            what = f"its column {name!r} is of {values.type}, e.g. {shown(value)}: expected {EXPECTED}, {fault.what}"
+            raise self._error(what, fault.remedy_for(name).removesuffix("."))
+        if not is_text_or_messages(values.type):
+            raise self._error(f"its column {name!r} is of {values.type}", "It must be text or messages")
 
     def _samples(self, row: int, prompt: Text, found: Found) -> list[Sample]:
         return [
@@ -148,6 +158,8 @@ class FileGenerator:
                 yield from completion_batches(path)
         except KeyError as error:
             raise self._error(f"it has no column {error}", f"It needs the columns {', '.join(REQUIRED)}") from error
+        except MixedColumn as error:
+            raise self._error(f"it cannot be read: {error}", "Give one kind in all rows") from error
         except UNREADABLE as error:
             raise self._error(
                 f"it cannot be read ({str(error).splitlines()[0]})",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl_ext.sequences.common_prefix import common_length
-from trl_ext.sequences.text_shapes import EXPECTED, fault_of, from_sharegpt, is_sharegpt, with_text
+from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, from_sharegpt, is_sharegpt, shown, with_text
 from trl_ext.sequences.texts import Text
 
 SIDES = ("chosen", "rejected")
@@ -37,7 +37,7 @@ def preference_row(row: Mapping[str, Any]) -> dict[str, Text]:
         return _parted(prompt, chosen, rejected)
     fault = fault_of(prompt, may_be_empty=isinstance(chosen, str))
     if fault is not None:
-        raise ValueError(_told(name, row[name], fault.what, fault.remedy))
+        raise ValueError(_told(name, row[name], fault))
     if isinstance(prompt, str) and not isinstance(chosen, str):
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(chosen, str) and not isinstance(prompt, str):
@@ -74,7 +74,7 @@ def _answer(value: Any, side: str) -> Text:
     answer = as_messages(value)
     fault = fault_of(answer, may_be_empty=True)
     if fault is not None:
-        raise ValueError(_told(side, value, fault.what, fault.remedy))
+        raise ValueError(_told(side, value, fault))
     return answer
 
 
@@ -92,7 +92,8 @@ def _parted(prompt: Any, chosen: list[dict], rejected: list[dict]) -> dict[str, 
         return _behind(prompt, shared, chosen, rejected)
     if not shared or not (prompt is None or prompt in ("", []) or _says(shared, prompt)):
         what = "and it is not among the messages that the two whole conversations share"
-        raise ValueError(_told("prompt", prompt, what, "Leave the column out, or the prompt's messages out of both."))
+        fault = Fault(what, "Leave the column out, or the prompt's messages out of both.")
+        raise ValueError(_told("prompt", prompt, fault))
     return {"prompt": chosen[:length], "chosen": chosen[length:], "rejected": rejected[length:]}
 
 
@@ -111,7 +112,5 @@ def _without_nones(messages: list[dict]) -> list[dict]:
     return [{name: value for name, value in message.items() if value is not None} for message in messages]
 
 
-def _told(name: str, value: Any, what: str, remedy: str) -> str:
-    text = repr(value)
-    shown = text if len(text) <= 120 else f"{text[:120]}…"
-    return f"{name!r} is {shown}: expected {EXPECTED}, {what}. {remedy.replace('COLUMN', repr(name))}"
+def _told(name: str, value: Any, fault: Fault) -> str:
+    return f"{name!r} is {shown(value)}: expected {EXPECTED}, {fault.what}. {fault.remedy_for(name)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, with_text
+from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown, with_text
 from trl_ext.sequences.texts import Text
 
 
@@ -119,7 +119,5 @@ def _is_answered(prompt: list[dict]) -> bool:
 
 def _told(value: Any, fault: Fault, row: int, *, call: str, column: str) -> str:
     name = column.removesuffix("s") if column in ("prompt", "prompts", "completion", "completions") else f"`{column}`"
-    text = repr(value)
-    shown = text if len(text) <= 120 else f"{text[:120]}…"
-    remedy = fault.remedy.replace("COLUMN", repr(column))
-    return f"{call}: the {name} of row {row} is {shown}: expected {EXPECTED}, {fault.what}. {remedy}"
+    came = f"the {name} of row {row} is {shown(value)}"
+    return f"{call}: {came}: expected {EXPECTED}, {fault.what}. {fault.remedy_for(column)}"

@@ -16,8 +16,17 @@ class Fault(NamedTuple):
     what: str
     remedy: str
 
+    def remedy_for(self, column: str) -> str:
+        return self.remedy.replace("COLUMN", repr(column))
+
 
 TO_MESSAGES = f"[{{'role': {SHAREGPT}.get(m['from'], m['from']), 'content': m['value']}} for m in MESSAGES]"
+
+
+def shown(value: Any, length: int = 120) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def map_line(expression: str) -> str:

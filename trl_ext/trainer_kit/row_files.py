@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,29 @@ def _from_json(path: Path, convert: Mapping[str, Callable]) -> Dataset:
     names = dict.fromkeys(name for row in rows for name in row)
     rows = [row | {name: read(row.get(name)) for name, read in convert.items() if name in row} for row in rows]
     columns = {name: [row.get(name) for row in rows] for name in names}
-    try:
+    with mixtures_named(columns):
         return Dataset.from_dict(columns)
+
+
+@contextmanager
+def mixtures_named(columns: Mapping[str, list], *, first: int = 0) -> Iterator[None]:
+    """Where no table can be made of some columns, of rows from `first` on, raise a MixedColumn that says why."""
+    try:
+        yield
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         for name, values in columns.items():
-            _check_one_kind(name, values)
+            _check_one_kind(name, values, first)
         raise
 
 
-def _check_one_kind(name: str, values: list) -> None:
-    """Raise a MixedColumn for values that no column of a table can hold together."""
+def _check_one_kind(name: str, values: list, first: int) -> None:
     try:
         pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         kinds = {type(value): row for row, value in reversed(list(enumerate(values))) if value is not None}
-        rows = [f"{kind.__name__} in row {row}" for kind, row in sorted(kinds.items(), key=lambda item: item[1])]
+        rows = [
+            f"{kind.__name__} in row {first + row}" for kind, row in sorted(kinds.items(), key=lambda item: item[1])
+        ]
         what = ", ".join(rows) if len(rows) > 1 else str(error).splitlines()[0]
         raise MixedColumn(f"its column {name!r} holds values of different kinds ({what})") from error
 
