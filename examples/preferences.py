@@ -9,9 +9,16 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext import LearnedReward
+from trl_ext.reward_modeling.preference_rows import repeats_prompt, without_repeat
+from trl_ext.sequences.text_shapes import shown
 from trl_ext.sequences.token_ids import prompt_ids, whole_ids
 from trl_ext.trainer_kit.row_files import json_rows
 
+NAME_YOURS = "Name yours with --pair-fields or --prompt-field."
+MESSAGES = (
+    "These are messages, and this script learns from text: write what is said, e.g. row['prompt'] = "
+    "row['chosen'][0]['content'] + '\\n\\n' and row['chosen'] = row['chosen'][-1]['content']."
+)
 PAIR = ("prompt", "chosen", "rejected")
 
 
@@ -28,6 +35,9 @@ def load_pairs(
         console: Where it is said.
     """
     pairs = [_pair(row, fields) for row in read_rows(path, fields)]
+    if pairs and all(map(repeats_prompt, pairs)):
+        console.print(f"{path.name}: both completions begin with the prompt in each row; they are read without it")
+        pairs = [pair | without_repeat(pair) for pair in pairs]
     different = [pair for pair in pairs if pair["chosen"] and pair["rejected"] and pair["chosen"] != pair["rejected"]]
     fitting = [pair for pair in different if _length(pair, tokenizer) <= max_length]
     console.print(
@@ -101,8 +111,8 @@ def read_rows(path: Path, fields: list[str]) -> Iterator[dict]:
         bad = [field for field in fields if not isinstance(row.get(field), str)]
         if bad:
             raise ValueError(
-                f"{path}, line {number}: expected text in the field {bad[0]!r}, got {row.get(bad[0])!r} among the "
-                f"fields {list(row)}. Name yours with --pair-fields or --prompt-field."
+                f"{path}, line {number}: expected text in the field {bad[0]!r}, got {shown(row.get(bad[0]))} among the "
+                f"fields {list(row)}. {MESSAGES if isinstance(row.get(bad[0]), list | dict) else NAME_YOURS}"
             )
         yield row
 

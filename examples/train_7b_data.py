@@ -5,7 +5,10 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.sequences.prompt_rows import read_prompts
+from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.token_ids import prompt_ids
+from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.trainer_kit.row_files import READERS, read_rows
 
 
@@ -24,7 +27,8 @@ def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
     if path.suffix in READERS:
         if not path.is_file():
             raise ValueError(f"{option} {name}: there is no such file. Check the path.")
-        rows = read_rows(path, text={column for columns in formats for column in columns})
+        named = {column for columns in formats for column in columns}
+        rows = read_rows(path, text=named, convert=dict.fromkeys(named, with_text))
     else:
         hub_name, _, split = name.partition(":")
         rows = load_dataset(hub_name, split=split or "train")
@@ -34,11 +38,13 @@ def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
         raise ValueError(
             f"{option} {name}: expected the columns {expected}, got {', '.join(rows.column_names)}. Rename them."
         )
+    warn_of_unread(rows, found, call=f"{option} {name}")
     return rows.select_columns(found)
 
 
 def fitting_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int) -> Dataset:
     """The prompts of at most so many tokens; says how many are longer."""
+    rows = read_prompts(rows, call="--prompts")
     short = [i for i, prompt in enumerate(rows["prompt"]) if len(prompt_ids(prompt, tokenizer)) <= longest]
     print(f"prompts: {len(rows)}, of which {len(rows) - len(short)} are longer than {longest} tokens and left out")
     if not short:

@@ -86,6 +86,12 @@ def test_versions_of_one_text_become_a_pair(tmp_path):
     ]
 
 
+def test_completions_that_repeat_their_prompt_in_each_row(tmp_path):
+    path = json_lines(tmp_path / "pairs.jsonl", [{"prompt": "why?", "chosen": "why? no.", "rejected": "why? y"}])
+    pairs = preferences.load_pairs(path, list(preferences.PAIR), byte_tokenizer(), 64, Console(quiet=True))
+    assert pairs == [{"prompt": "why?", "chosen": " no.", "rejected": " y"}]
+
+
 @pytest.mark.parametrize("length, left", [(9, 1), (8, 0)])
 def test_the_end_token_counts(tmp_path, length, left):
     path = json_lines(tmp_path / "pairs.jsonl", [{"prompt": "why?", "chosen": " no.", "rejected": " y"}])  # 4 + 4 + 1
@@ -106,6 +112,9 @@ def test_bad_files_are_named(tmp_path):
     path = json_lines(tmp_path / "prompts.jsonl", [{"text": "a"}, {"prompt": None}])
     with pytest.raises(ValueError, match=r"prompts.jsonl, line 2: expected text in the field 'text'.*--prompt-field"):
         list(preferences.read_rows(path, ["text"]))
+    path = json_lines(tmp_path / "pairs.jsonl", [{"chosen": [{"role": "user", "content": "a"}]}])
+    with pytest.raises(ValueError, match=r"line 1: expected text in the field 'chosen', got \[.* learns from text"):
+        list(preferences.read_rows(path, ["chosen"]))
     with pytest.raises(ValueError, match=r"--held-out 0 of 1 pairs leaves 1 to train on and 0"):
         preferences.split(["a"], str, seed=0, share=0, name="pairs")
     needed = ["--model", "m", "--pairs", "p", "--prompts", "q", "--output-dir", "o"]

@@ -141,6 +141,15 @@ def test_bad_data_is_named(tmp_path):
         fitting_prompts(Dataset.from_list([{"prompt": "long"}]), byte_tokenizer(), 3)
 
 
+def test_prompts_of_another_shape_and_columns_that_nobody_reads(tmp_path):
+    shared = Dataset.from_dict({"prompt": [[{"from": "human", "value": "Why?"}]]})
+    with pytest.raises(ValueError, match=r"^--prompts: the prompt of row 0 is .* messages of ShareGPT's"):
+        fitting_prompts(shared, byte_tokenizer(), 16)
+    path = json_lines(tmp_path / "rows.jsonl", [{"prompt": "Sum up.", "input": "A long story."}])
+    with pytest.warns(UserWarning, match="has a column 'input', of which nothing is read"):
+        load_rows(str(path), "--prompts", [["prompt"]])
+
+
 def test_a_parquet_file_and_its_columns(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_list([{"text": "a", "more": 1}]).to_parquet(path)
