@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl_ext.rewards.r3 import R3Reward
 from trl_ext.rewards.weighted_rewards import check_weights
 
 logger = logging.getLogger("trl_ext")
-Reward = Callable[..., Any] | nn.Module | str  # a function in TRL's protocol, a reward model, or the path of one
+Reward = Callable[..., Any] | nn.Module | str | os.PathLike  # a function in TRL's protocol, a reward model, its path
 
 
 def reward_callables(
@@ -32,8 +33,8 @@ def reward_callables(
     Args:
         rewards: One reward or a list of them.
         tokenizers: Of the reward models, in the order of `rewards`; None where it is found beside the model.
-        args: The trainer's config, with `max_completion_length` and `reward_weights`: its device is where reward models
-            run.
+        args: The trainer's config, with `max_completion_length` (None: not known) and `reward_weights`: its device is
+            where reward models run (None: where they are, or, loaded from a path, this process's).
         trainer: Its name, for messages.
         keep_invalid: As in `checked_reward`.
     """
@@ -60,16 +61,18 @@ def reward_callables(
 def _callable(
     reward: object, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments, trainer: str
 ) -> Callable:
-    if isinstance(reward, str | nn.Module):
+    if isinstance(reward, str | os.PathLike | nn.Module):
         return LearnedReward(reward, tokenizer, device=args.device)
     if not callable(reward):
         raise ValueError(
             f"{trainer}(reward_funcs=…): {reward!r} is neither a function nor a reward model nor the path of one."
         )
-    if isinstance(reward, R3Reward) and reward.max_completion_length is None:
+    if not isinstance(reward, R3Reward) or args.max_completion_length is None:
+        return reward
+    if reward.max_completion_length is None:
         logger.info("R3Reward: L = %d, max_completion_length of %s.", args.max_completion_length, trainer)
         return dataclasses.replace(reward, max_completion_length=args.max_completion_length)
-    if isinstance(reward, R3Reward) and reward.max_completion_length != args.max_completion_length:
+    if reward.max_completion_length != args.max_completion_length:
         raise ValueError(
             f"R3Reward(max_completion_length={reward.max_completion_length}) in a trainer with "
             f"max_completion_length={args.max_completion_length}: the two scale one score, so give both the same, or "

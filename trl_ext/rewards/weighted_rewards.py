@@ -69,7 +69,7 @@ class Scorer:
             "log_extra": lambda name, values: None,
         }
         with seeded(self.seed + part):
-            rewards = _call_all(self.rewards, arguments)
+            rewards = call_all(self.rewards, arguments)
         scores = [self._weighted(row) for row in zip(*rewards, strict=True)]
         self._warn_of_invalid(samples, rewards)
         return {f"reward/{name}": row for name, row in zip(self.names, rewards, strict=True)} | {"score": scores}
@@ -117,7 +117,7 @@ def check_weights(weights: Sequence[float] | None, count: int, *, given: str, ea
         raise ValueError(f"{given}: expected one that is not 0, or nothing gets a score. Leave it out for all 1.")
 
 
-def _call_all(rewards: list[Callable], arguments: dict[str, Any]) -> list[list[float | None]]:
+def call_all(rewards: list[Callable], arguments: dict[str, Any]) -> list[list[float | None]]:
     """Every reward's answers; async ones run together."""
 
     async def gather() -> list:
