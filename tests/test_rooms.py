@@ -19,6 +19,7 @@ ROOMS = {  # each room, and those that it may import from
     "reward_modeling": {"memory_planning", "rewards", "sequences", "trainer_kit"},
     "ppo": {"memory_planning", "rewards", "sequences", "trainer_kit"},
     "self_training": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},
+    "evaluation": {"generation", "rewards", "self_training", "sequences", "shared_base", "trainer_kit"},
 }
 ABOVE_ALL = {"demo", "cli"}
 FILES = {

@@ -17,7 +17,9 @@ from trl_ext import (
     ReSTConfig,
     ReSTTrainer,
     SharedBase,
+    evaluate,
     memory_plan,
+    score,
 )
 from trl_ext.generation import Sampling
 from trl_ext.rewards import RepetitionPenalty
@@ -63,6 +65,8 @@ PPOTrainer(
     base.policy(lora), base.reward_model("reward"), args, prompts, value_model=base.value_model(init_from="reward")
 )
 print(memory_plan("ppo", "model"), Sampling(temperature=0.7).top_p + 1)
+look = evaluate(base.policy(lora), prompts, [short, "reward"], max_completion_length=64, base=base, reference="model")
+print(look.summary["kl"], look.compare(look)["length"]["error"], score(short, ["a"], ["b"], query_type=["open"]))
 
 # Arguments and options that there are not
 
@@ -78,6 +82,7 @@ LearnedReward("reward", batchsize=8)  # error: "batchsize"
 R3Reward(top_relevence=1.0)  # error: "top_relevence"
 base.policy(lora, init="reward")  # error: "init"
 Sampling(max_new_tokens=64)  # error: "max_new_tokens"
+evaluate(model, prompts, short, max_completion_length=64, references="model")  # error: "references"
 
 # Values of another type
 

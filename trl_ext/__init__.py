@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from trl_ext.trainer_kit.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from trl_ext.evaluation import Evaluation as Evaluation
+    from trl_ext.evaluation import evaluate as evaluate
+    from trl_ext.evaluation import score as score
     from trl_ext.generation import EndpointGenerator as EndpointGenerator
     from trl_ext.generation import FileGenerator as FileGenerator
     from trl_ext.generation import TransformersGenerator as TransformersGenerator

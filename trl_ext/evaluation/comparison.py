@@ -1,0 +1,106 @@
+"""What an evaluation found, how sure it is, and how it differs from another of the same prompts.
+
+`P` prompts, `M` measures. A measure is a ratio of two sums over prompts, so that a resample of the prompts gives it anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+RESAMPLES = 2000
+SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many is seen, at 5 %, four times in five
+PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` found of a policy.
+
+    Args:
+        summary: Means over samples of each `reward/<name>` where it applies, of `kl` (exact) and `kl_k1` in nats per
+            completion, of `length` in tokens with the end, and `ended_share`; `perplexity` of reference answers with
+            their ends; `distinct_1`, `distinct_2`, `msttr` (None below 100 words) of all texts; what rewards log.
+        samples: One row per sample: its prompt's number `row`, `sample`, texts, ids, `ended`, and the above of its own.
+        settings: In which evaluations must agree to be compared.
+        sums: Of each measure with an error, per prompt Σ of its values, and how many they are, `(P, 2)`.
+    """
+
+    summary: dict[str, float | None]
+    samples: Dataset
+    settings: dict[str, Any]
+    sums: dict[str, np.ndarray]
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Standard errors of the summary's measures: bootstrap over prompts. NaN with fewer than two of them."""
+        names = list(self.sums)
+        found = standard_errors(lambda totals: values_of(names, totals), self._stacked(names))
+        return dict(zip(names, found.tolist(), strict=True))
+
+    def compare(self, other: "Evaluation") -> dict[str, dict[str, float]]:
+        """This evaluation's measures less another's of the same prompts, each with its standard error.
+
+        Prompts are resampled for both at once, so that what makes a prompt hard for both does not widen the error. Of
+        each measure: `difference`; `error`; and `detectable` = 2.8 · error, the smallest true difference that so many
+        prompts show four times in five. Evaluations of other prompts or settings are a ValueError.
+        """
+        check_comparable(self.settings, other.settings)
+        names = [name for name in self.sums if name in other.sums]
+        ours, theirs = self._stacked(names), other._stacked(names)
+
+        def difference(totals: np.ndarray, other_totals: np.ndarray) -> np.ndarray:
+            return values_of(names, totals) - values_of(names, other_totals)
+
+        values, errors = difference(ours.sum(0), theirs.sum(0)), standard_errors(difference, ours, theirs)
+        return {
+            name: {"difference": value, "error": error, "detectable": SEEN * error}
+            for name, value, error in zip(names, values.tolist(), errors.tolist(), strict=True)
+        }
+
+    def _stacked(self, names: list[str]) -> np.ndarray:
+        return np.stack([self.sums[name] for name in names], axis=1)
+
+    def __repr__(self) -> str:
+        errors = {name: f" ± {error:.3g}" for name, error in self.errors.items()}
+        shown = {
+            name: f"{value:.4g}{errors.get(name, '')}" for name, value in self.summary.items() if value is not None
+        }
+        return "\n".join(f"{name:{max(map(len, shown))}}  {value}" for name, value in shown.items())
+
+
+def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raise a ValueError that names the first setting in which two evaluations differ."""
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ValueError(
+                f"Evaluation.compare: `{name}` is {value!r} here and {theirs[name]!r} in the other evaluation, so they "
+                "would differ by more than their policies. Evaluate both on the same prompts, in the same way."
+            )
+
+
+def values_of(names: list[str], totals: np.ndarray) -> np.ndarray:
+    """Measures `(M,)` of their sums over prompts `(M, 2)`; NaN where there is nothing to take a mean of."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        ratios = totals[:, 0] / totals[:, 1]
+        return np.where(np.array(names) == PERPLEXITY, np.exp(ratios), ratios)
+
+
+def standard_errors(measure: Callable[..., np.ndarray], *sums: np.ndarray) -> np.ndarray:
+    """Deviation of a measure over resamples of the prompts, with replacement, times √(n / (n − 1)); `(M,)`.
+
+    The factor makes it, for a mean of n prompts, the usual s / √n. NaN where fewer than two prompts have any value.
+
+    Args:
+        measure: Of the sums over prompts, `(M, 2)` each, to numbers `(M,)`.
+        sums: `(P, M, 2)` each, of the same prompts.
+    """
+    random, count = np.random.default_rng(0), len(sums[0])
+    picks = (random.integers(count, size=count) for _ in range(RESAMPLES))
+    found = np.ma.masked_invalid([measure(*(each[picked].sum(0) for each in sums)) for picked in picks])
+    n = np.min([(each[:, :, 1] > 0).sum(0) for each in sums], axis=0).astype(float)
+    factor = np.sqrt(n / np.where(n > 1, n - 1, np.nan))
+    return np.ma.filled(found.std(0), np.nan) * factor

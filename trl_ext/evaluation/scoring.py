@@ -1,0 +1,60 @@
+"""Scores of texts that one has already, by anything that trainers take as rewards."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+from trl_ext.rewards.reward_callables import Reward, reward_callables
+from trl_ext.rewards.reward_columns import check_columns
+from trl_ext.rewards.weighted_rewards import call_all
+from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.seeds import seeded
+
+Rewards = Reward | Sequence[Reward] | None
+
+
+def score(
+    rewards: Rewards,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    *,
+    max_completion_length: int | None = None,
+    seed: int = 0,
+    **columns: Sequence,
+) -> dict[str, list[float | None]]:
+    """What rewards make of texts that one has already: by a reward's name one score each, None where it does not apply.
+
+    >>> from trl_ext import LengthIncentive
+    >>> score(LengthIncentive(), ["Where is it?"], ["Paris is the capital of France."])
+    {'LengthIncentive': [0.07]}
+
+    Args:
+        rewards: Functions in TRL's protocol, sync or async, reward models, their paths; one or a list of them.
+        prompts, completions: Text or messages; a text begins with the space that parts it from its prompt.
+        max_completion_length: The trainer's, which an `R3Reward` without one takes as its L.
+        seed: Of rewards that draw random numbers.
+        columns: What else rewards read, one value per completion; `completion_ended` tells reward models which came to
+            their end, without it all did.
+    """
+    functions = reward_functions(rewards, max_completion_length=max_completion_length, call="score")
+    given = {"prompts": prompts, "completions": completions, **columns}
+    for name, values in given.items():
+        if isinstance(values, str) or len(values) != len(completions):
+            got = "text" if isinstance(values, str) else len(values)
+            raise ValueError(
+                f"score({name}=…): expected a list, one for each of {len(completions)} completions, got {got}."
+            )
+    for function in functions:
+        try:
+            check_columns(function, columns, range(len(completions)))
+        except ValueError as error:
+            raise ValueError(f"score(…): {error}") from error
+    unheard = {"trainer_state": None, "log_metric": lambda *_: None, "log_extra": lambda *_: None}
+    with seeded(seed):
+        scores = call_all(functions, {name: list(values) for name, values in given.items()} | unheard)
+    return {function.__name__: values for function, values in zip(functions, scores, strict=True)}
+
+
+def reward_functions(rewards: Rewards, *, max_completion_length: int | None, call: str) -> list[Callable]:
+    """Each checked row by row, and named; reward models run where they are, or where a trainer would put them."""
+    settings = SimpleNamespace(max_completion_length=max_completion_length, reward_weights=None, device=None)
+    return reward_callables(rewards, None, settings, trainer=call)

@@ -1,0 +1,51 @@
+"""Reference answers as tokens and labels, so that a model's NLL of them can be read."""
+
+from collections.abc import Iterable
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from trl_ext.sequences.samples import as_completion
+from trl_ext.sequences.texts import Text
+from trl_ext.sequences.token_ids import TemplateKwargs, prompt_and_completion_ids
+from trl_ext.sequences.training_rows import TrainingRow, training_row
+from trl_ext.sequences.windows import model_window
+
+
+def answer_rows(
+    prompts: Iterable[Text],
+    answers: Iterable[Text | None],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    template_kwargs: TemplateKwargs = None,
+    *,
+    call: str,
+) -> dict[int, TrainingRow]:
+    """Prompts with those answers that there are, their ends included, by the rows' numbers.
+
+    Args:
+        prompts: Text or messages.
+        answers: Text as it continues its prompt, or messages; None or empty where there is none.
+        tokenizer, config: The model's.
+        template_kwargs: For the chat template.
+        call: Who asks, for messages.
+
+    Raises:
+        ValueError: For an answer that is neither, or that with its prompt passes the model's window.
+    """
+    rows, window = {}, model_window(config)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if not answer:
+            continue
+        if not isinstance(answer, str | type(prompt)):
+            raise ValueError(
+                f"{call}: the answer of row {row} is {answer!r}, expected text, or messages where the prompt is. Correct "
+                "it, or name no column of answers."
+            )
+        completion = as_completion(prompt, answer) if isinstance(answer, str) else answer
+        rows[row] = training_row(*prompt_and_completion_ids(prompt, completion, tokenizer, template_kwargs))
+        if window is not None and len(rows[row]["input_ids"]) > window:
+            raise ValueError(
+                f"{call}: the answer of row {row} has, with its prompt, {len(rows[row]['input_ids'])} tokens, and the "
+                f"model's window is {window}. Drop or shorten such answers, or name no column of them."
+            )
+    return rows
