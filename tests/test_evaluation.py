@@ -72,10 +72,12 @@ def test_a_policy_gives_the_same_samples_in_every_form(tuned, tmp_path):
     assert found["role"] != ids(evaluate(base.model, PROMPTS, None, **SIZES))  # the adapter shows
 
 
-def test_a_shared_base_stays_as_it_was(tuned):
+def test_a_shared_base_stays_as_it_was_and_loading_draws_from_nobodys_random_numbers(tuned):
     base, adapter = tuned
     roles, names = base.roles(), [name for name, _ in base.model.named_parameters()]
+    state = torch.get_rng_state()
     evaluate(adapter, PROMPTS, None, base=base, reference=adapter, **SIZES)
+    assert torch.equal(torch.get_rng_state(), state)
     assert base.roles() == roles and [name for name, _ in base.model.named_parameters()] == names
     base.check_frozen()
 
@@ -359,12 +361,13 @@ def test_a_reward_model_or_its_adapter_is_no_policy(tuned, tmp_path):
     reward.module.save_pretrained(tmp_path / "reward-adapter")
     with pytest.raises(ValueError, match=r"is the adapter of a reward or value model. A policy needs one of a causal"):
         evaluate(tmp_path / "reward-adapter", PROMPTS, None, base=base, **SIZES)
-    for tied in (False, True):
-        path = tmp_path / f"reward-{tied}"
-        for part in (byte_tokenizer(), tiny_reward_model(byte_tokenizer(), tie_word_embeddings=tied)):
-            part.save_pretrained(path)
+    trunk = tiny_llama(byte_tokenizer()).model
+    tied = tiny_reward_model(byte_tokenizer(), tie_word_embeddings=True)
+    for name, model in {"trunk": trunk, "tied": tied, "untied": tiny_reward_model(byte_tokenizer())}.items():
+        for part in (byte_tokenizer(), model):
+            part.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=r"is no causal LM .*A reward model goes into `rewards`"):
-            evaluate(path, PROMPTS, None, **SIZES)
+            evaluate(tmp_path / name, PROMPTS, None, **SIZES)
 
 
 def test_a_reference_with_other_words_is_refused(models, tmp_path):
@@ -386,7 +389,10 @@ def test_answers_that_cannot_be_read_are_refused(models, answer):
 # Texts that one has
 
 
-def test_scores_are_the_rewards_own():
+def test_scores_are_the_rewards_own_and_the_same_by_the_same_seed():
+    def drawn(completions, **columns):
+        return torch.rand(len(completions)).tolist()
+
     texts = {"prompts": ["a", "b"], "completions": ["x", "yyy"]}
 
     async def half(completions, share, **columns):
@@ -394,6 +400,7 @@ def test_scores_are_the_rewards_own():
 
     assert score([length, half], **texts, share=[0.5, 0.5]) == {"length": [1.0, 3.0], "half": [None, 1.5]}
     assert score([], **texts) == {}
+    assert score(drawn, **texts) == score(drawn, **texts) != score(drawn, **texts, seed=1)
 
 
 @pytest.mark.parametrize(
