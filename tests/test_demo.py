@@ -1,14 +1,16 @@
 """The demo's chain at the smallest scale, and what it measures."""
 
 import json
+from statistics import mean
 
 import pytest
-import torch
+from tiny import byte_tokenizer, tiny_reward_model
 
 from trl_ext.cli import main
 from trl_ext.demo import evaluation, stages
 from trl_ext.demo.answers import sample_questions
 from trl_ext.demo.world import ASSETS, load_world
+from trl_ext.sequences.texts import wordpunct
 
 TINY = stages.Scale(sft_rows=64, pairs=64, rollouts=2, batch=8, stages=2, stage_batch=8, held_out=16)
 
@@ -98,21 +100,19 @@ def test_a_demo_beside_other_files(begun, tmp_path, capsys):
     refused(capsys, "holds 'measures.json'", folder=tmp_path / "own")
 
 
-def test_kl_of_a_policy_to_itself_is_0():
+def test_measures_of_a_policy_beside_itself(tmp_path):
+    tokenizer = byte_tokenizer()
+    for part in (tokenizer, tiny_reward_model(tokenizer)):
+        part.save_pretrained(tmp_path / "judge")
     questions = sample_questions(load_world(), held_out=True, count=6, seed=0)
-    answers = evaluation.sample_answers(ASSETS / "policy", ASSETS / "policy", questions, seed=0)
-    assert answers.kl == 0.0 and len(answers.texts) == len(answers.ended) == 6
-
-
-def test_log_probs_stop_at_the_end_token(policy, tokenizer):
-    eos = tokenizer.eos_token_id
-    ids = torch.tensor([[5, 6, 7, eos, 8], [5, 6, 7, 8, 9]])
-    prompts = {"input_ids": ids[:, :2], "attention_mask": torch.ones(2, 2, dtype=torch.long)}
-    log_probs = evaluation._log_probs(policy, ids, prompts)
-    full = policy(ids).logits.log_softmax(-1)
-    first = full[0, 1, 7] + full[0, 2, eos]  # what stands after the end is not the answer's
-    second = full[1, 1, 7] + full[1, 2, 8] + full[1, 3, 9]
-    torch.testing.assert_close(log_probs, torch.stack([first, second]))
+    looked = evaluation.look(ASSETS / "policy", ASSETS / "policy", questions, tmp_path / "judge", seed=0)
+    found, texts = evaluation.measures(looked, questions, tmp_path / "judge"), looked.samples["completion"][:]
+    assert found["KL to SFT per answer (nats)"] == 0.0 and len(texts) == 6
+    columns = {name: [row[name] for row in questions] for name in ("query_type", "reference")}
+    scores = stages.r3()(prompts=[row["prompt"] for row in questions], completions=texts, **columns)
+    assert found["R³"] == pytest.approx(mean(scores))
+    words = [len(wordpunct(text)) for text, row in zip(texts, questions, strict=True) if row["query_type"] == "open"]
+    assert found["words per open answer"] == mean(words)
 
 
 def test_closed_right_grades_closed_questions_only():

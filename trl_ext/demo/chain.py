@@ -15,7 +15,7 @@ from rich.console import Console
 from trl_ext import __version__
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
-from trl_ext.demo.evaluation import measure, pair_accuracy, sample_answers
+from trl_ext.demo.evaluation import look, measures, pair_accuracy
 from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
 from trl_ext.demo.world import Entity, load_world
 from trl_ext.self_training.grow_files import GrowFiles
@@ -53,14 +53,14 @@ def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[st
 
     questions = sample_questions(world, held_out=True, count=scale.held_out, seed=seed)
     folders = {"before": policy} | {run: output_dir / run.lower() for run in RUNS[1:]}
-    answers = {run: sample_answers(folder, policy, questions, seed=seed) for run, folder in folders.items()}
-    measures = {run: measure(sampled, questions, judge) for run, sampled in answers.items()}
-    texts = {run: sampled.texts for run, sampled in answers.items()}
-    print_measures(console, measures)
+    looks = {run: look(folder, policy, questions, judge, seed=seed) for run, folder in folders.items()}
+    measured = {run: measures(looked, questions, judge) for run, looked in looks.items()}
+    texts = {run: looked.samples["completion"][:] for run, looked in looks.items()}
+    print_measures(console, measured)
     print_answers(console, questions, texts)
-    _save(console, output_dir, measures, questions, texts, logs)
+    _save(console, output_dir, measured, questions, texts, logs)
     console.print(f"{time.perf_counter() - start:.0f} s")
-    return measures
+    return measured
 
 
 def _claim(output_dir: Path, scale: stages.Scale, seed: int) -> None:

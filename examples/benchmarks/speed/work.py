@@ -13,12 +13,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2Config
 
 from examples.benchmarks.common.made_models import BOS, EOS, PAD, random_text, word_tokenizer
+from trl_ext import evaluate
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions
-from trl_ext.demo.evaluation import sample_answers
 from trl_ext.demo.world import load_world
 
 SIZES = {  # hidden size, MLP's, layers, heads, those of keys and values; keys are millions of parameters
@@ -100,13 +101,13 @@ def make_curves_work(folder: Path, *, rollouts: int) -> Path:
 def held_out(policy: Path, work: Path, *, questions: int = 256) -> dict[str, float]:
     """Mean score of a policy's answers to questions that were never trained on, KL to the start, length in tokens."""
     rows = sample_questions(load_world(), held_out=True, count=questions, seed=0)
-    answers = sample_answers(policy, work / "policy", rows, seed=0)
-    judge, prompts = stages.learned(work / "reward"), [row["prompt"] for row in rows]
-    scores = judge(prompts=prompts, completions=answers.texts, completion_ended=answers.ended)
-    ids = [judge.token_ids("", text, end) for text, end in zip(answers.texts, answers.ended, strict=True)]
-    bos = len(judge.token_ids("", "", False))
-    return {
-        "score": sum(scores) / len(scores),
-        "kl": answers.kl,
-        "length": sum(len(row) - bos for row in ids) / len(ids),
-    }
+    found = evaluate(
+        policy,
+        Dataset.from_list(rows),
+        stages.learned(work / "reward"),
+        reference=work / "policy",
+        references_column=None,
+        max_completion_length=stages.COMPLETION_LENGTH,
+        batch_size=64,
+    ).summary
+    return {"score": found["reward/reward"], "kl": found["kl"], "length": found["length"]}
