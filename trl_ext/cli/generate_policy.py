@@ -2,6 +2,7 @@
 
 import warnings
 from argparse import Namespace
+from importlib.util import find_spec
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -13,6 +14,7 @@ from trl_ext.generation.endpoint_answers import public_url
 from trl_ext.generation.protocol import Generator, Policy
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.saved_adapters import attach, read_adapter, same_base
 
 LOADED = ("transformers", "vllm")  # generators that are given the model
@@ -43,6 +45,8 @@ def _generator(args: Namespace) -> Generator:
     if args.generator == "transformers":
         return generation.TransformersGenerator(batch_size=args.batch_size)
     if args.generator == "vllm":
+        if find_spec("vllm") is None:  # asked before a model is loaded for it
+            raise ImportError('--generator vllm: vLLM is not installed. pip install "trl-ext[vllm]"')
         return generation.VLLMGenerator(dtype=args.dtype)
     if args.generator == "endpoint":
         return generation.EndpointGenerator(args.model, args.base_url)
@@ -85,15 +89,10 @@ def load_policy(model: str, adapter: str | None, args: Namespace) -> PreTrainedM
             warnings.warn(f"--adapter {adapter}: it was made for {made_for}, and --model is {model}.", stacklevel=2)
         policy = attach(policy, read_adapter(adapter, call=f"--adapter {adapter}"), trainable=False)
     own_process = torch.device("cpu") if args.generator == "vllm" else default_device()
-    return policy.to(args.device or own_process).eval()
+    with loading(f"--model {model}, --device {args.device or own_process}"):
+        return policy.to(args.device or own_process).eval()
 
 
 def _loaded(option: str, name: str, load):
-    try:
+    with loading(f"{option} {name}"):
         return load()
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{option} {name}: it cannot be loaded ({reason}). Give a folder written by save_pretrained, or a hub id "
-            "that can be reached or was downloaded before."
-        ) from error

@@ -19,10 +19,11 @@ from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.self_training.grow import with_scores
+from trl_ext.trainer_kit.device import checked_device
 from trl_ext.trainer_kit.fingerprints import data_fingerprint
 from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.run_record import write_record
-from trl_ext.trainer_kit.seeds import stable_seed
+from trl_ext.trainer_kit.seeds import check_seed, stable_seed
 
 
 def generate(args: Namespace) -> None:
@@ -72,6 +73,9 @@ def _check(args: Namespace) -> None:
     check_is_folder(args.output.parent, call=f"--output {args.output}")
     if args.prompts_per_part < 1:
         raise ValueError(f"--prompts-per-part {args.prompts_per_part}: expected at least 1.")
+    check_seed(args.seed, call=f"--seed {args.seed}")
+    if args.device is not None:
+        checked_device(args.device, call=f"--device {args.device}")
 
 
 def make_scorer(args: Namespace) -> Scorer:

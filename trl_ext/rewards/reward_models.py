@@ -11,7 +11,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
 from trl_ext.sequences.padding import right_padded
-from trl_ext.trainer_kit.loading import quiet_loading
+from trl_ext.trainer_kit.loading import DAMAGED, quiet_loading, why_unloadable
 from trl_ext.trainer_kit.passes import eval_mode
 from trl_ext.trainer_kit.saved_adapters import PREFIX, attach, base_of, of_scorer, read_adapter
 
@@ -41,10 +41,10 @@ def load_scorer(
                 _set_trainable(model, trainable)
                 return model.eval()
             return _load_adapter(path, new_head=new_head, trainable=trainable, **model_kwargs).eval()
-    except OSError as error:
+    except DAMAGED as error:
         raise ValueError(
             f"Reward model {path!r}: expected a folder written by save_pretrained, of a model or an adapter, or a hub "
-            f"id, and could load neither ({str(error).strip().splitlines()[0]}). Check the spelling, and for an id "
+            f"id, and could load neither ({why_unloadable(error)}). Check the spelling, and for an id "
             "that the hub can be reached or that it was downloaded before."
         ) from error
 

@@ -4,6 +4,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
+from trl_ext.trainer_kit.loading import loading
+
 
 def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: float) -> BitsAndBytesConfig:
     """bitsandbytes' settings: LLM.int8() with an outlier threshold, or NF4 with double quantisation."""
@@ -36,7 +38,9 @@ def check_bits(name: str, bits: int, **kwargs) -> None:
     """Raise a ValueError for other bits than there are, or a checkpoint that has some; `kwargs` are of its config."""
     if bits not in (4, 8):
         raise ValueError(f"SharedBase.from_pretrained(bits={bits!r}): expected 8, 4, or None for no quantisation.")
-    if getattr(AutoConfig.from_pretrained(name, **kwargs), "quantization_config", None) is not None:
+    with loading(f"SharedBase.from_pretrained({name!r})"):
+        config = AutoConfig.from_pretrained(name, **kwargs)
+    if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"SharedBase.from_pretrained({name!r}, bits={bits}): the checkpoint is quantised already. Leave bits out, "
             "or name the checkpoint that it was made from."

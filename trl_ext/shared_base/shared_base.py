@@ -19,6 +19,7 @@ from trl_ext.shared_base.base_loading import check_bits, check_model, quantisati
 from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
 
 Bits = Literal[8, 4] | None
@@ -95,12 +96,13 @@ class SharedBase:
             check_bits(name, bits, **{key: model_kwargs[key] for key in ("revision",) if key in model_kwargs})
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
             model_kwargs["quantization_config"] = quantisation(bits, dtype, llm_int8_threshold=llm_int8_threshold)
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
-            device_map=device_map or (None if device.type == "cpu" else {"": device}),
-            **model_kwargs,
-        )
+        with loading(f"SharedBase.from_pretrained({name!r})"):
+            model = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
+                device_map=device_map or (None if device.type == "cpu" else {"": device}),
+                **model_kwargs,
+            )
         return cls(model, tokenizer)
 
     # Roles

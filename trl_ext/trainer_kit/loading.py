@@ -1,9 +1,25 @@
-"""Loading models without noise."""
+"""Loading models: without noise, and what a damaged checkpoint raises."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+# What loading may raise of a checkpoint that is absent, damaged or of something else, besides a plain ValueError.
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    json.JSONDecodeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @contextmanager
@@ -15,3 +31,31 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(level)
+
+
+@contextmanager
+def loading(call: str) -> Iterator[None]:
+    """Raise a ValueError for whatever keeps a model from being loaded or moved; `call` says who asked for which."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{call}: the memory that is free cannot hold it ({why_unloadable(error)}). Give a smaller dtype or model, or "
+            "another device."
+        ) from error
+    except (*DAMAGED, ValueError) as error:
+        raise ValueError(
+            f"{call}: it cannot be loaded ({why_unloadable(error)}). Give a folder written by save_pretrained, or a hub id "
+            "that can be reached or was downloaded before."
+        ) from error
+
+
+def why_unloadable(error: Exception) -> str:
+    """What loading has raised, in one line: its first one, with the kind of error where that alone says little.
+
+    >>> why_unloadable(OSError("no model there\\nmore")), why_unloadable(KeyError("FOO"))
+    ('no model there', "KeyError: 'FOO'")
+    """
+    line = (str(error).strip().splitlines() or [""])[0]
+    speaks = line and isinstance(error, OSError | ValueError)
+    return line if speaks else f"{type(error).__name__}: {line}".removesuffix(": ")

@@ -4,9 +4,16 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
+
+
+def check_seed(seed: int, *, call: str) -> None:
+    """Raise a ValueError for what NumPy, and so transformers, takes for no seed; `call` says where it was given."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"{call}: expected a whole number in [0, 2³²). Give e.g. 0.")
 
 
 def stable_seed(*parts: int | str) -> int:
