@@ -12,7 +12,7 @@ from trl_ext import LearnedReward
 from trl_ext.reward_modeling.preference_rows import repeats_prompt, without_repeat
 from trl_ext.sequences.text_shapes import shown
 from trl_ext.sequences.token_ids import prompt_ids, whole_ids
-from trl_ext.trainer_kit.row_files import json_rows
+from trl_ext.trainer_kit.row_files import UNREADABLE, json_rows
 
 NAME_YOURS = "Name yours with --pair-fields or --prompt-field."
 MESSAGES = (
@@ -107,7 +107,13 @@ def pair_accuracy(reward: LearnedReward, pairs: list[dict]) -> float:
 
 def read_rows(path: Path, fields: list[str]) -> Iterator[dict]:
     """The rows of a file of JSON lines, each of which has text in these fields."""
-    for number, row in enumerate(json_rows(path), start=1):
+    try:
+        rows = list(json_rows(path))
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{path}: it cannot be read ({error}). Give --pairs and --prompts a file of JSON lines each."
+        ) from error
+    for number, row in enumerate(rows, start=1):
         bad = [field for field in fields if not isinstance(row.get(field), str)]
         if bad:
             raise ValueError(

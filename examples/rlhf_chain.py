@@ -38,7 +38,10 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, PPOConfig, PPOTrainer
 from trl_ext.sequences.windows import model_window
+from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.own_folders import claim_folder
+from trl_ext.trainer_kit.seeds import check_seed
 
 PPO_EPOCHS = 4  # over each batch of rollouts
 MARK, OWN = "rlhf_chain.json", re.compile(r"seed-\d+|table\.txt|results\.json")  # in OUT: whose it is; what is written
@@ -251,8 +254,11 @@ def report(runs: list[dict], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     options, console = parse(arguments), Console(record=True, width=100)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    window = model_window(AutoConfig.from_pretrained(options.model)) or 1024
+    for seed in options.seeds:
+        check_seed(seed, call=f"--seeds {seed}")
+    with loading(f"--model {options.model}"):
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        window = model_window(AutoConfig.from_pretrained(options.model)) or 1024
     max_length = options.max_length or min(window, 1024)
     room = window - options.max_completion_length
     pairs = load_pairs(options.pairs, options.pair_fields, tokenizer, max_length, console)
@@ -275,4 +281,5 @@ def main(arguments: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with ends_in_one_line("rlhf_chain.py", when_stopped="The same command begins anew, over what it has written."):
+        main()

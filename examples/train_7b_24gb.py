@@ -33,7 +33,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from trl_ext import SharedBase
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
+from trl_ext.trainer_kit.commands import ends_in_one_line
 from trl_ext.trainer_kit.own_folders import claim_folder
+from trl_ext.trainer_kit.seeds import check_seed
 
 GIB = 2**30
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "trl-ext")
@@ -254,6 +256,7 @@ def padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def main(arguments: list[str] | None = None) -> dict:
     options = parse(arguments)
+    check_seed(options.seed, call=f"--seed {options.seed}")
     if options.card is None and on_gpu():
         options.card = torch.cuda.mem_get_info()[1] / GIB
     found = plans(options)
@@ -278,4 +281,8 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with ends_in_one_line(
+        "train_7b_24gb.py",
+        when_stopped="The same command goes on: finished stages are kept, the last one from its newest checkpoint.",
+    ):
+        main()

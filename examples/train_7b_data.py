@@ -31,7 +31,13 @@ def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:
         rows = read_rows(path, text=named, convert=dict.fromkeys(named, with_text))
     else:
         hub_name, _, split = name.partition(":")
-        rows = load_dataset(hub_name, split=split or "train")
+        try:
+            rows = load_dataset(hub_name, split=split or "train")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{option} {name}: the hub does not give it ({error}). Check the spelling and the split, or name a file that "
+                f"ends in {', '.join(READERS)}."
+            ) from error
     found = next((columns for columns in formats if set(columns) <= set(rows.column_names)), None)
     if found is None:
         expected = " or ".join(", ".join(columns) for columns in formats)

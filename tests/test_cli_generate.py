@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -201,7 +202,7 @@ def test_killed_while_it_joined_its_parts(folder, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(SampleFiles, "finish", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             run()
     (folder / "other.parquet.7.partial").touch()
     run()
@@ -430,6 +431,13 @@ def test_a_column_that_would_take_anothers_name(folder, capsys):
     [
         (("--num-generations", "0"), "Sampling(num_generations=0): expected at least 1"),
         (("--prompts-per-part", "0"), "--prompts-per-part 0: expected at least 1"),
+        (("--seed", "-1"), "--seed -1: expected a whole number in [0, 2³²)"),
+        (("--device", "cdua"), "--device cdua: expected a device such as 'cpu'"),
+        (("--device", "cpu:1"), "--device cpu:1: expected one of 1, counted from 0"),
+        (("--reward", "damaged"), "Reward model 'damaged': expected a folder"),
+        (("--model", "damaged"), "--model damaged: it cannot be loaded (SafetensorError: Error while deserializing"),
+        (("--adapter", "foreign"), "--adapter foreign: it cannot be loaded (KeyError: 'FOREIGN'"),
+        (("--generator", "vllm"), '--generator vllm: vLLM is not installed. pip install "trl-ext[vllm]"'),
         (("--output", "samples"), "--output samples: expected a name that ends in .parquet"),
         (("--output", "rewards.py/a.parquet"), "expected a folder to write into, but 'rewards.py' is a file"),
         (("--model", "no/model"), "--model no/model: it cannot be loaded"),
@@ -449,7 +457,12 @@ def test_a_column_that_would_take_anothers_name(folder, capsys):
         (("--file", "prompts.jsonl"), "--file prompts.jsonl: --generator transformers has no use for it"),
     ],
 )
-def test_bad_input(folder, capsys, options, message):
+def test_bad_input(folder, capsys, monkeypatch, options, message):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    shutil.copytree("model", "damaged")
+    (folder / "damaged" / "model.safetensors").write_bytes((folder / "model" / "model.safetensors").read_bytes()[:999])
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "adapter_config.json").write_text('{"peft_type": "FOREIGN"}')
     refused(capsys, message, *options)
     assert not list(folder.glob("samples*"))
 

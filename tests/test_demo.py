@@ -59,7 +59,7 @@ def begun(monkeypatch):
 
 
 def demo(*options, folder):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         main(["demo", "--output-dir", str(folder), *options])
 
 

@@ -1,11 +1,8 @@
-"""`trl-ext generate`: its options, and how its errors are told. The work is in generate_run.py, imported only then."""
+"""`trl-ext generate`: its options. The work is in generate_run.py, imported only then."""
 
-import sys
-import traceback
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]
 GENERATORS = ("transformers", "vllm", "endpoint", "file")
 DESCRIPTION = """\
 Sample completions of a file of prompts, score them if asked, and write one parquet file. Parts of it are written as
@@ -22,7 +19,7 @@ def add_generate(commands) -> None:
     _add_generator(parser)
     _add_sampling(parser)
     _add_rewards(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, when_stopped="What is sampled is kept: the same command goes on from there.")
 
 
 def _add_files(parser: ArgumentParser) -> None:
@@ -75,19 +72,7 @@ def _add_rewards(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Run the command; bad input ends it with code 2 and a message on stderr."""
+    """Run the command."""
     from trl_ext.cli.generate_run import generate
 
-    try:
-        generate(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"trl-ext generate: error: {error}{_place(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-def _place(error: Exception) -> str:
-    """Where an error that is not the package's own was raised, e.g. in a user's reward function."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    if Path(frame.filename).is_relative_to(PACKAGE):
-        return ""
-    return f" ({type(error).__name__} in {frame.filename}, line {frame.lineno})"
+    generate(args)

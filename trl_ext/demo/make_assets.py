@@ -17,6 +17,9 @@ from trl_ext.demo.corpus import pretraining_texts
 from trl_ext.demo.make_tokenizers import encoder_tokenizer, policy_tokenizer
 from trl_ext.demo.pretraining import fact_recall, new_policy, packed_blocks, train_policy
 from trl_ext.demo.world import ASSETS, Entity, make_world, save_world
+from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.own_folders import check_is_folder
+from trl_ext.trainer_kit.seeds import check_seed
 
 TEXTS = 60_000  # read once
 ENCODER_STEPS, ENCODER_BATCH = 600, 64
@@ -62,6 +65,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, default=ASSETS)
     args = parser.parse_args()
+    check_seed(args.seed, call=f"--seed {args.seed}")
+    check_is_folder(args.output_dir, call=f"--output-dir {args.output_dir}")
     torch.set_num_threads(1)  # the sums of one thread are the same on every run
     start = time.perf_counter()
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -74,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ends_in_one_line("make_assets", when_stopped="The same command begins anew, over what it has written."):
+        main()

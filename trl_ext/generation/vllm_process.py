@@ -21,6 +21,10 @@ LOG_TAIL = 4000  # characters
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+class VLLMError(ChildProcessError, RuntimeError):
+    """vLLM's process has failed; the message ends with the end of its output."""
+
+
 def environment(device: torch.device, spec: dict[str, Any]) -> dict[str, str]:
     """Of vLLM's process: it is alone, and sees the card that the policy was on, unless it shall spread over several.
 
@@ -64,7 +68,7 @@ def finished_parts(process: subprocess.Popen, parts: list[Part], folder: Path) -
             yield missing.pop(index), answers
         if missing and has_ended:
             log = (folder / "worker.log").read_text(errors="replace")[-LOG_TAIL:]
-            raise RuntimeError(
+            raise VLLMError(
                 f"VLLMGenerator: vLLM ended with code {process.returncode} and left {len(missing)} of {len(parts)} parts. "
                 f"Finished parts are kept: put right what follows, then resume the run.\n{log}"
             )

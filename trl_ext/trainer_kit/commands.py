@@ -1,0 +1,82 @@
+"""How a command ends: what its user can mend, or has stopped, in one line on stderr; a fault of its own with a traceback."""
+
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from safetensors import SafetensorError
+
+PACKAGE = Path(__file__).parents[1]
+TRACEBACK = "TRL_EXT_TRACEBACK"  # of the environment: also shows where bad input was found
+BAD_INPUT, STOPPED, READER_GONE = 2, 130, 1  # exit codes
+MENDABLE = (ValueError, OSError, ImportError)  # anything else is a fault of the code
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust, and so safetensors, tells of a full disk
+REMEDIES = {
+    errno.ENOSPC: "Make room on that disk, then give the same command again.",
+    errno.EDQUOT: "Make room within the quota, then give the same command again.",
+    errno.EROFS: "Give a place that can be written.",
+    errno.EACCES: "Give another place, or ask for the permission.",
+    errno.EPERM: "Give another place, or ask for the permission.",
+}
+
+
+@contextmanager
+def ends_in_one_line(call: str, *, when_stopped: str) -> Iterator[None]:
+    """Let what is run inside end as a command does.
+
+    bad input    code 2 and one line: what was expected, what came, what to do. With TRL_EXT_TRACEBACK=1, the traceback too
+    Ctrl-C       code 130 and one line
+    `| head`     nothing more is said to a reader that has gone
+    a fault      its traceback, as ever: any error but a ValueError, an OSError and an ImportError
+
+    Args:
+        call: The command, for the line.
+        when_stopped: How its user goes on after Ctrl-C.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        _end(f"{call}: stopped. {when_stopped}", error, STOPPED)
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would complain of it
+        raise SystemExit(READER_GONE) from error
+    except (*MENDABLE, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and not OS_ERROR.search(str(error)):
+            raise
+        _end(f"{call}: error: {told(error)}", error, BAD_INPUT)
+
+
+def told(error: Exception) -> str:
+    """An error in words: as this package raised it, as the system names it, else in one line with its place."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"({type(error).__name__} in {frame.filename}, line {frame.lineno}); {TRACEBACK}=1 shows the way there"
+    number = _system_error(error)
+    if number is not None:
+        file = error.filename if isinstance(error, OSError) else None
+        where, rest = ("", f" {place}") if file is None else (f"{file}: ", "")
+        return f"{where}{os.strerror(number)}. {REMEDIES[number]}{rest}"
+    if Path(frame.filename).is_relative_to(PACKAGE) and (frame.line or "").startswith("raise "):
+        return str(error)
+    return f"{' '.join(str(error).split()) or 'no reason is given'} {place}"
+
+
+def _system_error(error: Exception) -> int | None:
+    """The system's number of what it refused, where that has a remedy and nobody has named one yet."""
+    found = OS_ERROR.search(str(error))
+    number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+    is_bare = not isinstance(error, OSError) or number is None or error.strerror == os.strerror(number)
+    return number if number in REMEDIES and is_bare else None
+
+
+def _end(line: str, error: BaseException, code: int) -> NoReturn:
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    print(line, file=sys.stderr)
+    raise SystemExit(code) from error
