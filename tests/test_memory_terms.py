@@ -20,8 +20,6 @@ from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
 from trl_ext.memory_planning.plan_activations import (
     Pass,
     attention_kept,
-    head_backward,
-    head_forward,
     int8_kept,
     layer_backward,
     layer_forward,
@@ -31,7 +29,10 @@ from trl_ext.memory_planning.plan_activations import (
     norms_kept,
     one_weight,
 )
+from trl_ext.memory_planning.plan_heads import head_backward, head_forward
 
+KNOWN = ["llama", "mistral", "qwen2", "qwen3", "gemma2"]
+COUNTED = ["gemma3_text", "phi3", "olmo2", "granite", "smollm3", "qwen3_moe", "mixtral", "cohere", "starcoder2", "phi"]
 SHAPE = ModelShape("tiny", vocab=10, hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2)
 
 
@@ -108,7 +109,7 @@ def test_kept_by_a_layer_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("kind", [*KNOWN, *COUNTED])
 def test_kept_by_a_layer_is_what_autograd_saves(kind, dtype):
     """Under LoRA, in 16 bits with autocast, on a padded batch: all saved tensors but weights, per layer, within 3 %."""
     assert layer_kept(_pass_of(kind, dtype)) == pytest.approx(_saved_per_layer(kind, dtype), rel=0.03)
@@ -116,7 +117,11 @@ def test_kept_by_a_layer_is_what_autograd_saves(kind, dtype):
 
 def _config(kind, layers):
     sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": layers, "num_attention_heads": 4}
-    return AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, vocab_size=64, head_dim=16, sliding_window=4096)
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 64, "head_dim": 16, "sliding_window": 4096}
+    sizes |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    experts |= {"num_experts" if kind == "qwen3_moe" else "num_local_experts": 4}
+    return AutoConfig.for_model(kind, **sizes | (experts if "moe" in kind or kind == "mixtral" else {}))
 
 
 def _pass_of(kind, dtype):
@@ -131,7 +136,11 @@ def _saved_per_layer(kind, dtype) -> float:
         model = AutoModelForCausalLM.from_config(_config(kind, layers), dtype=dtype)
         model.enable_input_require_grads()
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
-        shapes = {tensor.shape for parameter in model.parameters() for tensor in (parameter, parameter.t())}
+        shapes = {
+            tensor.shape
+            for parameter in model.parameters()
+            for tensor in (parameter, parameter.t() if parameter.dim() < 3 else parameter)
+        }
         tensors, mask = [], torch.ones(2, 200, dtype=torch.long)
         mask[0, :3] = 0
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_llama
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, LlamaConfig, WhisperConfig
 
 from trl_ext.memory_planning.model_shapes import BUILT_IN, ModelShape, shape_of
 
@@ -45,12 +45,26 @@ def test_windows_by_architecture():
     assert shape_of(late).windows[-2:] == (None, 8)
 
 
-def test_an_unknown_architecture_names_the_fields_it_needs(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 768}))
-    with pytest.raises(ValueError, match=r"architecture 'gpt2'.* not known.*num_hidden_layers.*ModelShape"):
+def test_what_is_no_decoder_of_text_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_kind", "hidden_size": 8}))
+    with pytest.raises(ValueError, match=r"transformers makes no configuration of it .*no_such_kind.*Mend its config"):
         shape_of(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"makes no configuration of it"):
+        shape_of({"hidden_size": 8})
     with pytest.raises(ValueError, match=r"without \['vocab_size'"):
         shape_of({"model_type": "llama"})
+    with pytest.raises(ValueError, match=r"memory_plan\(model='t5'\): .*'t5' is an encoder–decoder. Give a causal"):
+        shape_of({"model_type": "t5"}, call="memory_plan")
+    for config in (BartConfig(), WhisperConfig()):
+        with pytest.raises(ValueError, match=r"is an encoder–decoder"):
+            shape_of(config)
+    for kind in ("bert", "roberta"):
+        with pytest.raises(ValueError, match=rf"'{kind}' is an encoder\."):
+            shape_of({"model_type": kind})
+    with pytest.raises(ValueError, match=r"'vit' has no causal language model"):
+        shape_of({"model_type": "vit"})
+    with pytest.raises(ValueError, match=r"cannot build 'olmo2' from this configuration \(.*\). Mend its config"):
+        shape_of(AutoConfig.for_model("olmo2", hidden_size=7, num_attention_heads=0))
 
 
 def test_bad_input():

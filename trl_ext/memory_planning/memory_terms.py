@@ -2,7 +2,7 @@
 
 import math
 
-from trl_ext.memory_planning.model_shapes import ModelShape
+from trl_ext.memory_planning.layer_kinds import ModelShape
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_TABLES = 256 * 4 + 16 * 4 + 4  # of each weight: two code books and an offset
@@ -35,7 +35,9 @@ def linear_bytes(shape: ModelShape, *, bits: int | None, width: int) -> int:
     if bits is None:
         return shape.linear_params * width
     one = int8_bytes if bits == 8 else nf4_bytes
-    return shape.layers * sum(one(outputs, inputs) for inputs, outputs in shape.linears)
+    return sum(
+        count * one(outputs, inputs) for layer, count in shape.kinds.items() for inputs, outputs in layer.linears
+    )
 
 
 def base_bytes(shape: ModelShape, *, bits: int | None, width: int, head: bool = True) -> int:
@@ -56,7 +58,7 @@ def adapter_params(shape: ModelShape, rank: int) -> int:
 
     r · Σ (in + out)
     """
-    return shape.layers * rank * sum(inputs + outputs for inputs, outputs in shape.linears)
+    return rank * sum(count * layer.adapter for layer, count in shape.kinds.items())
 
 
 def optimizer_bytes(params: int, optimizer: str, *, width: int) -> int:
@@ -75,7 +77,7 @@ def optimizer_bytes(params: int, optimizer: str, *, width: int) -> int:
 def cache_bytes(shape: ModelShape, *, rows: int, tokens: int, width: int) -> int:
     """Keys and values.
 
-    Σ_layers 2 · kv_heads · head_dim · rows · min(tokens, window) · width
+    Σ_layers 2 · keys · rows · min(tokens, window) · width
     """
-    kept = sum(min(tokens, window or tokens) for window in shape.windows or (None,) * shape.layers)
-    return 2 * shape.keys * rows * kept * width
+    kept = sum(count * layer.keys * min(tokens, layer.window or tokens) for layer, count in shape.kinds.items())
+    return 2 * rows * kept * width

@@ -2,92 +2,17 @@
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_ext.memory_planning.plan_known_models import ARCHITECTURES, BUILT_IN, COUNTS, FIELDS
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A decoder of RMS norms, attention by rotary positions and a gated MLP; all sizes are counts of numbers.
-
-    Args:
-        name: For messages.
-        vocab, hidden, intermediate, layers, heads, kv_heads, head_dim: V, H, I, and so on.
-        tied: Whether embeddings and vocabulary head are one matrix.
-        qkv_bias, output_bias, mlp_bias: Which linear layers have biases.
-        qk_norm: Whether queries and keys are normalised per head.
-        norms: Norms of H numbers per layer.
-        windows: Of each layer, the tokens that its keys and values are kept of; None: all.
-    """
-
-    name: str
-    vocab: int
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    tied: bool = False
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    norms: int = 2
-    windows: tuple[int | None, ...] = ()
-
-    @property
-    def queries(self) -> int:
-        """Numbers of all heads' queries of one token."""
-        return self.heads * self.head_dim
-
-    @property
-    def keys(self) -> int:
-        """Numbers of all heads' keys, and of their values, of one token."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def linears(self) -> tuple[tuple[int, int], ...]:
-        """(in, out) of the linear layers of one block: q, k, v, o, gate, up, down."""
-        H, Q, K, I = self.hidden, self.queries, self.keys, self.intermediate  # noqa: E741
-        return (H, Q), (H, K), (H, K), (Q, H), (H, I), (H, I), (I, H)
-
-    @property
-    def linear_params(self) -> int:
-        """Weights of the linear layers of all blocks, without biases: what is quantised."""
-        return self.layers * sum(rows * columns for rows, columns in self.linears)
-
-    @property
-    def largest_linear(self) -> int:
-        return max(rows * columns for rows, columns in self.linears)
-
-    @property
-    def small_params(self) -> int:
-        """Biases and norms, of all blocks and of the last norm."""
-        biases = self.qkv_bias * (self.queries + 2 * self.keys) + self.output_bias * self.hidden
-        biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
-        norms = self.norms * self.hidden + self.qk_norm * 2 * self.head_dim
-        return self.layers * (biases + norms) + self.hidden
-
-    @property
-    def embedding_params(self) -> int:
-        return self.vocab * self.hidden
-
-    @property
-    def head_params(self) -> int:
-        """Of a vocabulary head of its own; 0 where it is tied."""
-        return 0 if self.tied else self.embedding_params
-
-    @property
-    def params(self) -> int:
-        return self.linear_params + self.small_params + self.embedding_params + self.head_params
+from trl_ext.memory_planning.layer_kinds import ModelShape
+from trl_ext.memory_planning.plan_known_models import ARCHITECTURES, BUILT_IN, COUNTS, FIELDS, windows_of
 
 
 def shape_of(model, *, call: str = "shape_of") -> ModelShape:
     """The shape of a model; no weights are read.
+
+    The table of known architectures needs no torch; any other causal language model is counted on torch's meta device.
 
     Args:
         model: A built-in name, the path or hub id of a model or of its adapter-free folder, a `config.json`, a
@@ -95,36 +20,67 @@ def shape_of(model, *, call: str = "shape_of") -> ModelShape:
         call: Named in errors.
 
     Raises:
-        ValueError: If nothing is found, or the architecture is not one whose layers are known.
+        ValueError: If nothing is found, or it is no decoder of text.
     """
     if isinstance(model, ModelShape):
         return model
     if isinstance(model, dict):
-        return shape_from(model, name=model.get("_name_or_path") or model.get("model_type", "a dict"), call=call)
+        return _shape_of_fields(model, model.get("_name_or_path") or model.get("model_type", "a dict"), call)
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
-        known = BUILT_IN.get(name.lower())
-        return shape_from(known or _read_config(name, call), name=name, call=call)
+        known, path = BUILT_IN.get(name.lower()), Path(name).expanduser()
+        if known or (path.suffix == ".json" and path.is_file()):
+            return _shape_of_fields(known or _parsed(path, call), name, call)
+        return _shape_of_config(_read_config(path, name, call), name, call)
     config = getattr(model, "config", model)  # a model's, or itself
     if not hasattr(config, "get_text_config"):
         raise ValueError(
             f"{call}(model={type(model).__name__}): expected a name, a folder, a configuration or a model. Give one of "
             f"{', '.join(BUILT_IN)}, or the path of a config.json."
         )
-    text = config.get_text_config()
-    return shape_from(text.to_dict(), name=config._name_or_path or text.model_type, call=call)
+    return _shape_of_config(config, config._name_or_path or config.model_type, call)
+
+
+def _shape_of_fields(fields: dict[str, Any], name: str, call: str) -> ModelShape:
+    """The shape that a `config.json` describes."""
+    if fields.get("model_type") in ARCHITECTURES:
+        return shape_from(fields, name=name, call=call)
+    from transformers import AutoConfig
+
+    fields = {key: value for key, value in fields.items() if key != "model_type"} | {"kind": fields.get("model_type")}
+    try:
+        config = AutoConfig.for_model(fields.pop("kind"), **fields)
+    except (ValueError, TypeError, AttributeError, ImportError, ArithmeticError, LookupError) as error:
+        raise ValueError(
+            f"{call}(model={name!r}): transformers makes no configuration of it ({_first_line(error)}). Mend its "
+            "config.json, or install a transformers that knows the architecture."
+        ) from error
+    return _shape_of_config(config, name, call)
+
+
+def _shape_of_config(config, name: str, call: str) -> ModelShape:
+    """The shape that a configuration of transformers describes."""
+    text = config.get_text_config(decoder=True)
+    if text.model_type in ARCHITECTURES:
+        return shape_from(text.to_dict(), name=name, call=call)
+    from trl_ext.memory_planning.counted_models import counted_shape
+
+    return counted_shape(config, name=name, call=call)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def shape_from(config: dict[str, Any], *, name: str, call: str) -> ModelShape:
-    """The shape that the fields of a `config.json` describe."""
+    """The shape that the fields of a `config.json` of a known architecture describe."""
     config = _with_defaults(config)
-    kind = config.get("model_type")
+    kind = config["model_type"]
     missing = [field for field in FIELDS if config.get(field) is None]
-    if kind not in ARCHITECTURES or missing:
+    if missing:
         raise ValueError(
-            f"{call}(model={name!r}): architecture {kind!r}{f' without {missing}' if missing else ''} is not known. "
-            f"Expected one of {', '.join(ARCHITECTURES)}, with the fields {', '.join(FIELDS)}. For another decoder of "
-            "RMS norms, rotary attention and a gated MLP, pass a trl_ext.memory_planning.model_shapes.ModelShape."
+            f"{call}(model={name!r}): architecture {kind!r} without {missing} is not known. Expected the fields "
+            f"{', '.join(FIELDS)}. Mend its config.json."
         )
     sizes = [config[field] for field in COUNTS]
     bad = {field: size for field, size in zip(COUNTS, sizes, strict=True) if not isinstance(size, int) or size < 1}
@@ -136,7 +92,7 @@ def shape_from(config: dict[str, Any], *, name: str, call: str) -> ModelShape:
         *sizes,
         tied=config["tie_word_embeddings"],
         **{"mlp_bias": config.get("mlp_bias", False)} | biases | ARCHITECTURES[kind],
-        windows=_windows(config),
+        windows=windows_of(config, config["num_hidden_layers"]),
     )
 
 
@@ -147,21 +103,6 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         filled["head_dim"] = hidden // heads
     return filled | {name: value for name, value in config.items() if value is not None}
-
-
-def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
-    """Of each layer, how many tokens it looks back; None: all of them."""
-    layers, window = config["num_hidden_layers"], config.get("sliding_window")
-    if not window or not config.get("use_sliding_window", True):
-        return (None,) * layers
-    kinds = config.get("layer_types")
-    if kinds is None and config["model_type"] == "gemma2":
-        kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
-    if kinds is None and "max_window_layers" in config:  # qwen2, qwen3: the first ones see all
-        kinds = ["full_attention"] * config["max_window_layers"] + ["sliding_attention"] * layers
-    return tuple(
-        window if kind == "sliding_attention" else None for kind in (kinds or ["sliding_attention"] * layers)
-    )[:layers]
 
 
 def _parsed(path: Path, call: str) -> dict[str, Any]:
@@ -179,17 +120,14 @@ def _parsed(path: Path, call: str) -> dict[str, Any]:
     return fields
 
 
-def _read_config(name: str, call: str) -> dict[str, Any]:
-    """The fields of the config.json at a path or hub id, with the defaults of its architecture."""
-    path = Path(name).expanduser()
-    if path.suffix == ".json" and path.is_file():
-        return _parsed(path, call)
+def _read_config(path: Path, name: str, call: str):
+    """The configuration at a path or hub id, with the defaults of its architecture."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(path) if path.exists() else name).get_text_config().to_dict()
+        return AutoConfig.from_pretrained(str(path) if path.exists() else name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{call}(model={name!r}): expected one of {', '.join(BUILT_IN)}, or a folder or hub id with a config.json, "
-            f"and found none ({str(error).strip().splitlines()[0]}). Check the spelling."
+            f"and found none ({_first_line(error)}). Check the spelling."
         ) from error

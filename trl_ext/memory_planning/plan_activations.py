@@ -1,14 +1,15 @@
 """Bytes of what a pass through the model computes: kept for the backward pass, or alive for a moment.
 
 Shapes: `N` tokens of the pass (rows × length), `H` hidden, `I` intermediate, `Q` and `K` numbers of all queries and of all
-keys of a token, `V` vocabulary, `c` bytes of a number in the compute precision.
+keys of a token, `V` vocabulary, `c` bytes of a number in the compute precision. A function of a layer takes a pass through
+one: `of_each(run)` has them all.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from trl_ext.memory_planning.model_shapes import ModelShape
-
-TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused vocabulary head, which makes logits in such tiles
+from trl_ext.memory_planning.layer_kinds import Layer, ModelShape, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Pass:
         trains_all: Whether its own weights are trained.
         autocast: Whether adapters, which are in fp32, compute in c bytes: in training, not in sampling and rewards.
         cuda: Which kernels compute it.
+        at: The layer; None: the model's first kind.
     """
 
     shape: ModelShape
@@ -35,6 +37,11 @@ class Pass:
     trains_all: bool = False
     autocast: bool = True
     cuda: bool = True
+    at: Layer | None = None
+
+    @cached_property
+    def layer(self) -> Layer:
+        return self.at or next(iter(self.shape.kinds))
 
     @property
     def tokens(self) -> int:
@@ -48,7 +55,7 @@ class Pass:
     @property
     def inner(self) -> int:
         """One state inside the MLP: c · N · I."""
-        return self.width * self.tokens * self.shape.intermediate
+        return self.width * self.tokens * self.layer.inner
 
     @property
     def copies_inputs(self) -> bool:
@@ -59,52 +66,97 @@ class Pass:
         return bool(self.rank) and self.autocast and self.width == 2 and self.bits is None
 
 
-def norms_kept(run: Pass) -> int:
-    """RMS norms of a layer: each keeps its input in fp32 and 1/rms per token; a trained one also x / rms.
+def of_each(run: Pass) -> list[tuple[Pass, int]]:
+    """The pass through each kind of layer, and how many layers are of that kind."""
+    return [(replace(run, at=layer), count) for layer, count in run.shape.kinds.items()]
 
-        norms · (4 N H + 4 N + [trained] c N H)
+
+def in_all(term: Callable[[Pass], int], run: Pass) -> int:
+    """A term summed over all layers."""
+    return sum(count * term(one) for one, count in of_each(run))
+
+
+def in_largest(term: Callable[[Pass], int], run: Pass) -> int:
+    """A term of the layer in which it is largest."""
+    return max(term(one) for one, _ in of_each(run))
+
+
+def norms_kept(run: Pass) -> int:
+    """Norms of a layer: each keeps its input in fp32 and 1/rms per token and group; a trained one also x / rms.
+
+        Σ_norms 4 N (states · numbers + groups) + [trained] c N numbers
 
     Without 16 bits the input is the residual stream itself, which nothing else keeps.
     """
-    one = 4 * run.tokens * (run.shape.hidden + 1) + (run.state if run.trains_all else 0)
-    return run.shape.norms * one + _head_norms_kept(run)
+    return sum(_norm_kept(norm, run) for norm in run.layer.norms)
 
 
-def _head_norms_kept(run: Pass) -> int:
-    """Norms of each head's queries and keys, where the architecture has them."""
-    shape = run.shape
-    if not shape.qk_norm:
-        return 0
-    numbers = shape.queries + shape.keys
-    trained = run.width * numbers if run.trains_all else 0
-    return run.tokens * (4 * numbers + 4 * (shape.heads + shape.kv_heads) + trained)
+def _norm_kept(norm: Norm, run: Pass) -> int:
+    if norm.by_torch:  # its kernel: the input as it comes (in fp32 under CUDA's autocast), a mean and 1/σ
+        width = 4 if run.cuda and run.autocast else run.width
+        return run.tokens * (width * norm.numbers + 8 * norm.groups)
+    trained = run.width * norm.numbers if run.trains_all else 0
+    return run.tokens * (4 * (norm.states * norm.numbers + norm.groups) + trained)
 
 
 def attention_kept(run: Pass) -> int:
     """Attention of a layer, without the matrix of scores: q, k, v, output, one number per head, and the mask.
 
-        c N (2 Q + 2 K′) + 4 N heads + c · rows · length²
+        c N (2 Q + 2 K′) + 4 N heads + c · rows · length² + scores
 
     K′ = Q where several heads share keys: beside a mask of padding, each gets a copy. The mask is in compute precision.
     """
-    shape, keys = run.shape, run.shape.queries  # of a batch with padding
-    mask = run.width * run.rows * run.length**2
-    return run.width * run.tokens * (2 * shape.queries + 2 * keys) + 4 * run.tokens * shape.heads + mask
+    layer, keys = run.layer, run.layer.queries  # of a batch with padding
+    square = run.rows * run.length**2 if layer.heads else 0
+    scores = scores_bytes(run)
+    return (
+        run.width * run.tokens * (2 * layer.queries + 2 * keys)
+        + 4 * run.tokens * layer.heads
+        + run.width * square
+        + scores
+    )
+
+
+def scores_bytes(run: Pass) -> int:
+    """The matrix of scores where no fused kernel spares it: (4 + [16 bits] c) · heads · rows · length²."""
+    if not run.layer.scores:
+        return 0
+    return (4 + run.width % 4) * run.layer.heads * run.rows * run.length**2
 
 
 def linears_kept(run: Pass) -> int:
     """Inputs of the linear layers and of the gate, apart from the output of attention, and what LoRA's A makes.
 
-    c N (H + H + 4 I) + c N r · 7 + [each adapter copies its input] c N (3 H + Q)
+    c N (H + H + 4 I) + c N r · 7 + [each adapter copies its input] c N (3 H + Q), for q, k, v, o, gate, up, down
     """
-    adapters = run.width * run.tokens * run.rank * len(run.shape.linears)
-    copies = run.width * run.tokens * (3 * run.shape.hidden + run.shape.queries) if run.copies_inputs else 0
-    return 2 * run.state + 4 * run.inner + adapters + copies
+    layer = run.layer
+    adapters = run.width * run.tokens * run.rank * len(layer.linears)
+    once = (layer.reads if layer.inner else 1) * run.shape.hidden + layer.inner
+    copies = layer.queries * layer.copies_output
+    if run.copies_inputs:
+        copies = max(sum(inputs for inputs, _ in layer.linears) - once, 0)
+    return layer.reads * run.state + run.width * run.tokens * (layer.mlp_kept + copies) + adapters
+
+
+def experts_kept(run: Pass) -> int:
+    """A mixture's: of each token and expert that reads it, the state twice and four inner ones; the router's choice.
+
+        c N k (2 H + 4 I) + 32 N k + 4 N E + [adapted] c · (all experts' weights)
+
+    PEFT multiplies with a copy of the weights, to which it has added its own.
+    """
+    experts = run.layer.experts
+    if experts is None:
+        return 0
+    pairs = run.tokens * experts.active
+    merged = run.width * experts.params if experts.adapted and run.rank else 0
+    choice = 32 * pairs + 4 * run.tokens * experts.count
+    return run.width * pairs * (2 * run.shape.hidden + 4 * experts.inner) + choice + merged
 
 
 def layer_kept(run: Pass) -> int:
     """All that one layer keeps for its backward pass."""
-    return norms_kept(run) + attention_kept(run) + linears_kept(run)
+    return norms_kept(run) + attention_kept(run) + linears_kept(run) + experts_kept(run)
 
 
 def int8_kept(run: Pass) -> int:
@@ -114,8 +166,8 @@ def int8_kept(run: Pass) -> int:
 
     bitsandbytes holds them beside autograd's saved tensors, as long as the graph lives.
     """
-    shape = run.shape
-    numbers = 2 * shape.hidden + shape.queries + shape.intermediate
+    layer = run.layer
+    numbers = layer.reads * run.shape.hidden + layer.queries + layer.inner
     return run.width * run.tokens * numbers if run.bits == 8 else 0
 
 
@@ -135,13 +187,24 @@ def layer_forward(run: Pass) -> int:
     The states are the layer's input, the residual and its norm. With an adapter: silu(gate), up, the adapter's part and
     their sum, of a bytes each; a is 4 outside autocast.
     """
-    shape, adapter = run.shape, run.width if run.autocast else 4
+    layer, adapter = run.layer, run.width if run.autocast else 4
     mlp = 3 * run.inner
     if run.rank:
-        mlp = 2 * run.inner + 2 * adapter * run.tokens * shape.intermediate
-        mlp += adapter * run.tokens * shape.hidden if adapter > run.width else 0
-    attention = run.width * run.tokens * (4 * shape.queries + 2 * shape.keys) + run.width * run.rows * run.length**2
-    return 3 * run.state + max(mlp, attention)
+        mlp = 2 * run.inner + 2 * adapter * run.tokens * layer.inner
+        mlp += adapter * run.tokens * run.shape.hidden if adapter > run.width else 0
+    square = run.rows * run.length**2
+    attention = run.width * run.tokens * (4 * layer.queries + 2 * layer.keys) + run.width * square
+    attention += scores_bytes(run)
+    return 3 * run.state + max(mlp, attention, experts_forward(run))
+
+
+def experts_forward(run: Pass) -> int:
+    """The largest moment of a mixture without gradients."""
+    experts = run.layer.experts
+    if experts is None:
+        return 0
+    merged = run.width * experts.params if experts.adapted and run.rank else 0
+    return run.width * run.tokens * experts.active * (run.shape.hidden + 3 * experts.inner) + merged
 
 
 def one_weight(run: Pass) -> int:
@@ -152,42 +215,10 @@ def one_weight(run: Pass) -> int:
     """
     if run.bits is None:
         return 0
-    return max(0, run.width * run.shape.largest_linear - run.inner)
+    return max(0, run.width * run.layer.largest_linear - run.inner)
 
 
 def mask_bytes(run: Pass) -> int:
-    """Who may look at whom, once per pass: rows · length² bytes."""
-    return run.rows * run.length**2
-
-
-def head_kept(run: Pass, *, scored: int) -> int:
-    """The last norm's input and output, and a copy of the states that the vocabulary head reads.
-
-    Args:
-        run: Of the policy.
-        scored: Tokens whose log-probability is computed.
-    """
-    return 4 * run.tokens * (run.shape.hidden + 1) + run.state + run.width * scored * run.shape.hidden
-
-
-def tile(run: Pass, *, scored: int) -> int:
-    """Logits of a tile: TRL's fused head holds room for 4096 tokens × 32768 words at most."""
-    return run.width * min(scored, TILE_TOKENS) * TILE_VOCABULARY
-
-
-def head_forward(run: Pass, *, scored: int) -> int:
-    """Tiles of logits. On CUDA a kernel reads them in place; on the CPU three arrays in fp32 are made of one."""
-    arrays = 0 if run.cuda else 12
-    return tile(run, scored=scored) + arrays * _tile_numbers(run, scored)
-
-
-def head_backward(run: Pass, *, scored: int) -> int:
-    """The tile, the gradient of the states in fp32 and then in c bytes, and on the CPU seven arrays and a mask."""
-    arrays = 0 if run.cuda else 29
-    gradient = (4 + run.width) * scored * run.shape.hidden
-    weight = (4 + run.width) * run.shape.embedding_params if run.trains_all else 0
-    return tile(run, scored=scored) + arrays * _tile_numbers(run, scored) + gradient + weight
-
-
-def _tile_numbers(run: Pass, scored: int) -> int:
-    return min(scored, TILE_TOKENS) * min(run.shape.vocab, TILE_VOCABULARY)
+    """Who may look at whom, once per pass and kind of window: rows · length² bytes."""
+    windows = {layer.window for layer in run.shape.kinds}
+    return len(windows) * run.rows * run.length**2

@@ -14,6 +14,7 @@ FIELDS = (
     "tie_word_embeddings",
 )
 COUNTS = FIELDS[1:-1]
+BOUNDED = ("sliding_attention", "chunked_attention")
 
 
 # What a configuration of each architecture does not say, in terms of ModelShape.
@@ -39,3 +40,17 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "qwen3-8b": _sizes("qwen3", 151936, 4096, 12288, 36, 32, 8, 128),
     "gemma-2-9b": _sizes("gemma2", 256000, 3584, 14336, 42, 16, 8, 256, tied=True, sliding_window=4096),
 }
+
+
+def windows_of(config: dict[str, Any], layers: int) -> tuple[int | None, ...]:
+    """Of each layer, how many tokens it looks back; None: all of them."""
+    window = config.get("sliding_window") or config.get("attention_chunk_size")
+    if not isinstance(window, int) or not window or config.get("use_sliding_window", True) is False:
+        return (None,) * layers
+    kinds = config.get("layer_types")
+    if kinds is None and config.get("model_type") == "gemma2":
+        kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    if kinds is None and "max_window_layers" in config:  # qwen2, qwen3: the first ones see all
+        kinds = ["full_attention"] * config["max_window_layers"] + ["sliding_attention"] * layers
+    kinds = kinds or ["sliding_attention"] * layers
+    return tuple(window if kind in BOUNDED else None for kind in (*kinds, *["full_attention"] * layers)[:layers])

@@ -6,9 +6,10 @@ A moment is a dict from the name of a term to bytes; a phase is its largest mome
 import math
 from dataclasses import dataclass
 
+from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import cache_bytes
-from trl_ext.memory_planning.model_shapes import ModelShape
-from trl_ext.memory_planning.plan_activations import head_forward, layer_forward, mask_bytes
+from trl_ext.memory_planning.plan_activations import in_largest, layer_forward, mask_bytes
+from trl_ext.memory_planning.plan_heads import head_forward
 from trl_ext.memory_planning.plan_roles import other_bases, policy_base, residents
 from trl_ext.memory_planning.plan_settings import PlanSettings
 from trl_ext.memory_planning.plan_training import (
@@ -83,8 +84,8 @@ def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     logits = sampling_bytes(shape, settings)
     read = cache_bytes(shape, rows=rows, tokens=settings.prompt_length, width=settings.width)
     full = cache_bytes(shape, rows=settings.batch, tokens=settings.length - 1, width=settings.width)
-    activations = prompt.state + layer_forward(prompt) + mask_bytes(prompt)
-    grown = step.state + layer_forward(step) + cache_copies(shape, settings)
+    activations = prompt.state + in_largest(layer_forward, prompt) + mask_bytes(prompt)
+    grown = step.state + in_largest(layer_forward, step) + cache_copies(shape, settings)
     return [{CACHE: read, ACTIVATIONS: activations}, {CACHE: full, ACTIVATIONS: grown}, {CACHE: full, LOGITS: logits}]
 
 
@@ -103,8 +104,8 @@ def sampling_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 def cache_copies(shape: ModelShape, settings: PlanSettings) -> int:
     """A layer's keys twice while a token is appended, or keys and values once for each head that shares them."""
     rows_tokens = settings.batch * settings.length * settings.width
-    shared = 2 * shape.queries if shape.heads > shape.kv_heads else 0
-    return rows_tokens * max(shape.keys, shared)
+    copied = [2 * layer.queries if layer.heads > layer.kv_heads else layer.keys for layer in shape.kinds]
+    return rows_tokens * max(copied)
 
 
 def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
@@ -113,7 +114,7 @@ def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     if settings.has_reference or settings.method == "ppo":
         run = training_pass(shape, settings)
         state = run.state + mask_bytes(run)
-        moments.append({ACTIVATIONS: state + layer_forward(run)})
+        moments.append({ACTIVATIONS: state + in_largest(layer_forward, run)})
         moments.append({ACTIVATIONS: 2 * state, LOGITS: head_forward(run, scored=scored_tokens(settings))})
     return moments
 
@@ -126,4 +127,4 @@ def reward_pass(shape: ModelShape, settings: PlanSettings) -> Moment:
     length = settings.completion_length if behind else settings.length
     run = model_pass(shape, settings, rows=group if behind else rows, length=length, autocast=False)
     cache = cache_bytes(shape, rows=run.rows, tokens=settings.length, width=settings.width) if behind else 0
-    return {CACHE: cache, ACTIVATIONS: run.state + layer_forward(run) + mask_bytes(run)}
+    return {CACHE: cache, ACTIVATIONS: run.state + in_largest(layer_forward, run) + mask_bytes(run)}

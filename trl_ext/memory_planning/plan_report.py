@@ -22,6 +22,8 @@ def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str) -> None:
     console = Console()
     console.print(terms_table(plan))
     console.print(f"Predicted by arithmetic from the model's shape, {CAVEAT}. Time is not predicted.", style="dim")
+    for what in plan.assumed:
+        console.print(f"Assumed: {what}.", style="yellow")
     if plan.paged:
         console.print(f"{size(plan.paged)} GiB of optimiser state wait in the computer's memory.")
     console.print()

@@ -1,7 +1,7 @@
 """What stays on the card for the whole run: the roles' weights and the optimiser's state."""
 
+from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, optimizer_bytes
-from trl_ext.memory_planning.model_shapes import ModelShape
 from trl_ext.memory_planning.plan_settings import PlanSettings
 
 FP32 = 4

@@ -1,17 +1,19 @@
 """The moments of a training step that may need most."""
 
+from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params
-from trl_ext.memory_planning.model_shapes import ModelShape
 from trl_ext.memory_planning.plan_activations import (
     Pass,
-    head_backward,
-    head_kept,
+    in_all,
+    in_largest,
     int8_kept,
     layer_backward,
     layer_kept,
     mask_bytes,
+    of_each,
     one_weight,
 )
+from trl_ext.memory_planning.plan_heads import head_backward, head_kept
 from trl_ext.memory_planning.plan_roles import trained, trained_width
 from trl_ext.memory_planning.plan_settings import PlanSettings
 
@@ -32,13 +34,13 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
     if settings.has_critic:
         both = kept + graph_bytes(run, settings, scored=0)
         moments.append(_through_layer(run, settings, both) | {GRADIENTS: waiting})
-        kept += shape.layers * int8_kept(run) * holds_inputs(settings)  # of the value model, to the end
+        kept += in_all(int8_kept, run) * holds_inputs(settings)  # of the value model, to the end
     earlier = waiting or sum(gradients[1:])
     if settings.method != "reward":
         logits = head_backward(run, scored=scored_tokens(settings))
         moments.append({ACTIVATIONS: kept, LOGITS: logits, GRADIENTS: earlier})
     moments.append(_through_layer(run, settings, kept) | {GRADIENTS: earlier})
-    first = run.state if settings.gradient_checkpointing else layer_kept(run)
+    first = run.state if settings.gradient_checkpointing else in_largest(layer_kept, run)
     moments.append(_through_layer(run, settings, first) | {GRADIENTS: sum(gradients)})
     return [*moments, {GRADIENTS: sum(gradients)}]
 
@@ -81,17 +83,23 @@ def graph_bytes(run: Pass, settings: PlanSettings, *, scored: int) -> int:
     Without checkpoints also the adapter's weights in 16 bits, to which autocast has turned them.
     """
     if settings.gradient_checkpointing:
-        layers = run.shape.layers * (run.state + int8_kept(run) * holds_inputs(settings))
+        layers = run.shape.layers * run.state + in_all(int8_kept, run) * holds_inputs(settings)
     else:
         cast = 2 * adapter_params(run.shape, run.rank) if run.width == 2 else 0
-        layers = run.shape.layers * layer_kept(run) + cast
+        layers = in_all(layer_kept, run) + cast
     return layers + head_kept(run, scored=scored) + mask_bytes(run)
 
 
 def _through_layer(run: Pass, settings: PlanSettings, kept: int) -> dict[str, int]:
-    """Backward through one layer while `kept` is alive; a checkpointed one is computed anew first.
+    """Backward through the largest layer while `kept` is alive; a checkpointed one is computed anew first.
 
     In fp32 its first norm keeps the checkpoint itself.
     """
-    again = layer_kept(run) - (run.state if run.width == 4 else 0) if settings.gradient_checkpointing else 0
-    return {ACTIVATIONS: kept + again + layer_backward(run), WEIGHT: one_weight(run)}
+    again = settings.gradient_checkpointing
+
+    def backward(one: Pass) -> int:
+        anew = layer_kept(one) - (one.state if one.width == 4 else 0) if again else 0
+        return anew + layer_backward(one)
+
+    largest = max((one for one, _ in of_each(run)), key=lambda one: backward(one) + one_weight(one))
+    return {ACTIVATIONS: kept + backward(largest), WEIGHT: one_weight(largest)}

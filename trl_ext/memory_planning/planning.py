@@ -43,6 +43,13 @@ class MemoryPlan:
         """Bytes of optimiser state in the computer's memory, which are not in the peak."""
         return paged_bytes(self.shape, self.settings)
 
+    @property
+    def assumed(self) -> list[str]:
+        """What is guessed, in words: parts of layers of which no kind is known."""
+        experts = any(layer.experts and layer.experts.params for layer in self.shape.kinds) and self.settings.bits
+        quantised = ["experts stay in 16 bits, as bitsandbytes leaves them"] if experts else []
+        return [f"{what}: what its linear layers make is kept" for what in self.shape.assumed] + quantised
+
     def verdict(self, card_bytes: int) -> str:
         """Whether a card of so many bytes holds it: "fits", "does not fit", or "tight", where slack decides.
 
@@ -101,7 +108,7 @@ def memory_plan(
 
     Args:
         model: A built-in shape (llama-2-7b, mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b), the path or
-            hub id of a model, a configuration, a loaded model, or a `ModelShape`.
+            hub id of any causal language model, a configuration, a loaded model, or a `ModelShape`.
         method: "ppo", "grpo", "raft", "rest", "reward" (training a reward model) or "sft".
         bits: 8 or 4 (NF4, double quantisation) for the blocks' linear layers of the frozen base; None: as `dtype`.
         dtype: Of what is not quantised and of activations; "float32" means `bf16=False` in the trainer.
@@ -121,7 +128,7 @@ def memory_plan(
         device: "cuda", or "cpu" for what its kernels do, without context and slack.
 
     Raises:
-        ValueError: For bad input, or an architecture whose layers are not known.
+        ValueError: For bad input, or what is no decoder of text.
     """
     settings = {name: value for name, value in locals().items() if name != "model"}
     return _plan(shape_of(model, call="memory_plan"), PlanSettings(**settings))

@@ -1,0 +1,178 @@
+"""What a decoder layer is made of, told by its modules; what they do not tell is assumed, and said.
+
+H is the hidden size, Q and K are numbers of all queries and of all keys of a token, I is the MLP's inner size.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from trl_ext.memory_planning.layer_kinds import Experts, Layer, Norm
+
+HEAD_SIZES = ("head_dim", "qk_head_dim", "v_head_dim", "head_size")  # of queries and keys, of values
+ACTIVE_EXPERTS = ("num_experts_per_tok", "moe_topk", "top_k", "moe_k", "experts_per_token", "moe_top_k")
+ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "activation_func")
+MIXED = ("mlp", "feedforward", "ffn", "moe", "expert")  # of the names of modules that look at one token alone
+
+
+def layer_of(layer: nn.Module, window: int | None, config: PreTrainedConfig, hidden: int) -> Layer:
+    """A layer of the model that a configuration describes; the weights of its adapter are not counted yet."""
+    mixer = next((part for name, part in layer.named_modules() if _is_attention(name, part)), None)
+    heads = _heads(mixer, config, hidden)
+    if heads is None:
+        return _unknown_layer(layer, hidden)
+    inside = set(mixer.modules())
+    experts, listed = _experts(layer, config, hidden)
+    mlps = [_mlp(part, hidden) for part in layer.modules() if part not in inside | listed]
+    inner, kept = sum(mlp[0] for mlp in mlps), sum(mlp[1] for mlp in mlps)
+    norms = tuple(_norms(layer, heads, hidden))
+    unsaid = [heads.pop("assumed"), _unsaid(layer, inside | listed, known=bool(inner or experts))]
+    return Layer(
+        linears=tuple(_size(part) for part in linears_of(layer)),
+        adapter=0,
+        inner=inner,
+        mlp_kept=kept + heads.pop("latent"),
+        norms=norms,
+        copies_output=len(linears_of(mixer)) == 2 or _rotates_in_part(config),
+        reads=1 if sum(norm.numbers == hidden for norm in norms) == 1 else 2,
+        window=window,
+        experts=experts,
+        scores=config._attn_implementation == "eager",
+        assumed=" and ".join(filter(None, unsaid)),
+        **heads,
+    )
+
+
+def _unknown_layer(layer: nn.Module, hidden: int) -> Layer:
+    """A layer without attention: all that its linear layers read and make is taken to be kept."""
+    sizes = [_size(part) for part in linears_of(layer)]
+    return Layer(
+        linears=tuple(sizes),
+        adapter=0,
+        queries=0,
+        keys=0,
+        heads=0,
+        kv_heads=0,
+        inner=max((max(size) for size in sizes), default=hidden),
+        mlp_kept=sum(inputs + outputs for inputs, outputs in sizes),
+        norms=(Norm(hidden), Norm(hidden)),
+        assumed="a layer without attention",
+    )
+
+
+def linears_of(module: nn.Module) -> list[nn.Linear | Conv1D]:
+    """All linear layers of a module; bitsandbytes quantises them, PEFT adapts them."""
+    return [part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)]
+
+
+def _size(linear: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(in, out)"""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    kind = type(module).__name__.lower()
+    return "attention" in kind and "norm" not in kind and "linear" not in kind and bool(linears_of(module))
+
+
+def _heads(mixer: nn.Module | None, config: PreTrainedConfig, hidden: int) -> dict | None:
+    """Q, K and heads of attention, of which all linear layers together make Q + 2 K + H; None where there are no heads.
+
+    What they make beyond that (a gate, latent states) is taken to be kept, and so is a K that nobody names.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    if mixer is None or not isinstance(heads, int) or heads < 1:
+        return None
+    sizes = [getattr(source, name, None) for source in (mixer, config) for name in HEAD_SIZES]
+    head_dim = max([size for size in sizes if isinstance(size, int)], default=hidden // heads)
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    made = sum(_size(part)[1] for part in linears_of(mixer)) - hidden - heads * head_dim
+    if made == 2 * heads * head_dim or not isinstance(kv_heads, int):  # each head has keys, or some share
+        kv_heads = max(made // (2 * head_dim), 1)
+    latent = made - 2 * kv_heads * head_dim
+    return {
+        "queries": heads * head_dim,
+        "keys": kv_heads * head_dim,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "latent": max(latent, 0),
+        "assumed": "attention of another kind" if latent else "",
+    }
+
+
+def _rotates_in_part(config: PreTrainedConfig) -> bool:
+    share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor")
+    share = getattr(config, "partial_rotary_factor", None) if share is None else share
+    return isinstance(share, float) and share < 1
+
+
+def _mlp(module: nn.Module, hidden: int) -> tuple[int, int]:
+    """I of an MLP right below a module, and the numbers that it keeps of a token; 0, 0 where there is none.
+
+    The last linear layer that makes a state is the one down, the others are up: I numbers, or twice that with a gate.
+    """
+    sizes = [_size(part) for part in module.children() if isinstance(part, nn.Linear | Conv1D)]
+    down = max((i for i, size in enumerate(sizes) if size[1] == hidden), default=None)
+    if down is None:
+        return 0, 0
+    inner = sizes[down][0]
+    up = sum(outputs for i, (inputs, outputs) in enumerate(sizes) if i != down and inputs == hidden)
+    if up < inner:
+        return 0, 0
+    gate = 2 if up >= 2 * inner else 0  # the other half, and the product
+    return inner, inner * (_activation_kept(module) + gate)
+
+
+def _activation_kept(module: nn.Module) -> int:
+    """States that an activation function keeps, as it says itself on the meta device, and its result."""
+    function = next(
+        (getattr(module, name) for name in ACTIVATIONS if callable(getattr(module, name, None))), nn.SiLU()
+    )
+    return _states_kept(function, 8) + 1
+
+
+def _states_kept(function: Callable, numbers: int) -> int:
+    """How many states of so many numbers a function keeps, of one that is not kept yet."""
+    x, saved = torch.empty(3, numbers, device="meta", requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        function(x)
+    return len({tensor.untyped_storage()._cdata for tensor in saved if tensor.shape == x.shape})
+
+
+def _experts(layer: nn.Module, config: PreTrainedConfig, hidden: int) -> tuple[Experts | None, set[nn.Module]]:
+    """A layer's mixture of experts, stacked or listed, and the modules of a list."""
+    active = next((value for name in ACTIVE_EXPERTS if isinstance(value := getattr(config, name, None), int)), 1)
+    for name, part in layer.named_modules():
+        weights = [weight for weight in part.parameters(recurse=False) if weight.dim() == 3]
+        if len(weights) > 1:
+            down = min(weight.numel() for weight in weights)
+            count = weights[0].shape[0]
+            params = sum(weight.numel() for weight in weights)
+            return Experts(count, active, down // (count * hidden), params), set()
+        if name.endswith("experts") and isinstance(part, nn.ModuleList):
+            return Experts(len(part), active, _mlp(part[0], hidden)[0], 0), set(part.modules())
+    return None, set()
+
+
+def _norms(layer: nn.Module, heads: dict, hidden: int) -> Iterator[Norm]:
+    """A layer's norms; those of heads are told by their size, and queries from keys by their name."""
+    for name, part in layer.named_modules():
+        if "norm" not in type(part).__name__.lower():
+            continue
+        numbers = sum(weight.numel() for key, weight in part.named_parameters(recurse=False) if key == "weight")
+        numbers, by_torch, groups = numbers or hidden, isinstance(part, nn.LayerNorm), 1
+        if numbers == heads["queries"] // heads["heads"] != hidden:
+            side = ("queries", "heads") if name.rpartition(".")[2].startswith("q") else ("keys", "kv_heads")
+            numbers, groups = heads[side[0]], heads[side[1]]
+        yield Norm(numbers, groups, _states_kept(part.requires_grad_(False), numbers // groups), by_torch)
+
+
+def _unsaid(layer: nn.Module, seen: set[nn.Module], *, known: bool) -> str:
+    """What else of the layer has linear layers, and is neither attention nor an MLP."""
+    others = [(name, part) for name, part in layer.named_children() if part not in seen and linears_of(part)]
+    odd = [name for name, part in others if not any(word in (name + type(part).__name__).lower() for word in MIXED)]
+    odd = [name for name in odd if not isinstance(dict(others)[name], nn.Linear | Conv1D)]
+    return "" if known and not odd else f"the part {odd[0]!r}" if odd else "its MLP"

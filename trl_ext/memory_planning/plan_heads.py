@@ -1,0 +1,38 @@
+"""Bytes of the vocabulary head, in training and when it scores; `c` bytes of a number in the compute precision."""
+
+from trl_ext.memory_planning.plan_activations import Pass
+
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused vocabulary head, which makes logits in such tiles
+
+
+def head_kept(run: Pass, *, scored: int) -> int:
+    """The last norm's input and output, and a copy of the states that the vocabulary head reads.
+
+    Args:
+        run: Of the policy.
+        scored: Tokens whose log-probability is computed.
+    """
+    return 4 * run.tokens * (run.shape.hidden + 1) + run.state + run.width * scored * run.shape.hidden
+
+
+def tile(run: Pass, *, scored: int) -> int:
+    """Logits of a tile: TRL's fused head holds room for 4096 tokens × 32768 words at most."""
+    return run.width * min(scored, TILE_TOKENS) * TILE_VOCABULARY
+
+
+def head_forward(run: Pass, *, scored: int) -> int:
+    """Tiles of logits. On CUDA a kernel reads them in place; on the CPU three arrays in fp32 are made of one."""
+    arrays = 0 if run.cuda else 12
+    return tile(run, scored=scored) + arrays * _tile_numbers(run, scored)
+
+
+def head_backward(run: Pass, *, scored: int) -> int:
+    """The tile, the gradient of the states in fp32 and then in c bytes, and on the CPU seven arrays and a mask."""
+    arrays = 0 if run.cuda else 29
+    gradient = (4 + run.width) * scored * run.shape.hidden
+    weight = (4 + run.width) * run.shape.embedding_params if run.trains_all else 0
+    return tile(run, scored=scored) + arrays * _tile_numbers(run, scored) + gradient + weight
+
+
+def _tile_numbers(run: Pass, scored: int) -> int:
+    return min(scored, TILE_TOKENS) * min(run.shape.vocab, TILE_VOCABULARY)
