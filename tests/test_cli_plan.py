@@ -7,12 +7,19 @@ import pytest
 from trl_ext.cli import _parser, main
 from trl_ext.cli.plan import card_bytes
 from trl_ext.memory_planning import memory_plan
+from trl_ext.memory_planning.plan_advice import CHANGES
 
 GIB = 2**30
 
 
 def run(*options) -> None:
     main(["plan", *options])
+
+
+def ended(*options) -> int:
+    with pytest.raises(SystemExit) as end:
+        run(*options)
+    return end.value.code
 
 
 @pytest.fixture(params=[80, 120])
@@ -31,13 +38,15 @@ def test_table_bars_and_verdict_fit_the_terminal(columns, capsys):
 
 
 def test_it_advises_where_it_does_not_fit(capsys):
-    run("llama-3.1-8b", "--bits", "8", "--no-shared", "--micro-batch", "8", "--gpu", "24GB")
+    options = ["--bits", "8", "--value-model", "--no-shared", "--micro-batch", "8"]
+    assert ended("llama-3.1-8b", *options, "--gpu", "24GB") == 1
     printed = capsys.readouterr().out
     assert "does not fit" in printed and "1. micro-batches of 1" in printed and "costs:" in printed
-    run("llama-3.1-8b", "--gpu", "2GB")
+    assert "--micro-batch 1, in a script per_device_train_batch_size=1" in printed
+    assert ended("llama-3.1-8b", "--gpu", "2GB") == 1
     assert "Not even all of these make it fit" in capsys.readouterr().out
     least = ["--method", "sft", "--bits", "4", "--lora", "1", "--batch", "1", "--completion-length", "32"]
-    run("llama-2-7b", *least, "--optimizer", "paged_adamw_8bit", "--gpu", "1GB")
+    assert ended("llama-2-7b", *least, "--optimizer", "paged_adamw_8bit", "--gpu", "1GB") == 1
     assert "None of the known changes needs less." in capsys.readouterr().out
 
 
@@ -66,6 +75,22 @@ def test_bad_input_ends_with_code_2(options, message, capsys):
     captured = capsys.readouterr()
     assert ended.value.code == 2 and captured.out == ""
     assert captured.err.startswith("trl-ext plan: error: ") and message in captured.err
+
+
+def test_sixteen_bits_are_none(capsys):
+    run("llama-2-7b", "--bits", "16", "--gpu", "80GB")
+    assert "ppo on llama-2-7b, bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.setting)
+def test_every_suggestion_is_an_option_of_the_command(change):
+    """Taken as it is printed, it sets what the suggestion sets."""
+    flag = change.flag.format(value=7 if "{value}" in change.flag else None)
+    args = _parser().parse_args(["plan", "llama-2-7b", *flag.split()])
+    default = _parser().parse_args(
+        ["plan", "llama-2-7b", "--no-gradient-checkpointing", "--no-shared", "--value-model"]
+    )
+    assert getattr(args, change.setting) != getattr(default, change.setting) and change.config
 
 
 def test_sizes_of_cards():

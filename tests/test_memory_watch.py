@@ -89,6 +89,20 @@ def test_the_plan_is_said_and_what_was_measured_beside_it(tmp_path, capsys):
     assert f"memory in generate: 0.00 GiB allocated, 0.00 reserved, planned {planned:.2f}" in said
 
 
+def test_the_plan_is_said_once(tmp_path, capsys, caplog):
+    """In the log where it is read, else in the terminal; and a warning says it itself."""
+    ppo_trainer(tmp_path / "a", max_steps=1).train()
+    assert "".join(capsys.readouterr()).count("memory plan (") == 1 and "memory plan (" not in caplog.text
+    with caplog.at_level("INFO", logger="trl_ext"):
+        ppo_trainer(tmp_path / "b", max_steps=1).train()
+    assert "".join(capsys.readouterr()).count("memory plan (") == 0 and caplog.text.count("memory plan (") == 1
+    trainer = ppo_trainer(tmp_path / "c", max_steps=1)
+    trainer.memory.card = FakeCard(total=200_000)
+    with pytest.warns(UserWarning, match="above what is free"):
+        trainer.train()
+    assert "memory plan (" not in "".join(capsys.readouterr())
+
+
 def test_on_a_cpu_nothing_is_measured(tmp_path):
     trainer = ppo_trainer(tmp_path, max_steps=1)
     trainer.train()

@@ -1,5 +1,6 @@
 """The plan as a whole: sums, relations that must hold, verdict, advice, bad input."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import trl_ext
-from trl_ext import MemoryPlan, memory_plan
+from trl_ext import MemoryPlan, PPOTrainer, memory_plan
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
 from trl_ext.memory_planning.plan_phases import CUDA_CONTEXT, SLACK
@@ -17,12 +18,13 @@ SHAPE = ModelShape("tiny", vocab=10, hidden=4, intermediate=6, layers=2, heads=2
 
 
 def peaks(**changes) -> dict[str, int]:
-    plan = memory_plan("llama-2-7b", **{"bits": 8} | changes)
+    plan = memory_plan("llama-2-7b", **{"bits": 8, "value_model": True} | changes)
     return {name: phase.bytes for name, phase in plan.phases.items()}
 
 
 def test_ppo_by_hand():
-    plan = memory_plan(SHAPE, "ppo", lora=1, batch=2, prompt_length=3, completion_length=2, device="cpu")
+    sizes = {"batch": 2, "prompt_length": 3, "completion_length": 2}
+    plan = memory_plan(SHAPE, "ppo", lora=1, value_model=True, **sizes, device="cpu")
     base, adapter = 2 * (240 + 20 + 80), 4 * adapter_params(SHAPE, 1)
     generate = plan.phases["generate"].terms
     assert generate["base weights"] == base
@@ -85,8 +87,8 @@ def test_a_reference_costs_the_copy_of_an_adapter_or_of_the_model():
 
 def test_four_separate_models_do_not_fit_where_a_shared_base_does():
     card = int(23.5 * GIB)
-    assert memory_plan("llama-2-7b", bits=8).verdict(card) == "fits"
-    assert memory_plan("llama-2-7b", bits=8, shared=False).verdict(card) == "does not fit"
+    assert memory_plan("llama-2-7b", bits=8, value_model=True).verdict(card) == "fits"
+    assert memory_plan("llama-2-7b", bits=8, value_model=True, shared=False).verdict(card) == "does not fit"
 
 
 def test_eight_bit_holds_its_inputs_unless_checkpoints_are_reentrant():
@@ -113,7 +115,8 @@ def test_verdict_leaves_room_for_slack():
 
 
 def test_advice_adds_up_until_it_fits_and_holds_nothing_needless():
-    plan = memory_plan("llama-3.1-8b", micro_batch=8, shared=False, gradient_checkpointing=False)
+    settings = {"value_model": True, "shared": False, "gradient_checkpointing": False}
+    plan = memory_plan("llama-3.1-8b", micro_batch=8, **settings)
     card = 24 * GIB
     advice = plan.advice(card)
     assert advice[-1].verdict == "fits" and {step.verdict for step in advice[:-1]} <= {"tight", "does not fit"}
@@ -157,6 +160,20 @@ def test_line_says_that_it_is_not_verified():
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         memory_plan("llama-2-7b", **changes)
+
+
+def test_the_critic_is_the_trainers_default():
+    """`PPOTrainer` without `value_model` puts a linear head on the policy."""
+    assert inspect.signature(PPOTrainer).parameters["value_model"].default is None
+    assert not memory_plan("llama-2-7b").settings.value_model
+    plan = memory_plan(SHAPE, "ppo", lora=1, batch=2, prompt_length=3, completion_length=2, device="cpu")
+    terms = plan.phases["train"].terms
+    # adapters of the policy, its reference and the reward model; a head for the reward and one for the critic
+    assert terms["adapters, heads"] == 3 * 4 * adapter_params(SHAPE, 1) + 2 * 4 * 4
+
+
+def test_sixteen_bits_are_none():
+    assert memory_plan("llama-2-7b", bits=16) == memory_plan("llama-2-7b")
 
 
 @pytest.mark.parametrize("card", [0, -1, "24GB", True, float("nan")])

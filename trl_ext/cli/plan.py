@@ -7,8 +7,9 @@ from trl_ext.memory_planning.plan_settings import METHODS, PlanSettings
 
 DESCRIPTION = """\
 Predict the peak of memory of each phase of a run, compare it with a card, and name the cheapest changes that make it
-fit. MODEL is a path or hub id, of which config.json alone is read, or one of llama-2-7b, mistral-7b, llama-3.1-8b,
-qwen2.5-7b, qwen3-8b, gemma-2-9b."""
+fit. MODEL is a path or hub id of any causal language model, of which config.json alone is read, or one of llama-2-7b,
+mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b. Ends with 0 if it fits or there is no card to compare with,
+1 if it does not, 2 for bad input."""
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 2**30, "MB": 2**20, "": 2**30}
 USABLE = 0.98  # of what a card is sold as: 24 GB hold 23.5 GiB
 NUMBERS = {
@@ -48,7 +49,7 @@ def add_plan(commands) -> None:
 def _add_what(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("what is run").add_argument
     add("--method", default="ppo", help=f"one of {', '.join(METHODS)} (default: %(default)s)")
-    add("--bits", type=int, help="8 or 4 for a quantised base (default: not quantised)")
+    add("--bits", type=int, help="8 or 4 for a quantised base; 16: not quantised, the default")
     add("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
     text = "rank of adapters; 0: train all weights (default: %(default)s)"
     add("--lora", type=int, default=16, metavar="R", help=text)
@@ -61,14 +62,17 @@ def _option(name: str) -> str:
 
 
 def run(args: Namespace) -> None:
-    """Run the command."""
+    """Run the command; ends with code 1 where it does not fit."""
     from trl_ext.memory_planning.plan_report import print_plan
     from trl_ext.memory_planning.planning import memory_plan
 
     names = ("method", "bits", "dtype", "optimizer", "num_generations", *NUMBERS, *SWITCHES)
     card, card_name = the_card(args.gpu)
     settings = {name: getattr(args, name) for name in names}
-    print_plan(memory_plan(args.model, **settings, lora=args.lora or None), card, card_name=card_name)
+    plan = memory_plan(args.model, **settings, lora=args.lora or None)
+    print_plan(plan, card, card_name=card_name)
+    if card is not None and plan.verdict(card) == "does not fit":
+        raise SystemExit(1)
 
 
 def the_card(size: str | None) -> tuple[int | None, str]:

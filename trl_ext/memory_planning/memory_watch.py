@@ -81,8 +81,9 @@ class MemoryWatch(TrainerCallback):
         except Exception as reason:  # what only informs must not stop a run
             self._say(f"memory plan: none for this run ({reason})", state)
             return
-        self._say(self.plan.line(), state)
-        if self.card is not None and self.plan.peak > self.card.total():
+        if self.card is None or self.plan.peak <= self.card.total():
+            self._say(self.plan.line(), state)
+        else:
             warnings.warn(
                 f"the memory plan is above what is free, {self.card.total() / GIB:.1f} GiB: {self.plan.line()}. "
                 f"{self._advice()}",
@@ -109,13 +110,15 @@ class MemoryWatch(TrainerCallback):
         """The plan's changes in order, until it fits; where it should fit already, its first ones."""
         room = self.card.total() if self.card is not None else self.plan.peak
         advice = self.plan.advice(room) or self.plan.advice(max(int(0.8 * self.plan.peak), 1))
-        changes = "; ".join(f"{a.change} (peak {a.peak / GIB:.1f} GiB; {a.cost})" for a in advice)
+        changes = "; ".join(f"{a.change}, {a.config} (peak {a.peak / GIB:.1f} GiB; {a.cost})" for a in advice)
         return f"Cheapest changes, one on top of the other: {changes}." if advice else "No change would make it fit."
 
     def _say(self, text: str, state) -> None:
-        logger.info(text)
-        if state.is_world_process_zero:
-            tqdm.write(text)  # on a line of its own, whether or not there is a progress bar
+        """Once: in the log where somebody reads it, else on a line of its own, whether or not there is a progress bar."""
+        if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
+            logger.info(text)
+        elif state.is_world_process_zero:
+            tqdm.write(text)
 
 
 def card_of(device: torch.device) -> Card | None:

@@ -15,6 +15,8 @@ class Advice:
 
     Args:
         change: In words.
+        flag: For `trl-ext plan`.
+        config: In a script.
         cost: What it costs, in words.
         settings: All settings with it.
         peak: Bytes with it.
@@ -22,6 +24,8 @@ class Advice:
     """
 
     change: str
+    flag: str
+    config: str
     cost: str
     settings: PlanSettings
     peak: int
@@ -36,11 +40,15 @@ class Change:
         values: Of a setting, what to try in turn; empty where the change does not apply.
         setting: Its name.
         words: What is changed; `{value}` is the new one.
+        flag: Of `trl-ext plan`.
+        config: The line of a script.
         cost: What it costs.
     """
 
     setting: str
     words: str
+    flag: str
+    config: str
     cost: str
     values: Callable[[PlanSettings], list]
 
@@ -69,72 +77,96 @@ CHANGES = (
     Change(
         "micro_batch",
         "micro-batches of {value}",
+        "--micro-batch {value}",
+        "per_device_train_batch_size={value}",
         "more, smaller passes per step; the result is the same",
         _halves("micro_batch"),
     ),
     Change(
         "reward_batch",
         "at most {value} completions per pass of a reward model",
+        "--reward-batch {value}",
+        "LearnedReward(batch_size={value})",
         "more, smaller passes; scores are the same",
         lambda settings: _halves("reward_batch")(settings) if settings.rewards else [],
     ),
     Change(
         "gradient_checkpointing",
         "gradient checkpointing",
+        "--gradient-checkpointing",
+        "gradient_checkpointing=True",
         "every layer is computed once more in the backward pass; the result is the same",
         _if(lambda settings: not settings.gradient_checkpointing, True),
     ),
     Change(
         "reentrant",
-        'checkpoints with gradient_checkpointing_kwargs={{"use_reentrant": True}}',
+        "reentrant checkpoints",
+        "--reentrant",
+        'gradient_checkpointing_kwargs={{"use_reentrant": True}}',
         "nothing here: otherwise 8-bit layers hold their inputs in spite of checkpoints",
         _if(lambda settings: settings.bits == 8 and settings.gradient_checkpointing and not settings.reentrant, True),
     ),
     Change(
         "shared",
         "one shared base",
+        "--shared",
+        "SharedBase.from_pretrained(…)",
         "policy, value and reward models must be adapters of one model",
         _if(lambda settings: not settings.shared and settings.lora is not None, True),
     ),
     Change(
         "batch",
         "at most {value} completions sampled at once",
+        "--batch {value}",
+        "generation_batch_size={value}",
         "on-policy, fewer completions per rollout, so noisier steps; RAFT and ReST sample in more batches, alike",
         lambda settings: _halves("batch", settings.micro_batch)(settings) if settings.samples else [],
     ),
     Change(
         "optimizer",
         "a paged 8-bit optimiser",
+        "--optimizer paged_adamw_8bit",
+        'optim="paged_adamw_8bit"',
         "its state waits in the computer's memory and is rounded to 8 bits",
         _if(lambda settings: settings.optimizer != "paged_adamw_8bit", "paged_adamw_8bit"),
     ),
     Change(
         "value_model",
         "a value head on the policy",
+        "--no-value-model",
+        "PPOTrainer(value_model=None)",
         "the critic learns from the policy's states, with no weights of its own below",
         _if(lambda settings: settings.has_critic, False),
     ),
     Change(
         "lora",
         "LoRA of rank {value} on one shared base",
+        "--lora {value}",
+        'SharedBase.policy(LoraConfig(r={value}, target_modules="all-linear"))',
         "an adapter is trained in place of all weights",
         _if(lambda settings: settings.lora is None, 16),
     ),
     Change(
         "bits",
         "the base in 8 bits",
+        "--bits 8",
+        "SharedBase.from_pretrained(bits=8)",
         "slower sampling, and a little rounding in every layer",
         _if(lambda settings: settings.bits is None and settings.lora is not None, 8),
     ),
     Change(
         "bits",
         "the base in 4 bits",
+        "--bits 4",
+        "SharedBase.from_pretrained(bits=4)",
         "more rounding: check a reward model's accuracy and the policy's start again",
         _if(lambda settings: settings.bits == 8, 4),
     ),
     Change(
         "completion_length",
         "completions of {value} tokens at most",
+        "--completion-length {value}",
+        "max_completion_length={value}",
         "longer answers are cut off",
         _halves("completion_length", 32),
     ),
@@ -178,7 +210,8 @@ def _told(settings: PlanSettings, chosen: list[Step], judge: Judge) -> list[Advi
     advice = []
     for change, value in chosen:
         settings = _together(settings, [(change, value)])
-        advice.append(Advice(change.words.format(value=value), change.cost, settings, *judge(settings)))
+        words = [text.format(value=value) for text in (change.words, change.flag, change.config)]
+        advice.append(Advice(*words, change.cost, settings, *judge(settings)))
     return advice
 
 

@@ -88,6 +88,7 @@ def print_advice(changes: list[Advice], console: Console) -> None:
     )
     for number, advice in enumerate(changes, start=1):
         console.print(f"{number}. {advice.change}: peak {size(advice.peak)} GiB", highlight=False)
+        console.print(f"   {advice.flag}, in a script {advice.config}", highlight=False, markup=False)
         console.print(f"   costs: {advice.cost}", style="dim", highlight=False)
 
 

@@ -35,7 +35,7 @@ class PlanSettings:
     completion_length: int = 512
     gradient_checkpointing: bool = True
     reentrant: bool = False
-    value_model: bool = True
+    value_model: bool = False
     reward_models: int = 1
     reward_batch: int = 8
     num_generations: int | None = None
@@ -47,6 +47,8 @@ class PlanSettings:
     def __post_init__(self):
         if self.num_generations is None:
             object.__setattr__(self, "num_generations", 1 if self.method == "ppo" else 8)
+        if self.bits == 16:
+            object.__setattr__(self, "bits", None)
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or value not in choices:

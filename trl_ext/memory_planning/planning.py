@@ -95,7 +95,7 @@ def memory_plan(
     completion_length: int = 512,
     gradient_checkpointing: bool = True,
     reentrant: bool = False,
-    value_model: bool = True,
+    value_model: bool = False,
     reward_models: int = 1,
     reward_batch: int = 8,
     num_generations: int | None = None,
@@ -110,7 +110,7 @@ def memory_plan(
         model: A built-in shape (llama-2-7b, mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b), the path or
             hub id of any causal language model, a configuration, a loaded model, or a `ModelShape`.
         method: "ppo", "grpo", "raft", "rest", "reward" (training a reward model) or "sft".
-        bits: 8 or 4 (NF4, double quantisation) for the blocks' linear layers of the frozen base; None: as `dtype`.
+        bits: 8 or 4 (NF4, double quantisation) for the blocks' linear layers of the frozen base; None or 16: as `dtype`.
         dtype: Of what is not quantised and of activations; "float32" means `bf16=False` in the trainer.
         lora: Rank of the adapters, on all linear layers of the blocks, in fp32. None: all weights are trained.
         batch: Completions sampled at once, which is the batch of one optimiser step.
@@ -118,7 +118,7 @@ def memory_plan(
         prompt_length, completion_length: The longest, in tokens.
         gradient_checkpointing: As in the trainer.
         reentrant: Whether with `gradient_checkpointing_kwargs={"use_reentrant": True}`.
-        value_model: Of PPO; False: a head on the policy.
+        value_model: Whether PPO's critic is a model; False, as in the trainer: a head on the policy.
         reward_models: Learned ones, next to the policy.
         reward_batch: Completions per pass of a reward model (`LearnedReward(batch_size=…)`).
         num_generations: Completions per prompt. None: 1 for PPO, else 8.

@@ -22,7 +22,20 @@ SIZES = {
         "tie_word_embeddings": True,
     },
 }
+NARROW = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, "num_attention_heads": 8}
+NARROW |= {"num_key_value_heads": 2}
+SIZES |= {
+    "gemma3_text-128": NARROW | {"head_dim": 32, "sliding_window": 64},
+    "phi3-128": NARROW,
+    "olmo2-128": NARROW,
+    "granite-128": NARROW,
+    "smollm3-128": NARROW,
+    "qwen3_moe-128": NARROW
+    | {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+}
 VOCABULARY = {"llama-64": 512, "llama-256": 4096, "qwen2-128": 2048, "qwen2-256": 8192}
+COUNTED = [size for size in SIZES if size not in VOCABULARY]  # of no table: counted on the meta device
+VOCABULARY |= dict.fromkeys(COUNTED, 2048)
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "prompt_length": 48,
     "completion_length": 32,
     "gradient_checkpointing": True,
+    "value_model": True,
 }
 
 
@@ -123,4 +137,13 @@ CASES = [
     case("reward", "qwen2-256", **PLAIN, shared=False),
     case("reward", "llama-256", lora=None, shared=False),
 ]
+for size in COUNTED:
+    CASES += [
+        case("ppo", size),
+        case("ppo", size, **BF16 | PLAIN, value_model=False),
+        case("grpo", size, **BITS8, reentrant=True, num_generations=4),
+        case("raft", size, **BITS4 | LONG, num_generations=4),
+        case("sft", size, **BF16 | PLAIN),
+        case("reward", size, **PLAIN, lora=None, shared=False),
+    ]
 QUICK = [CASES[i] for i in (0, 3, 17, 24, 33, 40)]

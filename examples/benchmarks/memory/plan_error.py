@@ -2,6 +2,7 @@
 
     python -m examples.benchmarks.memory.plan_error                 # all combinations, each in a process of its own
     python -m examples.benchmarks.memory.plan_error --quick         # a handful
+    python -m examples.benchmarks.memory.plan_error --only phi3     # of one architecture
 
 Each combination builds random models, gives them to the real trainers (PPO, GRPO, RAFT, ReST, SFT, reward model), and
 runs two steps, so that the second one meets the optimiser's state.
@@ -32,7 +33,7 @@ NEAR = 0.10
 
 def main() -> None:
     args = arguments()
-    cases = QUICK if args.quick else CASES
+    cases = [case for case in (QUICK if args.quick else CASES) if args.only in case.name]
     rows = [row for found in run_all(cases, args) for row in found]
     print_rows(rows, args.device)
     print_summary(rows, args.device)
@@ -42,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="A handful of combinations.")
+    parser.add_argument("--only", metavar="WORD", default="", help="Combinations whose name contains it, e.g. phi3.")
     parser.add_argument("--jobs", type=int, default=1, help="Processes at once; 1 on a GPU.")
     return parser.parse_args()
 

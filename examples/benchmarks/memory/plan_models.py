@@ -8,13 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from examples.benchmarks.memory.plan_cases import SIZES, VOCABULARY, Case
 from trl_ext import SharedBase
@@ -26,8 +20,8 @@ def saved_model(case: Case, folder: Path) -> str:
     """A random model, written to a folder."""
     torch.manual_seed(0)
     tokenizer = word_tokenizer(VOCABULARY[case.size])
-    kind = LlamaConfig if case.size.startswith("llama") else Qwen2Config
-    config = kind(
+    config = AutoConfig.for_model(
+        case.size.partition("-")[0],
         **SIZES[case.size],
         vocab_size=VOCABULARY[case.size],
         pad_token_id=tokenizer.pad_token_id,

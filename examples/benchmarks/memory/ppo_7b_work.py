@@ -81,6 +81,7 @@ class Work:
             reentrant=self.bits == 8,  # or 8-bit layers hold their inputs
             num_generations=1 if kind == "ppo" else self.samples,
             shared=self.row != "separate" and not self.row.startswith("trl-"),
+            value_model=True,
             device=self.device,
         )
         return plan if self.micro_batch else adapted(plan, self.limit - self.beside_plan)
