@@ -202,6 +202,13 @@ def test_the_engine_gets_base_and_adapter_unmerged(stand_in, adapted, folder):
     }
 
 
+def test_auto_is_the_checkpoints_precision(stand_in, adapted, base, tmp_path):
+    """vLLM's own "auto" serves a checkpoint of 32 bits in 16."""
+    ask(adapted)
+    ask(Policy(base.to(torch.bfloat16), byte_tokenizer()))
+    assert [llm.args["dtype"] for llm in stand_in.log] == ["float32", "bfloat16"]
+
+
 def test_settings_reach_every_prompt(stand_in, adapted):
     ask(adapted, temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.1, seed=5)
     [(prompts, params, adapter)] = stand_in.log[0].calls

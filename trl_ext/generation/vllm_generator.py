@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import AutoConfig
 
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.vllm_process import environment, finished_parts, worker
@@ -101,8 +102,11 @@ class VLLMGenerator:
             "max_model_len": self.max_model_len or longest + sampling.max_completion_length,
         }
         served, adapter = self._save_adapter(policy, folder) if isinstance(policy.model, PeftModel) else ({}, None)
+        served = served or self._save_whole(policy, folder)
+        if self.dtype == "auto":
+            engine["dtype"] = checkpoint_dtype(served["model"])
         return {
-            "engine": engine | (served or self._save_whole(policy, folder)) | self.engine_kwargs,
+            "engine": engine | served | self.engine_kwargs,
             "adapter": adapter,
             "tokenizer": tokenizer_fingerprint(policy.tokenizer),
             "end_token_ids": sorted(end_ids, key=lambda i: i != policy.tokenizer.eos_token_id),
@@ -138,6 +142,12 @@ class VLLMGenerator:
         policy.model.save_pretrained(folder / "policy")
         policy.tokenizer.save_pretrained(folder / "policy")
         return {"model": str(folder / "policy")}
+
+
+def checkpoint_dtype(model: str) -> str:
+    """As its config has it, since vLLM's own "auto" makes 16 bits of 32; "auto" where it says nothing."""
+    dtype = AutoConfig.from_pretrained(model).dtype
+    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _rows(part: Part) -> Iterator[tuple[int, Any]]:

@@ -109,7 +109,7 @@ class OlderOptions:
             given = ", ".join(f"{name}={kwargs[name]!r}" for name in older)
             raise ValueError(
                 f"{cls.__name__}({given}): of TRL's own PPO. "
-                f'{_advice({name: changes[name] for name in older})}. trl_ext/ppo/README.md has all of them.'
+                f"{_advice({name: changes[name] for name in older})}. trl_ext/ppo/README.md has all of them."
             )
         return super().__new__(cls)
 
