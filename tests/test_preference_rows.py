@@ -106,6 +106,9 @@ def test_text_that_repeats_its_prompt_in_each_row():
     with pytest.warns(UserWarning, match="in each row of the train dataset both completions begin with the prompt"):
         read = check_pairs(Dataset.from_list(rows), list(rows[0]), "train")
     assert read[1] == {"prompt": "1 + 2 =", "chosen": " 3", "rejected": " 1"}
+    with pytest.warns(UserWarning, match="in each of the first 32 rows of the train dataset both completions begin"):
+        stream = check_pairs(Dataset.from_list(rows).to_iterable_dataset(), list(rows[0]), "train")
+    assert list(stream) == list(read)
     rows[1] |= {"rejected": "none"}  # then it may be what they say
     assert check_pairs(Dataset.from_list(rows), list(rows[0]), "train")["chosen"][:] == [row["chosen"] for row in rows]
 

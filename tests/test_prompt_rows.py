@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_config
 
-from trl_ext.sequences.prompt_rows import check_completions, check_prompts, one_split, read_prompts
+from trl_ext.sequences.prompt_rows import check_completions, check_prompts, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.text_shapes import fault_of
 from trl_ext.sequences.windows import check_windows
 
@@ -118,6 +118,12 @@ def test_completions_have_the_form_of_their_prompts(prompts, completion, what):
     check_completions(["a", "b"], ["", None], call="Trainer", may_be_missing=True)
 
 
+def test_the_column_that_prompts_seem_to_be_in_is_named():
+    error = lacks_prompts(["id", "conversations"], call="Trainer")
+    assert str(error).endswith("Rename yours: dataset = dataset.rename_column('conversations', 'prompt').")
+    assert str(lacks_prompts(["id"], call="Trainer")).endswith("Rename yours.")
+
+
 def test_all_splits_where_one_is_expected():
     with pytest.raises(
         ValueError, match=r"Trainer: expected one data set, got a dict of \['test'\]. .* dataset\['test'\]"
@@ -137,7 +143,7 @@ KNOWS_USERS = "{% for m in messages %}{% if m.role == 'user' %}{{ 'u:' + m.conte
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([{"role": "human", "content": "Why?"}], "writes nothing of what the prompt of row 1 asks, in a message of role 'human'"),
+        ([{"role": "human", "content": "u"}], "writes nothing of what the prompt of row 1 asks, in a message of role 'human'"),
         ([{"role": "user", "content": None, "tool_calls": [CALL]}], r"prompt of row 1 does not become tokens: the chat template cannot write .*\(TypeError: "),
     ],
 )  # fmt: skip

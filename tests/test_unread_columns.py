@@ -29,6 +29,12 @@ def test_named_once(columns, name, stream):
     assert len(caught) == 1
 
 
+def test_all_of_a_row_are_named():
+    rows = Dataset.from_dict({"prompt": ["a"], "instruction": ["Sum up:"], "input": ["a long text"]})
+    with pytest.warns(UserWarning, match=r"^T has the columns \['instruction', 'input'\], of which nothing is read"):
+        warn_of_unread(rows, ["prompt"], call="T")
+
+
 @pytest.mark.parametrize(
     "columns",
     [

@@ -395,3 +395,11 @@ def test_the_real_vllm(tmp_path):
     assert [(s["row"], s["sample"]) for s in samples] == [(row, i) for row in (4, 2, 7, 9) for i in range(4)]
     assert all(s["ended"] == (s["completion_ids"][-1] == 1) for s in samples)
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+
+
+def test_messages_of_a_role_that_the_template_does_not_know():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    part = Part(0, (7,), ([{"role": "human", "content": "Why?"}],))
+    with pytest.raises(ValueError, match=r"VLLMGenerator.generate: the chat template writes nothing .* row 7 asks"):
+        next(VLLMGenerator().generate([part], Sampling(), Policy(tiny_llama(tokenizer), tokenizer)))

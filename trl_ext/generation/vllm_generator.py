@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.vllm_process import environment, finished_parts, worker
 from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.template_check import check_template
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.offloading import off_the_card
 from trl_ext.trainer_kit.seeds import stable_seed
@@ -80,6 +81,9 @@ class VLLMGenerator:
         parts = list(parts)
         if policy.model is None:
             raise ValueError("VLLMGenerator.generate(policy): it has no model, so there is nothing to sample.")
+        for part in parts:
+            options = {"call": "VLLMGenerator.generate", "template_kwargs": policy.chat_template_kwargs}
+            check_template(part.prompts, policy.tokenizer, rows=part.rows, **options)
         with tempfile.TemporaryDirectory(dir=self.work_dir, prefix="trl-ext-vllm-") as folder:
             spec = self._specification(parts, sampling, policy, Path(folder))
             (Path(folder) / "spec.json").write_text(json.dumps(spec))

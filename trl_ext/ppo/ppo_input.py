@@ -13,7 +13,7 @@ from trl_ext.ppo.text_mix import TextMix
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
-from trl_ext.sequences.prompt_rows import check_prompts, one_split, read_prompts
+from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
@@ -176,7 +176,7 @@ def read_rows(rows: EvalRows | None, name: str) -> EvalRows | None:
     if first is None:
         raise ValueError(f"{call} is empty: expected rows with a column `prompt`.")
     if "prompt" not in first:
-        raise ValueError(f"{call} has columns {list(first)}: expected a column `prompt`. Rename yours.")
+        raise lacks_prompts(list(first), call=call)
     if {"image", "images"} & set(first):
         raise ValueError(f"{call} has a column of images, which are not supported. Drop it, or use TRL's GRPOTrainer.")
     if isinstance(rows, Dataset):

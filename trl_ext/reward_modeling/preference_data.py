@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -22,6 +23,7 @@ from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 
 PROMPT_TOKENS = "num_prompt_tokens"  # column: how many of `chosen_ids` stand before the completion
+FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), SIDES)
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
 
@@ -46,7 +48,7 @@ def check_pairs(
 ) -> Dataset | IterableDataset:
     """The same rows in TRL's shape, as `preference_row` reads them; of a stream, they are looked at as they come.
 
-    Text that repeats its prompt in each completion of each row has it once.
+    Text that repeats its prompt in both completions of each row, or of a stream's first ones, has it once.
 
     Args:
         dataset: Text or messages in `chosen` and `rejected`, or their tokens.
@@ -67,7 +69,9 @@ def check_pairs(
     read = partial(_read, pair=pair, name=name, complete=complete)
     renamed = [CONVERSATIONS] if pair == SIDES and CONVERSATIONS in columns and "prompt" not in columns else []
     if isinstance(dataset, IterableDataset):
-        return dataset.map(read, with_indices=True, remove_columns=renamed)
+        dataset = dataset.map(read, with_indices=True, remove_columns=renamed)
+        repeats = pair == SIDES and all(map(repeats_prompt, islice(dataset, FIRST)))
+        return _without_repeats(dataset, name) if repeats else dataset
     rows = dataset.select_columns([column for column in columns if column in _LOOKED_AT])
     changes, repeats = False, pair == SIDES
     for index, row in enumerate(rows):
@@ -78,13 +82,14 @@ def check_pairs(
     return _without_repeats(dataset, name) if repeats else dataset
 
 
-def _without_repeats(dataset: Dataset, name: str) -> Dataset:
+def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    rows = "each row" if isinstance(dataset, Dataset) else f"each of the first {FIRST} rows"
     warnings.warn(
-        f"ImitationRewardTrainer: in each row of the {name} dataset both completions begin with the prompt. They are "
-        "read without it.",
+        f"ImitationRewardTrainer: in {rows} of the {name} dataset both completions begin with the prompt. They are read "
+        "without it.",
         stacklevel=2,
     )
-    return dataset.map(without_repeat, desc=f"Reading pairs of {name}")
+    return dataset.map(without_repeat)
 
 
 def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: bool) -> dict:

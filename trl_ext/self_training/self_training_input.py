@@ -12,7 +12,7 @@ from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
-from trl_ext.sequences.prompt_rows import check_completions, one_split, read_prompts
+from trl_ext.sequences.prompt_rows import check_completions, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
@@ -96,7 +96,7 @@ def read_dataset(
             "list becomes one with Dataset.from_list(list(rows))."
         )
     if "prompt" not in dataset.column_names:
-        raise ValueError(f"{call} has columns {dataset.column_names}: expected a column `prompt`. Rename yours.")
+        raise lacks_prompts(dataset.column_names, call=call)
     if not len(dataset):
         raise ValueError(f"{call} is empty: expected at least one prompt.")
     images = {"image", "images"} & set(dataset.column_names)

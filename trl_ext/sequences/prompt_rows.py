@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown, with_text
 from trl_ext.sequences.texts import Text
+from trl_ext.sequences.unread_columns import ASKING
 
 
 def read_prompts(dataset: Dataset, *, call: str, column: str = "prompt") -> Dataset:
@@ -33,6 +34,13 @@ def read_prompts(dataset: Dataset, *, call: str, column: str = "prompt") -> Data
     if all(with_text(prompt) is prompt for prompt in prompts):
         return dataset
     return dataset.map(lambda prompt: {column: with_text(prompt)}, input_columns=[column], desc="Reading messages")
+
+
+def lacks_prompts(columns: Sequence[str], *, call: str) -> ValueError:
+    """What is said of columns without prompts; it names the one that they seem to be in."""
+    likely = next((name for name in (*ASKING, "text", "messages", "conversations") if name in columns), None)
+    line = "" if likely is None else f": dataset = dataset.rename_column({likely!r}, 'prompt')"
+    return ValueError(f"{call} has columns {list(columns)}: expected a column `prompt`. Rename yours{line}.")
 
 
 def one_split(rows: object, *, call: str) -> None:

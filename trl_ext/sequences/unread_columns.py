@@ -14,7 +14,7 @@ LOOKED_AT = 100  # first rows
 def warn_of_unread(
     dataset: Dataset | IterableDataset, read: Sequence[str], *, call: str, others: Collection[str] = ()
 ) -> None:
-    """Warn of the first column that says what is not in the ones that are read, in one of the first rows.
+    """Warn of columns that say, in one of the first rows, what is not in the ones that are read.
 
     Args:
         dataset: Of a stream, the first row is looked at.
@@ -24,14 +24,19 @@ def warn_of_unread(
     """
     for row, values in enumerate(islice(dataset, LOOKED_AT if isinstance(dataset, Dataset) else 1)):
         shown = "\n".join(text for name in read for text in _texts(values.get(name)))
-        for name in ASKING:
-            if name not in (*read, *others) and any(text.strip() not in shown for text in _texts(values.get(name))):
-                warnings.warn(
-                    f"{call} has a column {name!r}, of which nothing is read, e.g. {str(values[name])[:80]!r} in row "
-                    f"{row}: the model sees {' and '.join(read)} alone. If it is a part of what is asked, put it there.",
-                    stacklevel=4,
-                )
-                return
+        unread = [name for name in ASKING if name not in (*read, *others) and _says_more(values.get(name), shown)]
+        if unread:
+            what = f"a column {unread[0]!r}" if len(unread) == 1 else f"the columns {unread}"
+            warnings.warn(
+                f"{call} has {what}, of which nothing is read, e.g. {str(values[unread[0]])[:80]!r} in row {row}: the "
+                f"model sees {', '.join(read)} alone. If it is a part of what is asked, put it there.",
+                stacklevel=4,
+            )
+            return
+
+
+def _says_more(value: Any, shown: str) -> bool:
+    return any(text.strip() not in shown for text in _texts(value))
 
 
 def _texts(value: Any) -> Iterator[str]:
