@@ -101,6 +101,14 @@ def test_samples_as_the_generator_gives_them(folder, capsys):
     assert printed == f"samples.parquet: 10 samples, {ended:.0%} ended, mean length {length:.1f} tokens\n"
 
 
+def test_that_nothing_ended_is_said(folder, capsys):
+    run("--seed", "3", "--max-completion-length", "1")
+    told = capsys.readouterr().err
+    assert "warning: no completion ended; all were cut at --max-completion-length. Raise it, or see" in told
+    run(output="other.parquet")
+    assert "no completion ended" not in capsys.readouterr().err
+
+
 def test_scores(folder, capsys):
     tiny_reward_model(byte_tokenizer()).save_pretrained("judge")
     byte_tokenizer().save_pretrained("judge")

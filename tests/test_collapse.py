@@ -4,8 +4,9 @@ import warnings
 
 import pytest
 from ppo_case import ppo_trainer, several_end_tokens
+from tiny import byte_tokenizer, never_ending, tiny_llama
 
-from trl_ext.ppo.collapse import CollapseWatch
+from trl_ext.ppo.collapse import CollapseWatch, EndWatch
 
 
 def filled(*rollouts) -> CollapseWatch:
@@ -76,3 +77,37 @@ def test_what_was_seen_is_resumed(tmp_path):
     resumed = ppo_trainer(tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.rollouts.collapse == whole.rollouts.collapse and len(whole.rollouts.collapse.history) == 4
+
+
+NEVER = r"no completion of the first 3 batches of rollouts has ended.*max_completion_length.*missing_eos_penalty.*stop_tokens"
+
+
+def said_of_ends(*eos_ratios) -> list[int]:
+    """After which batches of rollouts it was said."""
+    watch, said = EndWatch(), []
+    for number, ratio in enumerate(eos_ratios, start=1):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            watch.update(ratio)
+        said += [number] * len(caught)
+    return said
+
+
+def test_that_nothing_ends_is_said_once():
+    assert said_of_ends(0.0, 0.0, 0.0, 0.0, 0.0) == [3]
+    assert said_of_ends(0.0, 0.1, 0.0, 0.0, 0.0) == []
+    assert said_of_ends(0.0, 0.0) == []
+
+
+def test_a_policy_that_never_ends_is_warned_of(tmp_path):
+    never = never_ending(tiny_llama(byte_tokenizer()))
+    options = {"num_iterations": 1, "save_strategy": "steps", "save_steps": 2}
+    trainer = ppo_trainer(tmp_path, model=never, max_steps=4, **options)
+    with pytest.warns(UserWarning, match=NEVER) as caught:
+        trainer.train()
+    assert sum("has ended" in str(w.message) for w in caught) == 1
+    resumed = ppo_trainer(tmp_path, model=never, max_steps=6, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has ended.*")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.rollouts.ending == EndWatch(rollouts=6, any_ended=False)

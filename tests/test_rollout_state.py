@@ -19,6 +19,7 @@ def test_a_checkpoint_by_hand(tmp_path):
     one = state(beta=0.5)
     one.begin()
     one.score_moments.update(torch.tensor([0.0, 2.0]))
+    one.ending.update(0.5)
     one.follow({"kl_per_completion": 0.25, "own_length": 4.0, "perplexity": 9.0}, completions=4)
     batches = [{"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])}]
     one.save(tmp_path, 1, step=7, batches=batches)
@@ -29,6 +30,7 @@ def test_a_checkpoint_by_hand(tmp_path):
         "score_moments": {"count": 2, "mean": 1.0, "squares": 2.0},
         "kl_control": {"beta": 0.5},
         "collapse": {"history": [[4.0, 9.0, 0.25]], "warned": False},
+        "ending": {"rollouts": 1, "any_ended": True},
     }  # fmt: skip
     assert sorted(load_file(tmp_path / "ppo_rollouts_1.safetensors")) == ["0.a", "1.a"]
 
@@ -36,7 +38,7 @@ def test_a_checkpoint_by_hand(tmp_path):
     step, loaded = other.load(tmp_path, 1, torch.device("cpu"))
     assert (step, other.sampled) == (7, 1)
     assert [batch["a"].tolist() for batch in loaded] == [[1.0, 2.0], [3.0, 4.0]]
-    for name in ("score_moments", "kl_control", "collapse"):
+    for name in ("score_moments", "kl_control", "collapse", "ending"):
         assert getattr(other, name) == getattr(one, name)
 
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from self_training_case import PROMPTS, even_letters, logged, trainer
-from tiny import byte_tokenizer, tiny_llama, tokenizer_with_options
+from tiny import byte_tokenizer, never_ending, tiny_llama, tokenizer_with_options
 from trl import SFTConfig, SFTTrainer
 
 from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, SelfTrainingConfig
@@ -304,6 +304,16 @@ def test_prompts_without_a_difference_are_named_where_they_leave_nothing(tmp_pat
     one = trainer(tmp_path, reward_funcs=alike, importance_clip=0.2, num_stages=1)
     with pytest.raises(ValueError, match=r"left out beforehand: .*'alike': 32"):
         one.train()
+
+
+def test_a_policy_that_never_ends_is_told_its_cures(tmp_path):
+    never = never_ending(tiny_llama(byte_tokenizer()))
+    one = trainer(tmp_path / "drops", model=never, drop_truncated=True, num_stages=1)
+    cures = r"'truncated': 32.*give drop_truncated=False.*larger max_completion_length.*eos_token.*FileGenerator\("
+    with pytest.raises(ValueError, match=cures):
+        one.train()
+    grow = FileGenerator(tmp_path / "drops" / "grow-000.parquet")
+    trainer(tmp_path / "keeps", drop_truncated=False, num_stages=1, generator=grow).train()  # as it says
 
 
 def test_a_scheduler_of_ones_own(tmp_path):

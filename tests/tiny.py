@@ -59,6 +59,13 @@ def tiny_reward_model(tokenizer, seed: int = 0, num_labels: int = 1, **changes) 
     return LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=num_labels, **changes)).eval()
 
 
+def never_ending(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model, which gives its end token no chance."""
+    end = torch.tensor([model.config.eos_token_id])
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, end, -1e4))
+    return model
+
+
 def reversed_tokenizer() -> PreTrainedTokenizerFast:
     """The byte tokenizer's tokens, as many of them, with their ids the other way round; the special ones keep theirs."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)

@@ -91,8 +91,8 @@ def _is_own(name: str) -> bool:
     return bool(RECORD_NAME.fullmatch(name) or PART_NAME.fullmatch(name))
 
 
-def summary(files: SampleFiles) -> str:
-    """What a finished file holds, in one line."""
+def summary(files: SampleFiles) -> tuple[str, float | None]:
+    """What a finished file holds, in one line; and the share of its samples that ended, None where that is not known."""
     file = pa.dataset.dataset(files.finished)
     columns = {"ended": pc.field("ended"), "length": pc.list_value_length(pc.field("completion_ids"))}
     columns |= {"score": pc.field("score")} if "score" in file.schema.names else {}
@@ -101,4 +101,5 @@ def summary(files: SampleFiles) -> str:
     line = f"{files.finished}: {len(table)} samples"
     line += "" if means["ended"] is None else f", {means['ended']:.0%} ended"
     line += "" if means["length"] is None else f", mean length {means['length']:.1f} tokens"
-    return line if means.get("score") is None else f"{line}, mean score {means['score']:.4g}"
+    line += "" if means.get("score") is None else f", mean score {means['score']:.4g}"
+    return line, means["ended"]

@@ -1,6 +1,7 @@
 """What `trl-ext generate` does: a Grow without a selection, into a file of any name."""
 
 import json
+import sys
 from argparse import Namespace
 from dataclasses import fields
 
@@ -19,6 +20,7 @@ from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.self_training.grow import with_scores
+from trl_ext.sequences.turn_end import TEACH_THE_END
 from trl_ext.trainer_kit.device import checked_device
 from trl_ext.trainer_kit.fingerprints import data_fingerprint
 from trl_ext.trainer_kit.own_folders import check_is_folder
@@ -35,7 +37,7 @@ def generate(args: Namespace) -> None:
     record = generation_record(args, prompts, sampling, generator)
     files, console = SampleFiles(args.output), Console(soft_wrap=True, highlight=False, markup=False)
     if already_complete(files, record):
-        console.print(f"Complete already. {summary(files)}")
+        tell(files, console, begin="Complete already. ")
         return
     check_parts(files, record)
     scorer = make_scorer(args)
@@ -48,7 +50,19 @@ def generate(args: Namespace) -> None:
         del policy  # rewards may need its memory
     score_missing(files, parts, scorer, prompts)
     files.finish(len(parts), {})
-    console.print(summary(files))
+    tell(files, console)
+
+
+def tell(files: SampleFiles, console: Console, begin: str = "") -> None:
+    """One line of what the file holds; and on stderr that nothing in it ended, where that is so."""
+    line, ended = summary(files)
+    console.print(begin + line)
+    if ended == 0:
+        print(
+            "trl-ext generate: warning: no completion ended; all were cut at --max-completion-length. Raise it, or "
+            f"{TEACH_THE_END}.",
+            file=sys.stderr,
+        )
 
 
 def sample(

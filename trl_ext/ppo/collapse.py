@@ -1,14 +1,18 @@
-"""Signs that a policy has found a way around its reward, before the reward shows it."""
+"""Signs that a run goes wrong, before its reward shows it: a way around the reward, answers that never end."""
 
 import warnings
 from dataclasses import dataclass, field
 from statistics import mean
+
+from trl_ext.sequences.turn_end import TEACH_THE_END
+from trl_ext.trainer_kit.processes import is_main_process
 
 WHAT_TO_TURN = (
     "Longer, surer and further from the start: the policy may have found a way around the reward. Read its samples; raise "
     "beta, lower learning_rate or num_iterations, or charge for length or a missing end. Said once."
 )
 WINDOW = 5  # batches of rollouts that are compared
+FIRST = 3  # batches of rollouts in which something should have ended
 LONGER, SURER, FURTHER = 1.25, 0.75, 1.5
 
 
@@ -58,3 +62,30 @@ class CollapseWatch:
         """Means of the first window and of the last."""
         windows = self.history[:WINDOW], self.history[-WINDOW:]
         return [[mean(values) for values in zip(*window, strict=True)] for window in windows]
+
+
+@dataclass
+class EndWatch:
+    """Warns once where no completion of the first three batches of rollouts ended itself.
+
+    Each was then cut at max_completion_length, scored as it stands, and a reward model sees no end.
+
+    Attributes:
+        rollouts: Batches of rollouts so far.
+        any_ended: Whether a completion of theirs ended.
+    """
+
+    rollouts: int = 0
+    any_ended: bool = False
+
+    def update(self, eos_ratio: float) -> None:
+        """Take in the share of a batch's completions that ended."""
+        self.rollouts += 1
+        self.any_ended |= eos_ratio > 0
+        if self.rollouts == FIRST and not self.any_ended and is_main_process():
+            warnings.warn(
+                f"PPOTrainer: no completion of the first {FIRST} batches of rollouts has ended (completions/eos_ratio is 0): "
+                "all were cut at max_completion_length. Raise it, charge for a missing end (missing_eos_penalty), name a token "
+                f"that ends an answer (stop_tokens), or {TEACH_THE_END}. Said once.",
+                stacklevel=2,
+            )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trl_ext.ppo.collapse import CollapseWatch
+from trl_ext.ppo.collapse import CollapseWatch, EndWatch
 from trl_ext.ppo.kl_control import KLController
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.score_scaling import RunningMoments
@@ -22,6 +22,7 @@ TRACKERS = {
     "score_moments": ("count", "mean", "squares"),
     "kl_control": ("beta",),
     "collapse": ("history", "warned"),
+    "ending": ("rollouts", "any_ended"),
 }
 BATCHING = ("per_device_train_batch_size", "steps_per_generation", "num_iterations")  # by which rollouts are cut
 
@@ -42,6 +43,7 @@ class RolloutState:
         score_moments: Mean and deviation of all scores so far.
         kl_control: β, the price of KL.
         collapse: Signs of a reward that is got around.
+        ending: Whether anything ends.
     """
 
     def __init__(self, args: PPOConfig):
@@ -50,6 +52,7 @@ class RolloutState:
         self.score_moments = RunningMoments()
         self.kl_control = KLController(args.beta, args.kl_target, args.kl_horizon)
         self.collapse = CollapseWatch()
+        self.ending = EndWatch()
 
     def begin(self) -> None:
         """A batch of rollouts has been sampled to train on."""

@@ -92,7 +92,9 @@ class CompletionWalk:
         if training:
             unlearned = scores.isnan() | (cut & self.args.mask_truncated_completions)
             self.state.score_moments.update(scores[~unlearned])
-        metrics.of_scores(scores, cut)
+        seen = metrics.of_scores(scores, cut)
+        if training:
+            self.state.ending.update(seen["completions/eos_ratio"])
         return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
 
     def own_tokens(self, rollout: dict[str, Tensor], scores: Tensor) -> dict[str, Tensor]:

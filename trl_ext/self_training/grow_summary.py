@@ -8,6 +8,7 @@ from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.monitors import distinct, msttr
 from trl_ext.sequences.texts import text_of
+from trl_ext.sequences.turn_end import TEACH_THE_END
 
 
 def kept_texts(files: GrowFiles) -> list[str]:
@@ -64,9 +65,19 @@ def nothing_kept(files: GrowFiles) -> str:
     highest = metrics.get("grow/score_max")
     return (
         f"nothing of {files.finished.name} is kept. The highest score seen is "
-        f"{highest if highest is None else f'{highest:g}'}; left out beforehand: {counts}. The Grow stays: lower the "
-        "thresholds (or change score_map), or raise max_completion_length where most is truncated (drop_alike leaves out "
-        f"what is 'alike'), and start in another output_dir with generator=FileGenerator({str(files.finished)!r})."
+        f"{highest if highest is None else f'{highest:g}'}; left out beforehand: {counts}. {_cures(files)} The Grow stays: "
+        f"start in another output_dir with generator=FileGenerator({str(files.finished)!r})."
+    )
+
+
+def _cures(files: GrowFiles) -> str:
+    """What would keep something, in the order in which it helps here."""
+    dropped = files.dropped()
+    if 2 * dropped.get("truncated", 0) <= sum(dropped.values()):
+        return "Lower the thresholds, or change score_map; drop_alike leaves out what is 'alike'."
+    return (
+        "Most is truncated, cut at max_completion_length before it ended: give drop_truncated=False to learn from it all the "
+        f"same, sample anew with a larger max_completion_length, or {TEACH_THE_END}."
     )
 
 

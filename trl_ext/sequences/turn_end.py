@@ -8,6 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.sequences.common_prefix import common_length
 from trl_ext.trainer_kit.processes import is_main_process
 
+TEACH_THE_END = (
+    "see that answers can end: the model has to know the tokenizer's eos_token and the token with which its chat template "
+    "closes a turn, as SFT on answers that end with it teaches"
+)
 ANSWERS = ("yes", "no")  # the rendered tokens differ up to the end of the answer, and agree behind it
 
 
