@@ -13,19 +13,15 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import pstdev
 
 import transformers
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
 
 from examples.benchmarks.ppo.tasks import Task
+from trl_ext import LearnedReward, evaluate
 from trl_ext.demo.stages import closed_right
-from trl_ext.generation.protocol import Part, Policy, Sampling
-from trl_ext.generation.transformers_generator import TransformersGenerator
-from trl_ext.self_training.monitors import distinct
-from trl_ext.sequences.log_probs import completion_log_probs
-from trl_ext.sequences.samples import Sample
-from trl_ext.sequences.training_rows import training_row
 
 BATCH = 64  # completions per batch of rollouts
 ALONE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -91,42 +87,39 @@ class Looks(TrainerCallback):
 
 
 def measure(model, start, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[str, float]:
-    """One answer to each held-out prompt at temperature 1, and what is thought of it."""
-    samples = answers(model, tokenizer, task)
-    texts = [sample["completion"] for sample in samples]
-    ended = [sample["ended"] for sample in samples]
-    scored = {"prompts": [row["prompt"] for row in task.held_out], "completions": texts, "completion_ended": ended}
-    columns = {name: [row.get(name) for row in task.held_out] for name in ("attribute", "answer")}
-    right = [value for value in closed_right(texts, **columns) if value is not None]
-    scores = task.reward(**scored)
+    """One answer to each held-out prompt at temperature 1, what is thought of it, and KL(π ‖ π_start) in nats."""
+    columns = {name: [row.get(name) for row in task.held_out] for name in ("prompt", "attribute", "answer")}
+    looked = evaluate(
+        model,
+        Dataset.from_dict(columns),
+        [renamed(task.reward, "reward"), renamed(task.judge, "judge"), closed_right],
+        tokenizer=tokenizer,
+        reference=start,
+        max_completion_length=task.tokens,
+        batch_size=BATCH,
+        seed=task.seed,
+    )
+    found, right = looked.summary, looked.summary["reward/closed_right"]
     return {
-        "reward": mean(scores),
-        "deviation": pstdev(scores),  # between completions
-        "judge": mean(task.judge(**scored)),
-        **({"right": mean(right)} if right else {}),
-        "kl": kl_per_completion(model, start, samples, pad_token_id=tokenizer.pad_token_id),
-        "length": mean(len(sample["completion_ids"]) for sample in samples),
-        "ended": mean(ended),
-        "distinct_2": distinct(texts, n=2),
+        "reward": found["reward/reward"],
+        "deviation": pstdev(looked.samples["reward/reward"]),  # between completions
+        "judge": found["reward/judge"],
+        **({} if right is None else {"right": right}),
+        "kl": found["kl"],
+        "length": found["length"],
+        "ended": found["ended_share"],
+        "distinct_2": found["distinct_2"],
     }
 
 
-def answers(model, tokenizer: PreTrainedTokenizerBase, task: Task) -> list[Sample]:
-    prompts = tuple(row["prompt"] for row in task.held_out)
-    part = Part(0, tuple(range(len(prompts))), prompts)
-    sampling = Sampling(num_generations=1, max_completion_length=task.tokens, seed=task.seed)
-    ((_, samples),) = TransformersGenerator().generate([part], sampling, Policy(model, tokenizer))
-    return samples
+def renamed(reward: LearnedReward, name: str) -> Callable:
+    """The reward under another name, whatever its folder is called."""
 
+    def scored(**columns) -> list[float]:
+        return reward(**columns)
 
-def kl_per_completion(model, start, samples: list[Sample], *, pad_token_id: int) -> float:
-    """KL(π ‖ π_start) per completion in nats, by k1 = log π − log π_start on the policy's own samples."""
-    rows = [training_row(sample["prompt_ids"], sample["completion_ids"]) for sample in samples]
-    now, before = (
-        completion_log_probs(one, rows, pad_token_id=pad_token_id, batch_size=BATCH, device=one.device)
-        for one in (model, start)
-    )
-    return mean(sum(ours) - sum(theirs) for ours, theirs in zip(now, before, strict=True))
+    scored.__name__ = name
+    return scored
 
 
 def train(trainer, looks: Looks) -> dict:

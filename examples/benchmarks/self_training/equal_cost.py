@@ -15,13 +15,11 @@ results are in the folder is not run again, so several shells may share the seed
 import argparse
 import json
 import os
-import statistics
 import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
 import transformers
 from datasets import Dataset
 from rich.console import Console
@@ -31,16 +29,9 @@ from transformers import AutoTokenizer, TrainerCallback
 from examples.benchmarks.common.demo_setting import Setting, prepare
 from examples.benchmarks.common.over_seeds import mean_and_deviation
 from examples.benchmarks.common.quiet_runs import on_cpu, quiet
-from trl_ext import PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer
+from trl_ext import PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, evaluate
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions, sft_rows
-from trl_ext.demo.world import answered_right
-from trl_ext.generation.protocol import Part, Policy, Sampling
-from trl_ext.generation.transformers_generator import TransformersGenerator
-from trl_ext.self_training.monitors import distinct
-from trl_ext.sequences.log_probs import completion_log_probs
-from trl_ext.sequences.token_ids import prompt_and_completion_ids
-from trl_ext.sequences.training_rows import training_row
 
 PPO_PASSES = 1 + 1 + 1 + 4 * 3  # sampling, reference, policy and critic, four epochs
 LEARNING_RATE = 5e-4
@@ -121,35 +112,19 @@ class Probe(TrainerCallback):
 
 def measure(model, setting: Setting, questions: list[dict]) -> dict[str, float]:
     """One answer to each held-out question at temperature 1, and what is thought of it."""
-    tokenizer = AutoTokenizer.from_pretrained(setting.policy)
-    prompts = [row["prompt"] for row in questions]
-    part = Part(0, tuple(range(len(prompts))), tuple(prompts))
-    sampling = Sampling(num_generations=1, max_completion_length=stages.COMPLETION_LENGTH, seed=setting.seed)
-    ((_, samples),) = TransformersGenerator().generate([part], sampling, Policy(model, tokenizer))
-    texts = [sample["completion"] for sample in samples]
-    scored = {"prompts": prompts, "completions": texts, "completion_ended": [sample["ended"] for sample in samples]}
-    closed = [(text, row) for text, row in zip(texts, questions, strict=True) if row["query_type"] == "closed"]
-    right = [answered_right(text, attribute=row["attribute"], answer=row["answer"]) for text, row in closed]
-    return {
-        "judge": statistics.mean(setting.judge(**scored)),
-        "reward": statistics.mean(setting.reward(**scored)),
-        "right": statistics.mean(right),
-        "perplexity": perplexity(model, tokenizer, questions),
-        "distinct_2": distinct(texts, n=2),
-        "length": statistics.mean(len(sample["completion_ids"]) for sample in samples),
-    }
-
-
-def perplexity(model, tokenizer, questions: list[dict]) -> float:
-    """Of the reference answers, per token."""
-    rows = []
-    for row in questions:
-        rows.append(training_row(*prompt_and_completion_ids(row["prompt"], " " + row["reference"], tokenizer)))
-    log_probs = completion_log_probs(
-        model, rows, pad_token_id=tokenizer.pad_token_id, batch_size=64, device=model.device
+    looked = evaluate(
+        model,
+        Dataset.from_list([row | {"as_continued": " " + row["reference"]} for row in questions]),
+        [setting.judge, setting.reward, stages.closed_right],
+        tokenizer=AutoTokenizer.from_pretrained(setting.policy),
+        references_column="as_continued",
+        max_completion_length=stages.COMPLETION_LENGTH,
+        batch_size=64,
+        seed=setting.seed,
     )
-    values = [value for row in log_probs for value in row]
-    return float(torch.tensor(-statistics.mean(values)).exp())
+    names = {f"reward/{name}": name for name in ("judge", "reward")} | {"reward/closed_right": "right"}
+    names |= {name: name for name in ("perplexity", "distinct_2", "length")}
+    return {ours: looked.summary[name] for name, ours in names.items()}
 
 
 def run(arm: str, options: dict, setting: Setting, folder: Path, args: argparse.Namespace) -> dict:

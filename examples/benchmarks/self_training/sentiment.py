@@ -50,14 +50,16 @@ from trl import SFTConfig, SFTTrainer
 
 from examples.benchmarks.common.over_seeds import mean_and_deviation
 from examples.benchmarks.common.quiet_runs import on_cpu, quiet
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, RAFTConfig, RAFTTrainer
-from trl_ext.generation.protocol import Part, Policy, Sampling
-from trl_ext.generation.transformers_generator import TransformersGenerator
-from trl_ext.self_training.monitors import distinct
-from trl_ext.sequences.log_probs import completion_log_probs
-from trl_ext.sequences.samples import Sample
-from trl_ext.sequences.token_ids import prompt_and_completion_ids, prompt_ids
-from trl_ext.sequences.training_rows import training_row
+from trl_ext import (
+    ImitationRewardConfig,
+    ImitationRewardTrainer,
+    LearnedReward,
+    RAFTConfig,
+    RAFTTrainer,
+    evaluate,
+    score,
+)
+from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.trainer_kit.row_files import json_rows
 
 UNTOUCHED, START = "model as it came", "start"
@@ -282,43 +284,25 @@ def arms(setting: Setting) -> dict[str, torch.nn.Module]:
 # Measures
 
 
-def answers(model, setting: Setting, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
-    """A completion of each held-out prompt at temperature 1."""
-    prompts = [pair["prompt"] for pair in setting.parts["held-out"]]
-    part = Part(0, tuple(range(len(prompts))), tuple(prompts))
-    sampling = Sampling(num_generations=1, max_completion_length=setting.options.tokens, seed=setting.seed)
-    ((_, samples),) = TransformersGenerator().generate([part], sampling, Policy(model, tokenizer))
-    return samples
-
-
-def perplexity(model, tokenizer: PreTrainedTokenizerBase, pairs: list[dict], side: str) -> float:
-    """Per token of what people wrote after the prompts, the end included."""
-    rows = []
-    for pair in pairs:
-        rows.append(training_row(*prompt_and_completion_ids(pair["prompt"], pair[side], tokenizer)))
-    log_probs = completion_log_probs(
-        model, rows, pad_token_id=tokenizer.pad_token_id, batch_size=64, device=model.device
-    )
-    return float(torch.tensor(-statistics.mean(value for row in log_probs for value in row)).exp())
-
-
 def look(model, setting: Setting, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What a model makes of the held-out prompts: both scores of each sample, the texts, and measures."""
-    pairs, samples = setting.parts["held-out"], answers(model, setting, tokenizer)
-    texts = [sample["completion"] for sample in samples]
-    columns = {"prompts": [pair["prompt"] for pair in pairs], "completions": texts}
-    columns["completion_ended"] = [sample["ended"] for sample in samples]
-    scores = {"judge": setting.judge(**columns), "reward": setting.reward(**columns)}
+    options = {"tokenizer": tokenizer, "batch_size": 64, "seed": setting.seed}
+    rows, longest = Dataset.from_list(setting.parts["held-out"]), setting.options.tokens
+    rewards = [setting.judge, setting.reward]
+    looked = evaluate(model, rows, rewards, max_completion_length=longest, references_column="chosen", **options)
+    negative = evaluate(model, rows, None, max_completion_length=1, references_column="rejected", **options)
+    found, samples = looked.summary, looked.samples
     measures = {
-        JUDGED: statistics.mean(scores["judge"]),
-        "score it was trained on": statistics.mean(scores["reward"]),
-        "perplexity of people's positive text": perplexity(model, tokenizer, pairs, "chosen"),
-        "perplexity of people's negative text": perplexity(model, tokenizer, pairs, "rejected"),
-        "distinct-2": distinct(texts, n=2),
-        "tokens per sample": statistics.mean(len(sample["completion_ids"]) for sample in samples),
-        "ended by themselves, %": 100 * statistics.mean(columns["completion_ended"]),
+        JUDGED: found["reward/judge"],
+        "score it was trained on": found["reward/reward"],
+        "perplexity of people's positive text": found["perplexity"],
+        "perplexity of people's negative text": negative.summary["perplexity"],
+        "distinct-2": found["distinct_2"],
+        "tokens per sample": found["length"],
+        "ended by themselves, %": 100 * found["ended_share"],
     }
-    return {"scores": scores, "texts": texts, "measures": measures}
+    scores = {name: samples[f"reward/{name}"][:] for name in ("judge", "reward")}
+    return {"scores": scores, "texts": samples["completion"][:], "measures": measures}
 
 
 def gains(scores: dict[str, list[float]], before: dict[str, list[float]]) -> dict[str, float]:
@@ -334,7 +318,7 @@ def accuracy(reward: LearnedReward, pairs: list[dict]) -> float:
     """How often people's positive text scores higher than their negative text, in percent; equal scores count half."""
     prompts = [pair["prompt"] for pair in pairs]
     ours, theirs = (
-        reward(prompts=prompts, completions=[pair[side] for pair in pairs]) for side in ("chosen", "rejected")
+        score(reward, prompts, [pair[side] for pair in pairs])[reward.__name__] for side in ("chosen", "rejected")
     )
     return 100 * statistics.mean((a > b) + 0.5 * (a == b) for a, b in zip(ours, theirs, strict=True))
 
