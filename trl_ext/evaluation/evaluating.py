@@ -48,7 +48,7 @@ def evaluate(
     num_samples: int = 1,
     temperature: float = 1.0,
     chat_template_kwargs: dict[str, Any] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Sample held-out prompts from a policy, and measure: rewards, KL to a reference, length, ends, variety.
@@ -76,11 +76,12 @@ def evaluate(
         generator: Who samples; None: transformers.
         num_samples, temperature: Completions per prompt; of sampling, 0 takes the likeliest token.
         chat_template_kwargs: Passed on to the chat template.
-        batch_size: Completions sampled at once, and rows per pass.
+        batch_size: Completions sampled at once, and rows per pass. None: what memory allows, and 16.
         seed: Of sampling, and of rewards that draw random numbers.
     """
+    passes = 16 if batch_size is None else batch_size
     counts = {"max_completion_length": max_completion_length, "num_samples": num_samples}
-    _check(dataset, references_column, counts | {"batch_size": batch_size})
+    _check(dataset, references_column, counts | {"batch_size": passes})
     sampling = Sampling(num_samples, max_completion_length, temperature, seed=seed)
     generator = generator or TransformersGenerator(batch_size=batch_size)
     functions = reward_functions(rewards, max_completion_length=max_completion_length, call="evaluate")
@@ -98,12 +99,11 @@ def evaluate(
         rows = _rows_that_fit(asked, start, dataset, references_column, max_completion_length)
         samples = _sampled(generator, dataset, sampling, asked)
         columns, metrics = _scores(functions, samples, dataset, seed)
-        columns |= {} if start is None else _kl(asked, start, samples, batch_size)
-        references = _nll(asked, rows, len(dataset), batch_size)
+        columns |= {} if start is None else _kl(asked, start, samples, passes)
+        references = _nll(asked, rows, len(dataset), passes)
     settings = {"prompts": len(dataset), "dataset": data_fingerprint(dataset), **counts, "temperature": temperature}
     settings |= {"rewards": [function.__name__ for function in functions], "references_column": references_column}
-    settings |= {"reference": None if reference is None else name_of(reference)}
-    settings |= {"chat_template_kwargs": asked.chat_template_kwargs}
+    settings |= {"reference": reference and name_of(reference), "chat_template_kwargs": asked.chat_template_kwargs}
     return _evaluation(samples, columns, references, metrics, settings)
 
 
