@@ -378,6 +378,16 @@ def test_a_reference_with_other_words_is_refused(models, tmp_path):
         evaluate(policy, PROMPTS, None, tokenizer=tokenizer, reference=tmp_path / "other", **SIZES)
 
 
+def test_a_special_token_may_have_another_name_in_the_reference(models, tmp_path):
+    policy, tokenizer, start = models
+    for part in (byte_tokenizer(), start):
+        part.save_pretrained(tmp_path / "start")
+    file = tmp_path / "start" / "tokenizer.json"
+    file.write_text(file.read_text().replace("<bos>", "<reserved>"))
+    found = evaluate(policy, PROMPTS, None, tokenizer=tokenizer, reference=tmp_path / "start", **SIZES)
+    assert found.summary["kl"] > 0 and found.settings["reference"] == str(tmp_path / "start")
+
+
 @pytest.mark.parametrize("answer", [3, [{"role": "assistant", "content": "so"}], "x" * 300])
 def test_answers_that_cannot_be_read_are_refused(models, answer):
     policy, tokenizer, _ = models

@@ -93,7 +93,12 @@ def check_same_words(
     ours, size = (under_adapter(model).config.get_text_config().vocab_size for model in (policy, reference))
     theirs = tokenizer_at(given if isinstance(given, str | os.PathLike) else None, reference.config._name_or_path)
     words = {} if theirs is None else {i: word for word, i in theirs.get_vocab().items()}
-    other = [word for word, i in tokenizer.get_vocab().items() if words.get(i, word) != word]
+    added = {} if theirs is None else tokenizer.get_added_vocab() | theirs.get_added_vocab()  # may have new names
+    other = [
+        word
+        for word, i in tokenizer.get_vocab().items()
+        if words.get(i, word) != word and not {word, words[i]} & added.keys()
+    ]
     if ours != size or other:
         why = f"{other[0]!r} has another id there" if other else f"it has {size} tokens, the policy {ours}"
         raise ValueError(
