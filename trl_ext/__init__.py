@@ -6,6 +6,7 @@ Names are imported on first use, so `import trl_ext` is fast and does not load t
 from typing import TYPE_CHECKING
 
 from trl_ext.trainer_kit.lazy import lazy_exports
+from trl_ext.trainer_kit.quiet import leave_out_noise
 
 if TYPE_CHECKING:
     from trl_ext.evaluation import Evaluation as Evaluation
@@ -39,3 +40,4 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 lazy_exports(__name__)
+leave_out_noise()

@@ -127,7 +127,9 @@ def _timed(console: Console, stage: str):
     """Print one line of result after a stage."""
     start, lines = time.perf_counter(), []
     yield lines.append
-    console.print(f"[bold]{stage}[/bold]: {lines[0]} ({time.perf_counter() - start:.0f} s)", highlight=False)
+    console.print(
+        f"[bold]{stage}[/bold]: {lines[0]} ({time.perf_counter() - start:.0f} s)", highlight=False, soft_wrap=True
+    )
 
 
 def _save(console: Console, output_dir: Path, measures: dict, questions: list[dict], texts: dict, logs: dict) -> None:

@@ -35,7 +35,7 @@ def print_answers(console: Console, questions: list[dict], texts: dict[str, list
         row = kinds[n % 2][n // 2]
         console.print(f"\n[bold]{questions[row]['prompt']}[/bold] ({questions[row]['query_type']})")
         for run in RUNS:
-            console.print(f"  {run:8}{texts[run][row]}", highlight=False)
+            console.print(f"  {run:8}{texts[run][row]}", highlight=False, soft_wrap=True)
 
 
 def draw_curves(path: Path, logs: dict[str, list[dict]]) -> Path | None:

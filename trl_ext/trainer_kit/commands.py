@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
+from trl_ext.trainer_kit.quiet import repeats_left_out
+
 PACKAGE = Path(__file__).parents[1]
 TRACEBACK = "TRL_EXT_TRACEBACK"  # of the environment: also shows where bad input was found
 BAD_INPUT, STOPPED, READER_GONE = 2, 130, 1  # exit codes
@@ -40,7 +42,8 @@ def ends_in_one_line(call: str, *, when_stopped: str) -> Iterator[None]:
         when_stopped: How its user goes on after Ctrl-C.
     """
     try:
-        yield
+        with repeats_left_out():
+            yield
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         _end(f"{call}: stopped. {when_stopped}", error, STOPPED)
