@@ -6,7 +6,10 @@ A failure here means that an upgrade moved a seam: read the upstream change, the
 import copy
 import inspect
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +17,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from huggingface_hub import constants
+from huggingface_hub.utils import _telemetry as telemetry
 from peft import LoraConfig, get_peft_model
 from peft.utils.other import AuxiliaryTrainingWrapper
 from ppo_case import PROMPTS, even_letters, ppo_trainer, several_end_tokens
@@ -29,6 +34,7 @@ from transformers import (
     get_scheduler,
 )
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl.trainer import base_trainer
 from trl.trainer import grpo_trainer as grpo_module
 
 import trl_ext
@@ -638,6 +644,41 @@ def test_steps_are_counted_and_averaged_by_what_jumping_sets():
     source = inspect.getsource(Trainer._maybe_log_save_evaluate)
     assert "self.state.global_step - self._globalstep_last_logged" in source
     assert "global_step // num_update_steps_per_epoch" in inspect.getsource(Trainer._init_training_state)
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE"])
+def test_trls_telemetry_has_a_switch(tmp_path, monkeypatch, switch):
+    """README: TRL sends one note per trainer to the hub, unless the environment says no when Python starts."""
+    if not hasattr(base_trainer, "send_telemetry"):
+        pytest.skip("this TRL sends none")
+    code = "import sys; from huggingface_hub import constants as c; sys.exit(c.is_offline_mode() or c.HF_HUB_DISABLE_TELEMETRY)"
+    others = {
+        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    }
+    for environment, is_off in ((others, False), (others | {switch: "1"}, True)):
+        assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == is_off
+
+    started = []
+    monkeypatch.setattr(telemetry, "_start_telemetry_thread", lambda: started.append(1))
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switch == "HF_HUB_OFFLINE")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", switch != "HF_HUB_OFFLINE")
+    ppo_trainer(tmp_path)
+    assert started == []
+
+
+def test_trls_telemetry_says_nothing_of_the_run(tmp_path, monkeypatch):
+    """README: of a trainer of trl_ext it says "other", and no name of a model, a data set or a folder."""
+    if not hasattr(base_trainer, "send_telemetry"):
+        pytest.skip("this TRL sends none")
+    sent = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda **note: sent.append(note))
+    monkeypatch.delenv("CI", raising=False)
+    ppo_trainer(tmp_path)
+    (note,) = sent
+    assert note["topic"] == "trl/other" and note["user_agent"].keys() == {
+        "model_arch", "peft", "dataset_source", "distributed", "world_size", "device", "gpu",
+    }  # fmt: skip
 
 
 def sft_config(folder, **changes) -> SFTConfig:
