@@ -25,6 +25,8 @@ SWITCHES = {
     "reentrant": 'with gradient_checkpointing_kwargs={"use_reentrant": True}',
     "value_model": "PPO's critic is a model; if not, a head on the policy",
     "reference": "charge for KL to a reference",
+    "imitation": "train a reward model with the imitation term",
+    "autocast": "train weights in fp32 in 16 bits (bf16=True over a model in fp32)",
     "shared": "one base for all roles; if not, each has its own",
 }
 

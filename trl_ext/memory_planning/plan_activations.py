@@ -25,6 +25,7 @@ class Pass:
         trains_all: Whether its own weights are trained.
         autocast: Whether adapters, which are in fp32, compute in c bytes: in training, not in sampling and rewards.
         cuda: Which kernels compute it.
+        cast: Whether autocast turns weights in fp32 to c bytes; the residual stream stays in fp32.
         at: The layer; None: the model's first kind.
     """
 
@@ -37,6 +38,7 @@ class Pass:
     trains_all: bool = False
     autocast: bool = True
     cuda: bool = True
+    cast: bool = False
     at: Layer | None = None
 
     @cached_property
@@ -51,6 +53,11 @@ class Pass:
     def state(self) -> int:
         """One hidden state of all tokens: c · N · H."""
         return self.width * self.tokens * self.shape.hidden
+
+    @property
+    def residual(self) -> int:
+        """The hidden state between layers: as one, or in fp32."""
+        return (4 if self.cast else self.width) * self.tokens * self.shape.hidden
 
     @property
     def inner(self) -> int:
@@ -156,7 +163,17 @@ def experts_kept(run: Pass) -> int:
 
 def layer_kept(run: Pass) -> int:
     """All that one layer keeps for its backward pass."""
-    return norms_kept(run) + attention_kept(run) + linears_kept(run) + experts_kept(run)
+    return norms_kept(run) + attention_kept(run) + linears_kept(run) + experts_kept(run) + cast_weights(run)
+
+
+def cast_weights(run: Pass) -> int:
+    """A layer's frozen weights in c bytes, kept for the gradient of their inputs; of trained ones see `cached_casts`."""
+    return run.width * run.layer.params if run.cast and run.bits is None and not run.trains_all else 0
+
+
+def cached_casts(run: Pass) -> int:
+    """All trained weights in c bytes, which autocast makes once and keeps until the loss is there."""
+    return run.width * run.shape.linear_params if run.cast and run.trains_all else 0
 
 
 def int8_kept(run: Pass) -> int:
@@ -176,7 +193,7 @@ def layer_backward(run: Pass) -> int:
 
     c N H + 2 c N I, or, where adapters copy their inputs, 3 c N I while the last is copied: itself, and in fp32
     """
-    return run.state + (3 if run.copies_inputs else 2) * run.inner
+    return run.residual + (3 if run.copies_inputs else 2) * run.inner
 
 
 def layer_forward(run: Pass) -> int:

@@ -3,6 +3,7 @@
 from trl_ext.memory_planning.plan_activations import Pass
 
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused vocabulary head, which makes logits in such tiles
+CHUNK_LOGITS = 2**24  # of the imitation loss, as `reward_modeling.imitation_loss` makes them at once
 
 
 def head_kept(run: Pass, *, scored: int) -> int:
@@ -12,7 +13,7 @@ def head_kept(run: Pass, *, scored: int) -> int:
         run: Of the policy.
         scored: Tokens whose log-probability is computed.
     """
-    return 4 * run.tokens * (run.shape.hidden + 1) + run.state + run.width * scored * run.shape.hidden
+    return 4 * run.tokens * (run.shape.hidden + 1) + run.residual + run.width * scored * run.shape.hidden
 
 
 def tile(run: Pass, *, scored: int) -> int:
@@ -36,3 +37,15 @@ def head_backward(run: Pass, *, scored: int) -> int:
 
 def _tile_numbers(run: Pass, scored: int) -> int:
     return min(scored, TILE_TOKENS) * min(run.shape.vocab, TILE_VOCABULARY)
+
+
+def imitation_kept(run: Pass, *, imitated: int) -> int:
+    """The states that are read, and their gradient, which is made at once: 2 c n H for n tokens."""
+    return 2 * run.width * imitated * run.shape.hidden
+
+
+def imitation_logits(run: Pass, *, imitated: int) -> int:
+    """Logits of a chunk as computed and in fp32, (4 + [16 bits] c) · min(n, 2²⁴ / V) · V; the head in c bytes if it is cast."""
+    vocab = run.shape.vocab
+    cast = run.width * run.shape.embedding_params if run.cast else 0
+    return (4 + run.width % 4) * min(imitated, CHUNK_LOGITS // vocab) * vocab + cast

@@ -26,6 +26,7 @@ def residents(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
         "base weights": policy_base(shape, settings),
         "other bases": other_bases(shape, settings),
         "adapters, heads": adapters(shape, settings),
+        "imitation head": imitation_head(shape, settings),
         "optimizer state": 0 if paged else states,
     }
 
@@ -56,6 +57,11 @@ def adapters(shape: ModelShape, settings: PlanSettings) -> int:
     each = adapter_params(shape, settings.lora) if settings.lora else 0
     heads = scorers + (settings.method == "ppo" and not settings.value_model)
     return FP32 * ((policies + scorers) * each + heads * shape.hidden)
+
+
+def imitation_head(shape: ModelShape, settings: PlanSettings) -> int:
+    """The frozen vocabulary head, where neither the shared base nor the embedding is it."""
+    return shape.head_params * settings.width if settings.imitates and own_bases(settings) else 0
 
 
 def trained(shape: ModelShape, settings: PlanSettings) -> tuple[int, ...]:

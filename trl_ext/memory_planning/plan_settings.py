@@ -14,6 +14,7 @@ CHOICES = {
     "device": ("cuda", "cpu"),
 }
 SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_batch", "num_generations")
+SWITCHES = ("gradient_checkpointing", "reentrant", "value_model", "reference", "imitation", "autocast", "shared")
 LEAST = dict.fromkeys(SIZES, 1) | {"reward_models": 0}
 
 
@@ -40,6 +41,8 @@ class PlanSettings:
     reward_batch: int = 8
     num_generations: int | None = None
     reference: bool = True
+    imitation: bool = False
+    autocast: bool = False
     optimizer: str = "adamw"
     shared: bool = True
     device: str = "cuda"
@@ -57,7 +60,7 @@ class PlanSettings:
         for name, least in LEAST.items():
             if not _is_whole(getattr(self, name), least):
                 self._refuse(name, f"a whole number from {least} on", "Mend it.")
-        for name in ("gradient_checkpointing", "reentrant", "value_model", "reference", "shared"):
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False", "Mend it.")
         if self.lora is not None and not _is_whole(self.lora, 1):
@@ -69,6 +72,11 @@ class PlanSettings:
             raise ValueError(
                 f"memory_plan(bits={self.bits}, lora=None): quantised weights are frozen, so there would be nothing to "
                 "train. Give a LoRA rank, e.g. lora=16, or bits=None."
+            )
+        if self.autocast and self.dtype != "float32":
+            raise ValueError(
+                f"memory_plan(dtype={self.dtype!r}, autocast=True): expected weights in float32, which training in 16 bits "
+                "turns to 16 bits layer by layer. Give dtype='float32', or autocast=False."
             )
         if self.micro_batch > self.batch:
             raise ValueError(
@@ -85,6 +93,16 @@ class PlanSettings:
     def width(self) -> int:
         """Bytes of a number in `dtype`."""
         return BYTES_OF[self.dtype]
+
+    @property
+    def compute_width(self) -> int:
+        """Bytes of a number that training computes with."""
+        return 2 if self.autocast else self.width
+
+    @property
+    def imitates(self) -> bool:
+        """Whether a reward model's states are read by a frozen vocabulary head."""
+        return self.method == "reward" and self.imitation
 
     @property
     def length(self) -> int:

@@ -4,6 +4,7 @@ from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params
 from trl_ext.memory_planning.plan_activations import (
     Pass,
+    cached_casts,
     in_all,
     in_largest,
     int8_kept,
@@ -13,7 +14,7 @@ from trl_ext.memory_planning.plan_activations import (
     of_each,
     one_weight,
 )
-from trl_ext.memory_planning.plan_heads import head_backward, head_kept
+from trl_ext.memory_planning.plan_heads import head_backward, head_kept, imitation_kept, imitation_logits
 from trl_ext.memory_planning.plan_roles import trained, trained_width
 from trl_ext.memory_planning.plan_settings import PlanSettings
 
@@ -36,11 +37,16 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
         moments.append(_through_layer(run, settings, both) | {GRADIENTS: waiting})
         kept += in_all(int8_kept, run) * holds_inputs(settings)  # of the value model, to the end
     earlier = waiting or sum(gradients[1:])
+    kept += cached_casts(run)
+    if settings.imitates:
+        imitated = settings.micro_batch * settings.completion_length
+        kept += imitation_kept(run, imitated=imitated)
+        moments.append({ACTIVATIONS: kept, LOGITS: imitation_logits(run, imitated=imitated), GRADIENTS: earlier})
     if settings.method != "reward":
         logits = head_backward(run, scored=scored_tokens(settings))
         moments.append({ACTIVATIONS: kept, LOGITS: logits, GRADIENTS: earlier})
     moments.append(_through_layer(run, settings, kept) | {GRADIENTS: earlier})
-    first = run.state if settings.gradient_checkpointing else in_largest(layer_kept, run)
+    first = run.residual if settings.gradient_checkpointing else in_largest(layer_kept, run)
     moments.append(_through_layer(run, settings, first) | {GRADIENTS: sum(gradients)})
     return [*moments, {GRADIENTS: sum(gradients)}]
 
@@ -56,12 +62,13 @@ def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: 
         shape=shape,
         rows=rows,
         length=length,
-        width=settings.width,
+        width=settings.compute_width if autocast else settings.width,
         rank=settings.lora or 0,
         bits=settings.bits,
         trains_all=settings.lora is None,
         autocast=autocast,
         cuda=settings.cuda,
+        cast=autocast and settings.autocast,
     )
 
 
@@ -83,7 +90,7 @@ def graph_bytes(run: Pass, settings: PlanSettings, *, scored: int) -> int:
     Without checkpoints also the adapter's weights in 16 bits, to which autocast has turned them.
     """
     if settings.gradient_checkpointing:
-        layers = run.shape.layers * run.state + in_all(int8_kept, run) * holds_inputs(settings)
+        layers = run.shape.layers * run.residual + in_all(int8_kept, run) * holds_inputs(settings)
     else:
         cast = 2 * adapter_params(run.shape, run.rank) if run.width == 2 else 0
         layers = in_all(layer_kept, run) + cast
@@ -98,7 +105,7 @@ def _through_layer(run: Pass, settings: PlanSettings, kept: int) -> dict[str, in
     again = settings.gradient_checkpointing
 
     def backward(one: Pass) -> int:
-        anew = layer_kept(one) - (one.state if one.width == 4 else 0) if again else 0
+        anew = layer_kept(one) - (one.residual if one.width == 4 or one.cast else 0) if again else 0
         return anew + layer_backward(one)
 
     largest = max((one for one, _ in of_each(run)), key=lambda one: backward(one) + one_weight(one))

@@ -100,6 +100,8 @@ def memory_plan(
     reward_batch: int = 8,
     num_generations: int | None = None,
     reference: bool = True,
+    imitation: bool = False,
+    autocast: bool = False,
     optimizer: str = "adamw",
     shared: bool = True,
     device: str = "cuda",
@@ -111,7 +113,7 @@ def memory_plan(
             hub id of any causal language model, a configuration, a loaded model, or a `ModelShape`.
         method: "ppo", "grpo", "raft", "rest", "reward" (training a reward model) or "sft".
         bits: 8 or 4 (NF4, double quantisation) for the blocks' linear layers of the frozen base; None or 16: as `dtype`.
-        dtype: Of what is not quantised and of activations; "float32" means `bf16=False` in the trainer.
+        dtype: Of what is not quantised, and of activations unless with `autocast`.
         lora: Rank of the adapters, on all linear layers of the blocks, in fp32. None: all weights are trained.
         batch: Completions sampled at once, which is the batch of one optimiser step.
         micro_batch: Sequences per pass in training (`per_device_train_batch_size`); of a reward model, pairs.
@@ -123,6 +125,8 @@ def memory_plan(
         reward_batch: Completions per pass of a reward model (`LearnedReward(batch_size=…)`).
         num_generations: Completions per prompt. None: 1 for PPO, else 8.
         reference: Whether KL to a reference is charged (β > 0), for PPO and GRPO.
+        imitation: Whether a reward model is trained with the imitation term (`ImitationRewardConfig`).
+        autocast: Whether weights in fp32 are trained in 16 bits (`bf16=True` over a model loaded in fp32).
         optimizer: "adamw", "adamw_8bit" or "paged_adamw_8bit".
         shared: One base for all roles (`SharedBase`); False: each has its own.
         device: "cuda", or "cpu" for what its kernels do, without context and slack.

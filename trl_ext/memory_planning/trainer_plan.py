@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -71,6 +72,7 @@ def run_plan(
         value_model=value_model is not None,
         reward_models=len(learned),
         reward_batch=max([reward.batch_size for reward in learned], default=1),
+        autocast=base.dtype == torch.float32 and bool(args.bf16 or args.fp16),
         optimizer=_optimizer(args),
         shared=all(_on_same_base(other, base) for other in others),
         device="cuda" if args.device.type == "cuda" else "cpu",

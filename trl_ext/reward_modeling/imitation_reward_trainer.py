@@ -163,7 +163,12 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     def _memory_plan(self) -> MemoryPlan:
         length = self.args.max_length or model_window(self.model.config) or 2 * UNKNOWN_LENGTH
         return run_plan(
-            "reward", self.model, self.args, prompt_length=length - length // 2, completion_length=length // 2
+            "reward",
+            self.model,
+            self.args,
+            prompt_length=length - length // 2,
+            completion_length=length // 2,
+            imitation=_imitates(self.args),
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

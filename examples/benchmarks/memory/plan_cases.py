@@ -57,6 +57,7 @@ class Case:
         extras = [f"LoRA {s['lora']}" if s["lora"] else "full"]
         extras += [] if s["gradient_checkpointing"] else ["no ckpt"]
         extras += ["reentrant"] if s.get("reentrant") else []
+        extras += [word for word in ("autocast", "imitation") if s.get(word)]
         extras += [] if s.get("shared", True) else ["separate"]
         extras += [] if s.get("value_model", True) else ["head"]
         lengths = f"{s['batch']}/{s['micro_batch']}×{s['prompt_length']}+{s['completion_length']}"
@@ -136,6 +137,18 @@ CASES = [
     case("reward", "qwen2-128", **BF16 | LONG, micro_batch=4),
     case("reward", "qwen2-256", **PLAIN, shared=False),
     case("reward", "llama-256", lora=None, shared=False),
+]
+AUTOCAST = {"autocast": True}
+CASES += [
+    # Weights in fp32 trained in 16 bits, and the imitation term
+    case("sft", "llama-256", **AUTOCAST),
+    case("sft", "llama-256", **AUTOCAST | PLAIN),
+    case("sft", "qwen2-128", **AUTOCAST, lora=None, shared=False),
+    case("ppo", "llama-256", **AUTOCAST | PLAIN, value_model=False),
+    case("reward", "llama-256", imitation=True),
+    case("reward", "llama-256", **BF16, imitation=True, micro_batch=4),
+    case("reward", "llama-256", **BITS8, imitation=True, reentrant=True),
+    case("reward", "llama-64", **AUTOCAST, imitation=True, lora=None, shared=False),
 ]
 for size in COUNTED:
     CASES += [

@@ -17,7 +17,18 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig,
 from examples.benchmarks.common.live_bytes import CudaPhasePeaks, LiveBytes, PhasePeaks, unique_bytes
 from examples.benchmarks.memory.plan_cases import VOCABULARY, Case
 from examples.benchmarks.memory.plan_models import Roles, dataset, saved_model, word_tokenizer
-from trl_ext import LearnedReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, memory_plan
+from trl_ext import (
+    ImitationRewardConfig,
+    ImitationRewardTrainer,
+    LearnedReward,
+    PPOConfig,
+    PPOTrainer,
+    RAFTConfig,
+    RAFTTrainer,
+    ReSTConfig,
+    ReSTTrainer,
+    memory_plan,
+)
 from trl_ext.memory_planning.plan_phases import CONTEXT_LINE, SLACK_LINE
 from trl_ext.memory_planning.plan_training import WEIGHT
 from trl_ext.self_training.grow import Grower
@@ -71,8 +82,11 @@ def trainer_of(case: Case, roles: Roles, folder: Path):
 
 
 def reward_trainer(case: Case, roles: Roles, options: dict, folder: Path):
-    model = roles.scorer(trains=True)
-    return RewardTrainer(model=model, args=RewardConfig(**quiet(case, folder), max_length=None), **options)
+    model, settings = roles.scorer(trains=True), quiet(case, folder) | {"max_length": None}
+    if case.settings.get("imitation"):
+        head = roles.base.model.get_output_embeddings() if roles.shared else roles.path
+        return ImitationRewardTrainer(model, ImitationRewardConfig(**settings), imitation_head=head, **options)
+    return RewardTrainer(model=model, args=RewardConfig(**settings), **options)
 
 
 def self_trainer(case: Case, roles: Roles, options: dict, folder: Path):
@@ -101,7 +115,7 @@ def quiet(case: Case, folder: Path) -> dict:
         "gradient_accumulation_steps": settings["batch"] // settings["micro_batch"],
         "gradient_checkpointing": settings["gradient_checkpointing"],
         "gradient_checkpointing_kwargs": {"use_reentrant": settings.get("reentrant", False)},
-        "bf16": settings["dtype"] == "bfloat16",
+        "bf16": settings["dtype"] == "bfloat16" or settings.get("autocast", False),
         "use_cpu": not torch.cuda.is_available(),
         "max_steps": 2,
         "save_strategy": "no",
