@@ -10,7 +10,8 @@ Data are hub names (`NAME` or `NAME:SPLIT`) or local files (.jsonl, .json, .parq
     --prompts    prompt; other columns are left out
 
 The memory plan comes first: a run that it says does not fit is refused, unless you --force it. Sequences per pass are
-the most that it has room for. What is longer than --prompt-length and --completion-length is left out, and counted.
+the most that it has room for. With --card 24GB it is made for such a card on any machine, with --plan-only nothing else is.
+Prompts longer than --prompt-length, and pairs longer than both lengths together, are left out, and counted.
 
 A killed run goes on with the same command: finished stages are reused, the last one from its newest checkpoint. OUT gets
 a folder per stage, each with its adapter (in PEFT's format) and `stage.json`, and `evidence.json`: one line with card,
@@ -31,6 +32,7 @@ from train_7b_stages import STAGES, on_gpu
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from trl_ext import SharedBase
+from trl_ext.cli.plan import card_bytes
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
 from trl_ext.trainer_kit.commands import ends_in_one_line
@@ -63,7 +65,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         add(f"--{name}", required=True, metavar="DATA")
     add("--method", choices=["ppo", "raft"], default="ppo")
     add("--output-dir", type=Path, required=True)
-    add("--card", type=float, metavar="GIB", help="memory to plan for; default: that of the GPU")
+    add("--card", type=gib_of, metavar="SIZE", help="to plan for: 24GB as sold, or GiB; default: the GPU at hand")
+    add("--plan-only", action="store_true", help="print the plan and end; needs no GPU")
     add("--force", action="store_true", help="begin whatever the plan says")
     add("--batch", type=int, default=16, help="sequences (pairs, completions) per step")
     add("--prompt-length", type=int, default=512, help="tokens, at most")
@@ -89,8 +92,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 # The plan
 
 
+def gib_of(size: str) -> float:
+    """GiB of a card, as `trl-ext plan --gpu` reads it; a plain number is GiB.
+
+    >>> gib_of("23.5"), round(gib_of("24GB"), 2)
+    (23.5, 23.52)
+    """
+    try:
+        return float(size)
+    except ValueError:
+        pass
+    try:
+        return card_bytes(size) / GIB
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{size!r}: expected e.g. 24GB as sold, or 23.5, in GiB") from error
+
+
 def plans(options) -> dict[str, MemoryPlan]:
-    """What each stage needs, in the largest micro-batches that fit; none for an architecture that is not known."""
+    """What each stage needs, in the largest micro-batches that fit; none for a model that nothing can be planned for."""
     try:
         return {stage: plan_of(stage, options) for stage in ("sft", "reward", options.method)}
     except ValueError as reason:
@@ -99,22 +118,24 @@ def plans(options) -> dict[str, MemoryPlan]:
 
 
 def plan_of(stage: str, options) -> MemoryPlan:
-    tried = []
+    tried, card = [], on_gpu() or options.card is not None  # planned for a card, wherever the plan is made
     for micro_batch in halves(options.batch):
         plan = memory_plan(
             options.model,
             stage,
-            bits=None if options.bits == 16 else options.bits,
-            dtype="bfloat16" if on_gpu() else "float32",
+            bits=options.bits,
+            dtype="bfloat16" if card else "float32",
             lora=options.rank,
             batch=options.batch,
             micro_batch=micro_batch,
             prompt_length=options.prompt_length,
             completion_length=options.completion_length,
-            gradient_checkpointing=on_gpu(),
+            gradient_checkpointing=card,
             reentrant=options.bits == 8,
+            value_model=True,
+            imitation=options.imitation_coef > 0,
             num_generations=options.samples if stage == "raft" else 1,
-            device="cuda" if on_gpu() else "cpu",
+            device="cuda" if card else "cpu",
         )
         tried.append(plan)
         if options.card is None or plan.verdict(options.card * GIB) == "fits":
@@ -136,11 +157,15 @@ def check_plans(found: dict[str, MemoryPlan], options) -> None:
     for stage, plan in found.items():
         verdict = "" if options.card is None else f" – {plan.verdict(options.card * GIB)} {options.card:.1f} GiB"
         print(f"{stage}: micro-batch {plan.settings.micro_batch}, {plan.line()}{verdict}".replace("fits", "fits into"))
+    if options.card is not None and not on_gpu():
+        print("there is no GPU here: this is the plan for a card; what is trained here is trained on the CPU")
     if options.card is None or options.force:
         return
     bad = [stage for stage, plan in found.items() if plan.verdict(options.card * GIB) == "does not fit"]
     if bad:
-        changes = "; ".join(f"{advice.change} ({advice.cost})" for advice in found[bad[0]].advice(options.card * GIB))
+        changes = "; ".join(
+            f"{advice.change}, {advice.config} ({advice.cost})" for advice in found[bad[0]].advice(options.card * GIB)
+        )
         raise SystemExit(
             f"train_7b_24gb.py --card {options.card:.1f}: expected stages that fit, and by the plan {', '.join(bad)} "
             f"does not. What would help: {changes or 'nothing known'}. Or --force it."
@@ -169,6 +194,8 @@ def run_stage(name: str, base: SharedBase, options, plan: MemoryPlan | None) -> 
     print(f"{name}: begins", flush=True)
     set_seed(options.seed)  # of new adapters; trainers seed themselves
     trainer, start = STAGES[name](base, options, folder, plan), time.perf_counter()
+    if plan is not None and hasattr(trainer, "memory"):
+        trainer.memory.says_plan = False  # it was said before the first stage
     begin_measuring()
     trainer.train(resume_from_checkpoint=resumed_from(name, folder))
     if name == "reward":
@@ -197,7 +224,9 @@ def settings_of(options) -> dict:
 
 def check_same(name: str, then: dict, now: dict) -> None:
     """Raise a ValueError if a finished stage was trained otherwise than is asked for now."""
-    for key in SAME.get(name, [key for key in now if key not in ("card", "force", "save_steps", "output_dir")]):
+    for key in SAME.get(
+        name, [key for key in now if key not in ("card", "force", "plan_only", "save_steps", "output_dir")]
+    ):
         if then[key] != now[key]:
             option = f"--{key.replace('_', '-')}"
             raise ValueError(
@@ -261,6 +290,8 @@ def main(arguments: list[str] | None = None) -> dict:
         options.card = torch.cuda.mem_get_info()[1] / GIB
     found = plans(options)
     check_plans(found, options)
+    if options.plan_only:
+        return {}
     base = SharedBase.from_pretrained(
         options.model,
         bits=None if options.bits == 16 else options.bits,

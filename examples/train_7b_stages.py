@@ -74,7 +74,7 @@ def reward(base: SharedBase, options, folder: Path, plan: MemoryPlan | None):
     )
     pairs = load_rows(options.pairs, "--pairs", [["prompt", "chosen", "rejected"]])
     parts = pairs.train_test_split(max(1, int(HELD_OUT * len(pairs))), seed=0)
-    return ImitationRewardTrainer(
+    trainer = ImitationRewardTrainer(
         base.reward_model(lora(options)).module,
         args,
         train_dataset=parts["train"],
@@ -82,6 +82,9 @@ def reward(base: SharedBase, options, folder: Path, plan: MemoryPlan | None):
         processing_class=base.tokenizer,
         imitation_head=base.model.get_output_embeddings(),
     )
+    left_out = len(pairs) - len(trainer.train_dataset) - len(trainer.eval_dataset)
+    print(f"pairs: {len(pairs)}, of which {left_out} are longer than {args.max_length} tokens, or equal, and left out")
+    return trainer
 
 
 def prompts_of(base: SharedBase, options) -> Dataset:

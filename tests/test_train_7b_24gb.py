@@ -62,7 +62,9 @@ def test_every_stage_in_8_bit_and_then_raft_on_the_finished_ones(settings, capsy
     row = train_7b_24gb.main(words(settings))
     printed = capsys.readouterr().out
     out = settings["--output-dir"]
-    assert "memory plan" in printed and "prompts: 9, of which 1 are longer than 16 tokens" in printed
+    assert "prompts: 9, of which 1 are longer than 16 tokens" in printed
+    assert "pairs: 9, of which 0 are longer than 24 tokens, or equal, and left out" in printed
+    assert printed.count("memory plan (") == 3  # of each stage, once
     lines = (out / "evidence.json").read_text().splitlines()
     assert len(lines) == 1 and json.loads(lines[0]) == json.loads(json.dumps(row))
     assert row["card"] == "CPU" and row["versions"]["trl"] and row["settings"]["bits"] == 8
@@ -123,11 +125,46 @@ def test_what_does_not_fit_is_refused_unless_forced(settings, monkeypatch):
             train_7b_24gb.main(options)
 
 
+def test_a_card_that_is_not_here_is_planned_for(settings, capsys, monkeypatch):
+    """On the CPU, where a plan for the CPU would be in fp32 and would not fit."""
+    monkeypatch.setattr(train_7b_stages.torch.cuda, "is_available", lambda: False)
+    options = settings | {"--model": "llama-2-7b", "--batch": 16, "--prompt-length": 512, "--completion-length": 512}
+    assert train_7b_24gb.main(words(options | {"--card": "24GB"}, "--plan-only")) == {}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["sft", "reward", "ppo"] and "no GPU here" in lines[3]
+    assert all("fits into 23.5 GiB" in line for line in lines[:3])
+    found = train_7b_24gb.plans(train_7b_24gb.parse(words(options | {"--card": "24GB"})))
+    assert {(plan.settings.device, plan.settings.dtype) for plan in found.values()} == {("cuda", "bfloat16")}
+    assert found["ppo"].settings.value_model and found["reward"].settings.imitation
+    with pytest.raises(SystemExit):
+        train_7b_24gb.parse(words(options | {"--card": "big"}))
+    assert "argument --card: 'big': expected e.g. 24GB" in capsys.readouterr().err
+
+
+def test_pairs_that_are_left_out_are_counted(settings, tmp_path, capsys, monkeypatch):
+    class Trained(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Trained
+
+    monkeypatch.setattr(train_7b_stages.ImitationRewardTrainer, "train", stop)
+    rows = [{"prompt": f"{i}?", "chosen": " ok", "rejected": " no"} for i in range(6)]
+    rows += [{"prompt": "?", "chosen": " " + "long" * 9, "rejected": " no"}] * 2
+    rows += [{"prompt": "?", "chosen": " ok", "rejected": " ok"}]
+    pairs = json_lines(tmp_path / "pairs.jsonl", rows)
+    options = train_7b_24gb.parse(words(settings | {"--pairs": pairs, "--output-dir": tmp_path / "out"}))
+    base = train_7b_24gb.SharedBase.from_pretrained(settings["--model"])
+    with pytest.warns(UserWarning, match="equal"), pytest.raises(Trained):
+        train_7b_24gb.run_stage("reward", base, options, None)
+    assert "pairs: 9, of which 3 are longer than 24 tokens, or equal, and left out" in capsys.readouterr().out
+
+
 def test_micro_batches_are_what_the_plan_has_room_for(settings):
-    options = train_7b_24gb.parse(words(settings | {"--model": "llama-2-7b", "--batch": 16, "--card": 24}))
+    options = train_7b_24gb.parse(words(settings | {"--model": "llama-2-7b", "--batch": 16, "--card": 12}))
     options.prompt_length = options.completion_length = 512
     found = train_7b_24gb.plan_of("sft", options)
-    assert found.settings.micro_batch < 16 and found.verdict(24 * 2**30) == "fits"
+    assert found.settings.micro_batch < 16 and found.verdict(12 * 2**30) == "fits"
     assert train_7b_24gb.halves(12) == [12, 6, 3]
 
 

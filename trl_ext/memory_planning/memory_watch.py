@@ -51,6 +51,7 @@ class MemoryWatch(TrainerCallback):
 
     Attributes:
         plan: The plan, once the run has begun, or None.
+        says_plan: Whether it says the plan; not, where somebody else has said it.
         phase: Where the run is: generate, score or train; None outside a run.
         measured: By phase, the highest bytes allocated and reserved.
     """
@@ -58,6 +59,7 @@ class MemoryWatch(TrainerCallback):
     def __init__(self, make_plan: Callable[[], MemoryPlan], card: Card | None):
         self.make_plan, self.card = make_plan, card
         self.plan: MemoryPlan | None = None
+        self.says_plan = True
         self.phase: str | None = None
         self.measured: dict[str, tuple[int, int]] = {}
 
@@ -82,7 +84,8 @@ class MemoryWatch(TrainerCallback):
             self._say(f"memory plan: none for this run ({reason})", state)
             return
         if self.card is None or self.plan.peak <= self.card.total():
-            self._say(self.plan.line(), state)
+            if self.says_plan:
+                self._say(self.plan.line(), state)
         else:
             warnings.warn(
                 f"the memory plan is above what is free, {self.card.total() / GIB:.1f} GiB: {self.plan.line()}. "

@@ -155,7 +155,7 @@ for size in COUNTED:
         case("ppo", size),
         case("ppo", size, **BF16 | PLAIN, value_model=False),
         case("grpo", size, **BITS8, reentrant=True, num_generations=4),
-        case("raft", size, **BITS4 | LONG, num_generations=4),
+        case("sft", size, **BITS4 | LONG, batch=4, micro_batch=4),
         case("sft", size, **BF16 | PLAIN),
         case("reward", size, **PLAIN, lora=None, shared=False),
     ]
