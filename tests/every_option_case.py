@@ -170,6 +170,7 @@ ANSWERS = {"columns": {"completion": ["bdf", "hhh", "jj", "nn"]}}
 FIXED = "error"  # every other value is refused
 
 PPO = {
+    "accept_changes": Change(["no_such_option"], "error"),  # what it accepts: test_run_changes.py
     "learning_rate": Change(0.1),
     "num_generations": Change(2),
     "num_iterations": Change(3),
@@ -197,6 +198,7 @@ PPO = {
 }
 
 SELF_TRAINING = {
+    "accept_changes": Change(["no_such_option"], "error"),  # what it accepts: test_run_changes.py
     "learning_rate": Change(1e-3),
     "max_length": Change(64, FIXED),
     "completion_only_loss": Change(False, FIXED),
@@ -258,6 +260,7 @@ REST = {
     "num_generations": Change(2),
 }
 IMITATION = {
+    "accept_changes": Change(["no_such_option"], "error"),  # what it accepts: test_run_changes.py
     "imitation_coef": Change(1.0),
     "imitation_head": Change("other"),
 }

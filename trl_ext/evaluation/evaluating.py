@@ -16,7 +16,7 @@ from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow import reward_columns
 from trl_ext.self_training.monitors import distinct, msttr
-from trl_ext.self_training.self_training_input import check_dataset
+from trl_ext.self_training.self_training_input import read_dataset
 from trl_ext.self_training.tokenising import tokenised
 from trl_ext.sequences.answer_rows import answer_rows
 from trl_ext.sequences.exact_kl import completion_kl
@@ -27,7 +27,7 @@ from trl_ext.sequences.training_rows import training_row
 from trl_ext.sequences.windows import check_windows
 from trl_ext.shared_base.given_policy import Base, Given, check_same_words, given_policy, name_of
 from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.run_record import data_fingerprint
+from trl_ext.trainer_kit.fingerprints import data_fingerprint
 from trl_ext.trainer_kit.seeds import seeded
 
 REFERENCES = "reference"  # a column of this name may be missing
@@ -81,6 +81,7 @@ def evaluate(
     """
     passes = 16 if batch_size is None else batch_size
     counts = {"max_completion_length": max_completion_length, "num_samples": num_samples}
+    dataset = read_dataset(dataset, trainer="evaluate", name="dataset")
     _check(dataset, references_column, counts | {"batch_size": passes})
     sampling = Sampling(num_samples, max_completion_length, temperature, seed=seed)
     generator = generator or TransformersGenerator(batch_size=batch_size)
@@ -108,7 +109,6 @@ def evaluate(
 
 
 def _check(dataset: Dataset, references_column: str | None, counts: dict[str, int]) -> None:
-    check_dataset(dataset, trainer="evaluate", name="dataset")
     for name, value in counts.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"evaluate({name}={value!r}): expected a whole number of at least 1.")
