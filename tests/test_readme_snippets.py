@@ -45,7 +45,8 @@ def folder(tmp_path, monkeypatch):
         {"prompt": "why?", "chosen": " so", "rejected": " no"},
         {"prompt": "say", "chosen": " it", "rejected": " on"},
     ]
-    for name, rows in (("pairs", pairs), ("prompts", [{"prompt": "why?"}, {"prompt": "say it"}])):
+    prompts = [{"prompt": "why?"}, {"prompt": "say it"}]
+    for name, rows in (("pairs", pairs), ("prompts", prompts), ("held-out", prompts)):
         Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows * 8)))
     for name, options in SIZES_OF_A_TEST.items():
         made_quiet = {name: value for name, value in quiet("any", **options).items() if name != "output_dir"}
@@ -54,6 +55,8 @@ def folder(tmp_path, monkeypatch):
 
 def printed(program: str) -> str:
     """The program, with short completions."""
+    if "evaluate(" in program:
+        return program.replace("max_completion_length=256", "max_completion_length=8")
     return re.sub(r"(, )?max_completion_length=256", "", program)
 
 
@@ -61,14 +64,19 @@ def printed(program: str) -> str:
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_each_program_as_printed(folder, number):
     names = {}
+    if "evaluate(" in PROGRAMS[number]:
+        exec(printed(PROGRAMS[0]), {})  # it looks at that one's policy
     exec(printed(PROGRAMS[number]), names)
+    if "evaluate(" in PROGRAMS[number]:
+        assert names["after"].summary["kl"] > 0.0 == names["before"].summary["kl"]
+        return
     trainer = names["trainer"]
     assert trainer.state.global_step == trainer.state.max_steps > 0
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
 
 
 def test_each_trainer_has_a_program():
-    assert len(PROGRAMS) == 4 and all("from trl_ext import" in program for program in PROGRAMS)
+    assert len(PROGRAMS) == 5 and all("from trl_ext import" in program for program in PROGRAMS)
 
 
 @pytest.mark.slow
