@@ -325,6 +325,14 @@ def keep_weights(trainer, kept: list) -> TrainerCallback:
     return Keep()
 
 
+def test_a_gradient_whose_norm_alone_overflows_stops_nothing(tmp_path, tokenizer):
+    """Its numbers are finite, their squares are not."""
+    trainer = reward_trainer(tmp_path, tokenizer, max_steps=1)
+    multiply_gradient(trainer.model.score.weight, 1e30, steps=range(1))
+    trainer.train()
+    assert logged(trainer, "grad_norm") == [math.inf] and trainer.state.global_step == 1
+
+
 def test_rows_that_cannot_be_read_again_hide_nothing(tmp_path, tokenizer):
     """Nor are they where the model is sharded, of which no process can read alone."""
     trainer = reward_trainer(tmp_path, tokenizer, train_dataset=with_bad_margin())

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
-from trl_ext.trainer_kit.finite_findings import all_finite
+from trl_ext.trainer_kit.finite_findings import all_finite, seem_finite
 
 MOST_SKIPPED = 20  # steps in a row: by then a loss scaler has halved its scale as often
 
@@ -77,12 +77,18 @@ class StepWatch(TrainerCallback):
         batches, self._batches = self._batches, []
         return batches
 
-    def failed(self, batches: list[MicroBatch], gradients: Iterable[Tensor]) -> tuple[bool, bool]:
-        """Whether a loss, and whether a gradient, of any process is not finite; all that a step waits for."""
+    def failed(self, batches: list[MicroBatch], gradients: list[Tensor]) -> tuple[bool, bool]:
+        """Whether a loss, and whether a gradient, of any process is not finite; all that a sound step waits for."""
         losses = torch.stack([[*batch.terms.values()][-1] for batch in batches])
-        finite = torch.stack([losses.isfinite().all(), all_finite(gradients).to(losses.device)])
-        loss, gradient = self.accelerator.reduce((~finite).float(), reduction="sum").tolist()
-        return loss > 0, gradient > 0
+        loss, gradient = self._any(~losses.isfinite().all(), ~seem_finite(gradients))
+        if gradient and not loss:
+            (gradient,) = self._any(torch.tensor(not all_finite(gradients), device=losses.device))
+        return loss, gradient
+
+    def _any(self, *said: Tensor) -> list[bool]:
+        """Whether any process says so, of each."""
+        counts = torch.stack([each.to(said[0].device).float() for each in said])
+        return [count > 0 for count in self.accelerator.reduce(counts, reduction="sum").tolist()]
 
     def takes(self, step: int, *, skipped: bool) -> None:
         """Count a step, which the loss scaler skips or not; raise an error at the last that it may skip in a row.
