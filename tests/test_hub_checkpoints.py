@@ -2,6 +2,7 @@
 
 import shutil
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def hub(tmp_path, monkeypatch):
         self.hub_model_id, self.push_in_progress = "me/run", None
 
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    older = partial(upload_folder, None)  # as some versions of transformers call it
+    monkeypatch.setattr("transformers.trainer.upload_folder", older, raising=False)
     monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
     return tmp_path / "hub"
 

@@ -102,9 +102,9 @@ def test_nothing_is_said_where_nothing_changed():
 
 @pytest.mark.parametrize("given", ["beta", {"beta": 1}, ["Beta"]])
 def test_names_that_there_are_not(given):
-    check_accepted(["beta"], ["beta", "seed"], call="run(…)")
+    check_accepted(["beta", "data"], ["beta", "seed"], ["data"], call="run(…)")
     with pytest.raises(ValueError, match=r"accept_changes=.*(expected a list of names|is called 'Beta')"):
-        check_accepted(given, ["beta", "seed"], call="run(…)")
+        check_accepted(given, ["beta", "seed"], ["data"], call="run(…)")
 
 
 def stepped(rate: float, decay: float, steps: int, *, length: int = 10):

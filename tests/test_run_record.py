@@ -216,9 +216,13 @@ def test_an_unfinished_grow_that_was_sampled_otherwise_begins_anew(tmp_path):
     sampled = make(
         "raft", tmp_path, **options, temperature=0.5, accept_changes=["temperature"], parts={"reward_funcs": even}
     )
-    with pytest.warns(UserWarning, match="goes on with temperature: 1.0 then, 0.5 now"):
+    with pytest.warns(UserWarning, match=r"goes on with temperature: 1.0 then, 0.5 now"):
         sampled._open(True)
     assert (tmp_path / "grow-000.parquet").is_file() and not (tmp_path / "grow-001").exists()
+    (tmp_path / "grow-001").mkdir()
+    (tmp_path / "grow-001" / "sampled-00000.parquet").write_bytes(b"of the temperature 0.5")
+    sampled._open(True)  # killed again, before a checkpoint knew of it
+    assert (tmp_path / "grow-001" / "sampled-00000.parquet").is_file()
 
 
 @pytest.mark.parametrize(
@@ -408,6 +412,14 @@ def test_a_checkpoint_in_another_folder_brings_its_record(begun, tmp_path, kind)
         moved.train(resume_from_checkpoint=checkpoint)
     assert_same(trained(whole), trained(moved))
     assert read_record(tmp_path / "new") == read_record(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_trainer_elsewhere(begun, tmp_path):
+    one = make("reward", tmp_path, **CONSTANT, accept_changes=["trainer"])
+    with pytest.raises(
+        ValueError, match=r"trainer: 'PPOTrainer' then, 'Imitation.*'trainer' cannot change within a run"
+    ):
+        one.train(resume_from_checkpoint=str(begun("ppo") / "checkpoint-2"))
 
 
 def test_a_checkpoint_whose_samples_are_not_with_it(begun, tmp_path):

@@ -78,6 +78,7 @@ SIGNATURES = {  # and where each is used
         "checkpoints, rollout_state, SelfTrainingTrainer",
     ),
     (Trainer, "_save_checkpoint"): (["self", "model", "trial"], "checkpoints, whose mark comes last"),
+    (Trainer, "_push_from_checkpoint"): (["self", "checkpoint_folder"], "SelfTrainingTrainer, what is pushed"),
     (Trainer, "_load_callback_state"): (["self"], "checkpoints, where the run's folder has moved"),
     (Trainer, "_save_rng_state"): (["self", "output_dir"], "checkpoints, which wait for all processes"),
     (Trainer, "_save"): (["self", "output_dir", "state_dict"], "PPOTrainer and SelfTrainingTrainer, what is saved"),

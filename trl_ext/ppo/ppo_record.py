@@ -11,7 +11,7 @@ from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.fingerprints import data_fingerprint
 
-FIXED = dict.fromkeys(BATCHING, "rollouts and the order of prompts are cut to it")
+FIXED = dict.fromkeys((*BATCHING, "gradient_accumulation_steps"), "rollouts and the order of prompts are cut to it")
 FIXED |= {"value_model": "the critic goes on from its own weights"}
 
 

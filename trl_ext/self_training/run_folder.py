@@ -63,7 +63,7 @@ class RunFolder:
         Args:
             checkpoint: To go on from.
             goes_on: Whether the run was begun before.
-            anew: Whether a Grow that is not finished begins anew, since samples are made otherwise now.
+            anew: In the main process: whether a Grow that is not finished begins anew, its samples being made otherwise now.
         """
         initial, accelerator = self.grower.initial, self.grower.accelerator
         if accelerator.is_main_process:

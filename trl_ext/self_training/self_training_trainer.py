@@ -231,7 +231,10 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
 
     def _open(self, resume):
         checkpoint = super()._open(resume)
-        self.run_folder.begin(checkpoint, goes_on=self._before is not None, anew=bool(self._changed_names - RATES))
+        changed = self._changes(self._before) if self._run and self._before else []  # since parts of a Grow were made
+        anew = any(change.name not in RATES for change in changed)
+        goes_on = checkpoint is not None or self._before is not None
+        self.run_folder.begin(checkpoint, goes_on=goes_on, anew=anew)
         return checkpoint
 
     def _push_from_checkpoint(self, checkpoint_folder):

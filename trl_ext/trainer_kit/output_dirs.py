@@ -128,7 +128,7 @@ class OutputDirWatch:
         folder, name = Path(self.args.output_dir), type(self).__name__
         remove_leftovers(folder, RECORD_NAME)
         self._run = self._run_record()
-        check_accepted(self._accepted, {f.name for f in fields(self.args)} | self._run.keys(), call=call)
+        check_accepted(self._accepted, [f.name for f in fields(self.args)], self._run, call=call)
         before = self._record_in(folder)
         held = self._run_files(folder, recorded=before is not None)
         call = f"{call}: output_dir {str(folder)!r}"

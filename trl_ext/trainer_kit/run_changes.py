@@ -17,6 +17,7 @@ LONGER = ("max_steps", "num_train_epochs", "num_stages")  # a run may go on for 
 
 # What no option of the config lets change within a run, and why.
 FIXED = {
+    "trainer": "a run is gone on with by the trainer that began it",
     "processes": "random states and batches are the processes' own",
     "model": "a run goes on from its own weights",
     "adapter": "a run goes on from its own weights",
@@ -116,15 +117,15 @@ def differences(before: Record, now: Record) -> list[str]:
     return [f"{place}: {_short(then)} then, {_short(now)} now" for place, then, now in _leaves("", before, now)]
 
 
-def check_accepted(accepted: object, known: Iterable[str], *, call: str) -> None:
-    """Raise a ValueError unless `accept_changes` is a list of names that there are."""
+def check_accepted(accepted: object, options: Iterable[str], parts: Iterable[str], *, call: str) -> None:
+    """Raise a ValueError unless `accept_changes` is a list of names of options, or of a record's other parts."""
     if isinstance(accepted, str) or not isinstance(accepted, list | tuple):
         raise ValueError(f"{call}, accept_changes={accepted!r}: expected a list of names, e.g. ['learning_rate'].")
-    unknown = [name for name in accepted if name not in set(known)]
+    unknown = [name for name in accepted if name not in {*options, *parts}]
     if unknown:
         raise ValueError(
             f"{call}, accept_changes={list(accepted)}: nothing of a run is called {unknown[0]!r}. Give names of options, or "
-            f"of {', '.join(sorted(set(known) - {'config'}))}."
+            f"of {', '.join(sorted({*parts} - {'config', *FIXED}))}."
         )
 
 
@@ -149,12 +150,9 @@ def check_allowed(
 def warn_of_changes(found: list[Change], accepted: Iterable[str], *, call: str) -> None:
     """Say with what else than before a run goes on."""
     if found:
-        longer = (
-            " Where the rate falls over the whole run, it now falls over the new length."
-            if any(c.is_longer for c in found)
-            else ""
-        )
-        warnings.warn(f"{call} goes on with {'; '.join(map(str, found))}.{longer}", stacklevel=2)
+        longer = " Where the rate falls over the whole run, it now falls over the new length."
+        said = longer if any(change.is_longer for change in found) else ""
+        warnings.warn(f"{call} goes on with {'; '.join(map(str, found))}.{said}", stacklevel=2)
     unchanged = sorted(set(accepted) - {change.name for change in found})
     if unchanged:
         warnings.warn(
