@@ -20,9 +20,22 @@ HELD_OUT = Dataset.from_dict({"prompt": ["where?", "when?"]})
 OPTIONS = {"raft": {"beta": 0.1, "keep_best": True, "eval_strategy": "steps", "eval_steps": 1}}
 
 
-class StopAt(TrainerCallback):
+class Steps(TrainerCallback):
+    """Counts a run's steps, and stops it before its last one, if it should."""
+
+    def __init__(self, stop: bool):
+        self.stop, self.made = stop, 0
+
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop |= state.global_step >= STEPS - 1
+        self.made += 1
+        control.should_training_stop |= self.stop and state.global_step >= STEPS - 1
+
+
+def assert_goes_on(trainer, resume: str | bool, whole) -> None:
+    """From the last step but one, and it ends like the run that was never stopped."""
+    trainer.train(resume_from_checkpoint=resume)
+    assert [one.made for one in trainer.callback_handler.callbacks if isinstance(one, Steps)] == [1]
+    assert_same(trained(whole), trained(trainer))
 
 
 @pytest.fixture
@@ -50,7 +63,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def run(kind: str, folder: Path, *, stop: bool = False, push: bool = False):
-    parts = {"callbacks": [StopAt()] if stop else []} | ({"eval_dataset": HELD_OUT} if kind == "raft" else {})
+    parts = {"callbacks": [Steps(stop)]} | ({"eval_dataset": HELD_OUT} if kind == "raft" else {})
     return make(kind, folder, parts=parts, push_to_hub=push, hub_strategy="checkpoint", **OPTIONS.get(kind, {}))
 
 
@@ -63,13 +76,9 @@ def test_what_was_pushed_is_gone_on_with(hub, tmp_path, kind):
     assert OWN[kind] | {"trl_ext_run.json", "trainer_state.json", "optimizer.pt"} <= pushed
     shutil.rmtree(tmp_path / "stopped")
     shutil.copytree(hub / "last-checkpoint", tmp_path / "alone" / "last-checkpoint")
-    given = run(kind, tmp_path / "new")
-    given.train(resume_from_checkpoint=str(tmp_path / "alone" / "last-checkpoint"))
-    assert_same(trained(whole), trained(given))
+    assert_goes_on(run(kind, tmp_path / "new"), str(tmp_path / "alone" / "last-checkpoint"), whole)
     for place in ("alone", "hub"):  # the checkpoint alone, and the repository as a whole
-        found = run(kind, tmp_path / place)
-        found.train(resume_from_checkpoint=True)
-        assert_same(trained(whole), trained(found))
+        assert_goes_on(run(kind, tmp_path / place), True, whole)
 
 
 def test_a_fresh_run_is_not_begun_in_what_was_pushed(hub, tmp_path):
