@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _settings(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str):
+    if isinstance(value, str | PathLike):
         return Path(value).name  # of a folder that may have moved
     if value is None or isinstance(value, bool | int | float):
         return value
