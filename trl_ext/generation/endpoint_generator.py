@@ -12,6 +12,8 @@ from trl_ext.generation.endpoint_answers import NoText, Secrets, address_and_que
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.seeds import stable_seed
 
 EMPTY_ANSWERS = 3  # in a row, after which a prompt is given up
@@ -52,11 +54,13 @@ class EndpointGenerator:
         timeout: float = 600.0,
         max_retries: int = 3,
     ):
-        if concurrency < 1:
-            raise ValueError(f"EndpointGenerator(concurrency={concurrency}): at least 1 prompt is asked at a time.")
         self.model = model
         self.name = f"endpoint:{model}"
-        self.concurrency = concurrency
+        self.concurrency = checked("EndpointGenerator", "concurrency", concurrency, int, AT_LEAST_1)
+        timeout = checked(
+            "EndpointGenerator", "timeout", timeout, float, Rule(above=0, expected="seconds, more than 0")
+        )
+        max_retries = checked("EndpointGenerator", "max_retries", max_retries, int, Rule(0, expected="0 or more"))
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
         self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)

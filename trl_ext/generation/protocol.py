@@ -21,11 +21,11 @@ from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.turn_end import announced_turn_end, end_ids
 from trl_ext.trainer_kit.config_checks import check_config
-from trl_ext.trainer_kit.option_rules import Rule, nonzero
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule, nonzero
 
 RULES = {
-    "num_generations": Rule(1, expected="at least 1"),
-    "max_completion_length": Rule(1, expected="at least 1"),
+    "num_generations": AT_LEAST_1,
+    "max_completion_length": AT_LEAST_1,
     "temperature": Rule(0, expected="0 or more"),
     "top_p": Rule(above=0, high=1, expected="a share in (0, 1]", needs=nonzero("temperature")),
     "top_k": Rule(0, expected="0 (all tokens) or more", needs=nonzero("temperature")),

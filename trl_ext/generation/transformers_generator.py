@@ -13,6 +13,8 @@ from trl_ext.generation.drawing import seeded_uniforms
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.windows import check_windows
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 from trl_ext.trainer_kit.passes import caches_attention_only, eval_mode, under_adapter
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -36,9 +38,7 @@ class TransformersGenerator:
     name = "transformers"
 
     def __init__(self, *, batch_size: int | None = None):
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"TransformersGenerator(batch_size={batch_size}): expected at least 1, or None.")
-        self.batch_size = batch_size
+        self.batch_size = checked("TransformersGenerator", "batch_size", batch_size, int | None, AT_LEAST_1)
 
     def generate(
         self, parts: Iterable[Part], sampling: Sampling, policy: Policy

@@ -15,10 +15,17 @@ from trl_ext.generation.vllm_process import environment, finished_parts, worker
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.template_check import check_template
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
+from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.offloading import off_the_card
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.seeds import stable_seed
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
+RULES = {
+    "gpu_memory_utilization": Rule(above=0.0, high=1.0, expected="a share in (0, 1]"),
+    "max_model_len": AT_LEAST_1,
+    "prompts_at_once": AT_LEAST_1,
+}
 
 
 @dataclass(eq=False)
@@ -53,10 +60,7 @@ class VLLMGenerator:
     name = "vllm"
 
     def __post_init__(self):
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(
-                f"VLLMGenerator(gpu_memory_utilization={self.gpu_memory_utilization}): a share in (0, 1]."
-            )
+        check_config(self, RULES)
         try:
             json.dumps(self.engine_kwargs)
         except TypeError as error:

@@ -17,7 +17,9 @@ from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.sequences.turn_end import turn_end_id
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, is_token
 from trl_ext.sequences.windows import model_window
+from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
 
 class LearnedReward:
@@ -62,7 +64,7 @@ class LearnedReward:
         }
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._recipe = functools.partial(type(self), model, tokenizer, **options)
-        check_options(batch_size=batch_size, max_length=max_length)
+        batch_size, max_length = check_options(batch_size=batch_size, max_length=max_length)
         self.module = load_scorer(model) if isinstance(model, str) else _one_label(model)
         source = model if isinstance(model, str) else self.module.config._name_or_path
         self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__
@@ -72,8 +74,9 @@ class LearnedReward:
         if device is not None or isinstance(model, str):
             self.module.to(default_device() if device is None else device)
         self.batch_size = batch_size
-        window = model_window(self.module.config) or self.tokenizer.model_max_length
-        self.max_length = max_length or min(window, self.tokenizer.model_max_length)
+        window = model_window(self.module.config)
+        longest = min(window or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
+        self.max_length = _fitting(max_length, window) or longest
         if eos_token_ids is None:
             eos_token_ids = [i for i in (self.tokenizer.eos_token_id, turn_end_id(self.tokenizer)) if i is not None]
         self.eos_token_ids = frozenset([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
@@ -132,10 +135,20 @@ class LearnedReward:
         return [row[-self.max_length :] for row in ids]
 
 
-def check_options(*, batch_size: int = 1, max_length: int | None = None, **others) -> None:
-    """Raise a ValueError for sizes that no reward model can have."""
-    if batch_size < 1 or (max_length is not None and max_length < 1):
-        raise ValueError(f"LearnedReward({batch_size=}, {max_length=}): expected at least 1.")
+def check_options(*, batch_size: int = 1, max_length: int | None = None, **others) -> tuple[int, int | None]:
+    """Both sizes as whole numbers, or a ValueError for those that no reward model can have."""
+    sizes = (("batch_size", batch_size, int), ("max_length", max_length, int | None))
+    return tuple(checked("LearnedReward", name, size, kind, AT_LEAST_1) for name, size, kind in sizes)
+
+
+def _fitting(max_length: int | None, window: int | None) -> int | None:
+    """A length as given, or a ValueError for one beyond the model's window, where sequences would not be cut in time."""
+    if max_length is not None and window is not None and max_length > window:
+        raise ValueError(
+            f"LearnedReward(max_length={max_length}): the model's window has {window} positions. Give max_length={window} "
+            "or less, or leave it out."
+        )
+    return max_length
 
 
 def _one_label(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:

@@ -1,4 +1,3 @@
-import math
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,8 @@ from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.rewards.repetition_penalty import RepetitionPenalty
 from trl_ext.rewards.routed_product import Factor, LogMetric, Route, RoutedProduct
 from trl_ext.sequences.texts import Tokenize, last_user_text, wordpunct
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import Rule
 
 PAPER_LENGTH = 512
 
@@ -115,10 +116,11 @@ class R3Reward(RoutedProduct):
             log_metric("r3/length_share", share)
 
     def _check(self) -> None:
-        for option in ("max_completion_length", "top_relevance"):
-            value = getattr(self, option)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"R3Reward({option}={value}): expected a positive number.")
+        for option, kind in {"max_completion_length": int | None, "top_relevance": float}.items():
+            value = checked(
+                "R3Reward", option, getattr(self, option), kind, Rule(above=0, expected="a positive number")
+            )
+            object.__setattr__(self, option, value)
         if self.relevance.similarity == "cosine" and self.top_relevance > 1:
             raise ValueError(
                 f"R3Reward(top_relevance={self.top_relevance}) with cosine relevance: a cosine is at most 1, so closed "

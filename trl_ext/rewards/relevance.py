@@ -20,7 +20,9 @@ from trl_ext.rewards.encoder import (
 from trl_ext.rewards.reward_columns import Columns
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
+from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
 
 def similarities(left: Tensor, right: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:
@@ -96,6 +98,7 @@ class RelevanceReward:
     top_relevance: float | None = None
 
     def __post_init__(self):
+        check_config(self, {"max_length": AT_LEAST_1, "batch_size": AT_LEAST_1})
         self._check_choices()
         if isinstance(self.encoder, (str, os.PathLike)):
             self._check_name()
@@ -179,9 +182,6 @@ class RelevanceReward:
                 f"RelevanceReward(contrast=True, to={self.to!r}): the contrast is to other prompts. Give to='prompt', or "
                 "leave it out."
             )
-        for option in ("max_length", "batch_size"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"RelevanceReward({option}={getattr(self, option)}): expected at least 1.")
 
     def _check_name(self) -> None:
         if is_missing_folder(self.encoder):

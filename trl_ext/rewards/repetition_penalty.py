@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 from trl_ext.sequences.texts import Tokenize, tokens_of, wordpunct
+from trl_ext.trainer_kit.config_checks import check_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class RepetitionPenalty:
     name = "repetition_penalty"
 
     def __post_init__(self):
+        check_config(self, {})
         if self.ngram < 1:
             raise ValueError(
                 f"RepetitionPenalty(ngram={self.ngram}): an n-gram has at least 1 token. Use 3, as R³ does."

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from statistics import fmean
 from typing import Protocol
 
+from trl_ext.rewards.checked_reward import check_scores
 from trl_ext.rewards.reward_columns import Columns, check_columns, own_columns
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import Rule
 
 LogMetric = Callable[[str, float], None]
 
@@ -36,6 +39,10 @@ class Route:
     query_type: str
     factors: tuple[Factor, ...]
     scale: float = 1.0
+
+    def __post_init__(self):
+        scale = checked("Route", "scale", self.scale, float, Rule(fits=isfinite, expected="a finite number"))
+        object.__setattr__(self, "scale", scale)
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,18 @@ class RoutedProduct:
         values = {}
         for factor in dict.fromkeys(factor for route in routes for factor in route.factors):
             rows = [i for i, route in enumerate(routes) if factor in route.factors]
-            values[factor] = dict(zip(rows, factor(**take(columns, rows)), strict=True))
+            own = take(columns, rows)
+            scores = check_scores(factor(**own), own["completions"], factor.name, keep_invalid=True)
+            self._refuse_none(scores, rows, factor)
+            values[factor] = dict(zip(rows, scores, strict=True))
         return values
+
+    def _refuse_none(self, scores: list[float | None], rows: list[int], factor: Factor) -> None:
+        if None in scores:
+            raise ValueError(
+                f"{type(self).__name__}: its factor {factor.name!r} returned None for row {rows[scores.index(None)]}, and a "
+                "product needs a number from each. Leave it out of that query type's route, or return 1.0."
+            )
 
     def _log(self, log_metric: LogMetric, values: dict[Factor, dict[int, float]], columns: dict) -> None:
         for factor, of_row in values.items():

@@ -4,7 +4,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
+from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.loading import loading
+from trl_ext.trainer_kit.option_rules import Rule
+
+INT8_THRESHOLD = 6.0  # of LLM.int8(), bitsandbytes' default
 
 
 def quantisation(bits: int, dtype: str | torch.dtype, *, llm_int8_threshold: float) -> BitsAndBytesConfig:
@@ -32,6 +36,17 @@ def check_model(model: PreTrainedModel) -> None:
         raise ValueError(
             f"SharedBase({type(model).__name__}): it has no vocabulary head. Load it with AutoModelForCausalLM."
         )
+
+
+def check_threshold(threshold: float, bits: int | None) -> float:
+    """The outlier threshold as a number, or a ValueError for another, or one that was set without the 8 bits it is of."""
+    call = "SharedBase.from_pretrained"
+    threshold = checked(call, "llm_int8_threshold", threshold, float, Rule(0.0), default=INT8_THRESHOLD)
+    if threshold != INT8_THRESHOLD and bits != 8:
+        raise ValueError(
+            f"{call}(llm_int8_threshold={threshold}, bits={bits}): it does nothing without bits=8. Set that, or leave it out."
+        )
+    return threshold
 
 
 def check_bits(name: str, bits: int, **kwargs) -> None:

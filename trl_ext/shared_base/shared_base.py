@@ -15,7 +15,7 @@ from trl_ext.rewards.learned_reward import LearnedReward, check_options
 from trl_ext.sequences.tokenizers import tokenizer_at, tokenizer_beside
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.shared_base.adapter_files import has_score_head, new_adapter, saved_adapter
-from trl_ext.shared_base.base_loading import check_bits, check_model, quantisation
+from trl_ext.shared_base.base_loading import INT8_THRESHOLD, check_bits, check_model, check_threshold, quantisation
 from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.trainer_kit.device import default_device
@@ -73,7 +73,7 @@ class SharedBase:
         dtype: str | torch.dtype | None = None,
         device_map: str | dict | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        llm_int8_threshold: float = 6.0,
+        llm_int8_threshold: float = INT8_THRESHOLD,
         **model_kwargs,
     ) -> "SharedBase":
         """Load a base once.
@@ -89,9 +89,10 @@ class SharedBase:
             model_kwargs: Of `from_pretrained`, such as `revision` or `attn_implementation`.
 
         Raises:
-            ValueError: For other bits, or bits for a checkpoint that is quantised already.
+            ValueError: For other bits, bits for a checkpoint that is quantised already, or a threshold without 8 bits.
         """
         name, device = os.fspath(name), default_device()
+        llm_int8_threshold = check_threshold(llm_int8_threshold, bits)
         if bits is not None:
             check_bits(name, bits, **{key: model_kwargs[key] for key in ("revision",) if key in model_kwargs})
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)

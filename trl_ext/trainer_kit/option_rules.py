@@ -72,6 +72,9 @@ class Rule:
         return enough and (self.high is None or number <= self.high)
 
 
+AT_LEAST_1 = Rule(1, expected="at least 1")
+
+
 def switched_on(name: str) -> Need:
     """The option belongs to a switch."""
     return having(name, True)

@@ -158,6 +158,8 @@ def self_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: 
     is_rest = arm.startswith(("ReST", "G ="))
     given = {"temperature": args.temperature, "beta": args.beta}
     given |= {} if is_rest else {"importance_clip": args.raft_plus_plus}
+    if "random_selection" in options and args.raft_plus_plus is None:  # as many are drawn whatever they rank
+        given["beta"] = None
     settings = {
         **on_cpu(folder, setting.seed),
         "max_completion_length": stages.COMPLETION_LENGTH,

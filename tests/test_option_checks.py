@@ -1,0 +1,111 @@
+"""The options of what trainers are given, by the checker of the configs: numbers are numbers, and none does nothing."""
+
+import math
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from shared_case import base_path
+from tiny import byte_tokenizer, tiny_reward_model
+
+from trl_ext import EndpointGenerator, RepetitionPenalty, SharedBase
+from trl_ext.generation import TransformersGenerator, VLLMGenerator
+from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.r3 import R3Reward
+from trl_ext.rewards.relevance import RelevanceReward
+from trl_ext.rewards.routed_product import Route, RoutedProduct
+
+
+def learned(**options):
+    tokenizer = byte_tokenizer()
+    return LearnedReward(tiny_reward_model(tokenizer), tokenizer, **options)
+
+
+def endpoint(**options):
+    return EndpointGenerator("m", "http://host/v1", api_key="k", **options)
+
+
+def route(**options):
+    return Route("open", (), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "bad", "message"),
+    [
+        (learned, "batch_size", 2.5, "expected at least 1"),
+        (learned, "max_length", "64", "expected at least 1"),
+        (learned, "max_length", 257, "the model's window has 256 positions. Give max_length=256 or less"),
+        (endpoint, "concurrency", 1.5, "expected at least 1"),
+        (endpoint, "timeout", "60", "expected seconds, more than 0"),
+        (endpoint, "max_retries", -1, "expected 0 or more"),
+        (TransformersGenerator, "batch_size", 1.5, "expected at least 1"),
+        (TransformersGenerator, "batch_size", True, "expected at least 1"),
+        (VLLMGenerator, "gpu_memory_utilization", "0.5", r"expected a share in \(0, 1\]"),
+        (VLLMGenerator, "prompts_at_once", 0, "expected at least 1"),
+        (VLLMGenerator, "max_model_len", 1.5, "expected at least 1"),
+        (RepetitionPenalty, "ngram", 2.5, "it must be a whole number"),
+        (R3Reward, "max_completion_length", 99.5, "expected a positive number"),
+        (R3Reward, "top_relevance", "3", "expected a positive number"),
+        (RelevanceReward, "batch_size", 1.5, "expected at least 1"),
+        (RelevanceReward, "contrast", "no", "it must be True or False"),
+        (route, "scale", math.nan, "expected a finite number"),
+        (route, "scale", "2", "expected a finite number"),
+    ],
+)
+def test_values_of_another_type(make, name, bad, message):
+    with pytest.raises(ValueError, match=rf"{name}={bad!r}.*{message}"):
+        make(**{name: bad})
+
+
+def test_whole_numbers_of_other_types():
+    assert TransformersGenerator(batch_size=np.int64(4)).batch_size == 4
+    assert (learned(batch_size=2.0).batch_size, learned(max_length=256.0).max_length) == (2, 256)
+    assert R3Reward(max_completion_length=256.0) == R3Reward(max_completion_length=256)
+
+
+@pytest.mark.parametrize(("threshold", "bits"), [(0.0, None), (0.0, 4), (8.0, None)])
+def test_an_outlier_threshold_without_eight_bits(tmp_path, threshold, bits):
+    path = base_path(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"threshold={threshold}, bits={bits}\): it does nothing without bits=8. Set"
+    ):
+        SharedBase.from_pretrained(path, bits=bits, llm_int8_threshold=threshold)
+    with pytest.raises(ValueError, match=r"llm_int8_threshold='6'\): it must be in \[0.0, ∞\)"):
+        SharedBase.from_pretrained(path, bits=8, llm_int8_threshold="6")
+    SharedBase.from_pretrained(path, llm_int8_threshold=6)
+
+
+class Gives:
+    name = "given"
+
+    def __init__(self, *values):
+        self.values = values
+
+    def __call__(self, *, completions, **columns):
+        return list(self.values)
+
+
+def product_of(*values):
+    product = RoutedProduct((Route("open", (Gives(*values),), scale=2.0),))
+    return product(completions=["a", "b"], query_type=["open", "open"])
+
+
+def test_factors_are_numbers_of_any_library():
+    assert product_of(Decimal("0.5"), np.float32(2)) == [1.0, 4.0]
+    assert math.isnan(product_of(1, math.nan)[1])  # the reward's caller names the row
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            (1.0, None),
+            r"RoutedProduct: its factor 'given' returned None for row 1, and a product needs a number from each",
+        ),
+        ((1.0, "x"), r"'given' returned 'x' for row 1 \(completion 'b'\): expected a finite number"),
+        ((1.0,), r"'given' returned 1 rewards for 2 completions"),
+    ],
+)
+def test_factors_that_are_no_numbers(values, message):
+    with pytest.raises(ValueError, match=message):
+        product_of(*values)
