@@ -149,4 +149,4 @@ def test_filters_that_the_likeliest_token_passes_anyway(bad):
     for cls in (Sampling, lambda **given: RAFTConfig(**ON_CPU, max_completion_length=8, **given)):
         with pytest.raises(ValueError, match=rf"\({name}=.*, temperature=0.0\): it does nothing at temperature=0"):
             cls(temperature=0.0, **bad)
-    assert Sampling(temperature=0.0, repetition_penalty=1.2).top_p == 1.0
+    assert Sampling(temperature=0.0, repetition_penalty=1.2, top_p=1, top_k=0.0).top_p == 1.0

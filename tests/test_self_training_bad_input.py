@@ -262,6 +262,12 @@ def test_options_that_would_do_nothing_together(tmp_path):
         ValueError, match=r"generator='file:samples.jsonl'\) with importance_clip=0.2: its samples are"
     ):
         trainer(tmp_path, importance_clip=0.2, generator=FileGenerator(file))
+    for name, value in {"temperature": 0.5, "top_k": 5, "generation_batch_size": 4}.items():
+        message = rf"generator='file:samples.jsonl'\), {name}={value}: that generator does not read it"
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, generator=FileGenerator(file), **{name: value})
+        trainer(tmp_path, generator=FileGenerator(file), eval_dataset=held_out, **{name: value})
+    trainer(tmp_path, ReSTTrainer, generator=FileGenerator(file))  # has a temperature of its own by default
     with pytest.raises(ValueError, match=r"mix_dataset=True: it has no column `completion` to mix in. Add one"):
         trainer(tmp_path, mix_dataset=True)
     patience = {"improve_patience": 4, "eval_strategy": "steps", "eval_steps": 2, "improve_steps": 9}

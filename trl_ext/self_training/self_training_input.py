@@ -151,6 +151,8 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
             f"{trainer}(train_dataset=…) with mix_dataset=True: it has no column `completion` to mix in. Add one, or leave "
             "mix_dataset out."
         )
+    if eval_dataset is None:  # whose prompts the policy would complete itself
+        _refuse_idle_sampling(grower, trainer)
     for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
         check_reward_columns(grower.scorer.rewards, dataset, call=f"{trainer}({name}=…)")
         if dataset is not None:
@@ -161,6 +163,19 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
                 max_completion_length=args.max_completion_length,
                 call=f"{trainer}({name}=…)",
                 template_kwargs=policy.chat_template_kwargs,
+            )
+
+
+def _refuse_idle_sampling(grower: Grower, trainer: str) -> None:
+    """Raise a ValueError for an option of sampling that was set, and that the generator does not read."""
+    args, name, defaults = grower.args, grower.generator.name, defaults_of(grower.args)
+    idle = () if name == "transformers" else ("generation_batch_size",)
+    idle += ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") if name.startswith("file:") else ()
+    for option in idle:
+        if getattr(args, option) not in (defaults[option], *args.unset.get(option, ())):
+            raise ValueError(
+                f"{trainer}(generator={name!r}), {option}={getattr(args, option)}: that generator does not read it. Leave it "
+                "out."
             )
 
 

@@ -31,8 +31,8 @@ def check_config(
         rule = rules.get(name, NO_RULE)
         value = checked(type(config).__name__, name, getattr(config, name), kinds[name], rule, default=defaults[name])
         object.__setattr__(config, name, value)  # also of a frozen one
-    for name in (name for name in given if name in rules):
-        if not any(_same(getattr(config, name), value) for value in (defaults[name], *unset.get(name, ()))):
+    for name in given:
+        if name in rules and getattr(config, name) not in (defaults[name], *unset.get(name, ())):
             _check_needs(config, name, rules[name].needs)
 
 
