@@ -38,6 +38,8 @@ LETTERS = [chr(code) for code in range(33, 127)]  # of which the tokenizer has a
 class Change:
     """A value of an option that is not its base run's, and what of the run it changes.
 
+    What none of these shows, e.g. what only another run in the same folder would, gets its own part of `outcome`.
+
     Args:
         value: The other value.
         shows_in: "weights", "log", "passes" (how often the policy was called), "calls" (how often the reward was), or

@@ -9,7 +9,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from trl_ext import ImitationRewardConfig, PPOConfig, RAFTConfig, ReSTConfig, SelfTrainingConfig
-from trl_ext.trainer_kit.config_docs import documented
+from trl_ext.trainer_kit.config_docs import documented, option
 
 CONFIGS = [PPOConfig, SelfTrainingConfig, RAFTConfig, ReSTConfig, ImitationRewardConfig]
 
@@ -79,6 +79,15 @@ def test_the_first_option_names_its_group(config):
 def test_a_command_line_takes_the_options(config):
     """Its parser refuses metadata that argparse does not know."""
     assert "--output_dir" in HfArgumentParser(config).format_help()
+
+
+def test_a_list_is_each_configs_own():
+    @dataclass
+    class Listed:
+        ends: list[float] = option([0.0, 1.0], "Two numbers.")
+
+    Listed().ends.append(2.0)
+    assert Listed().ends == [0.0, 1.0]
 
 
 def test_what_is_raised_comes_last():

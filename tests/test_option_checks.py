@@ -1,6 +1,7 @@
 """The options of what trainers are given, by the checker of the configs: numbers are numbers, and none does nothing."""
 
 import math
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -35,6 +36,7 @@ def route(**options):
         (learned, "batch_size", 2.5, "expected at least 1"),
         (learned, "max_length", "64", "expected at least 1"),
         (learned, "max_length", 257, "the model's window has 256 positions. Give max_length=256 or less"),
+        (learned, "eos_token_ids", ["</s>"], "expected ids of tokens"),
         (endpoint, "concurrency", 1.5, "expected at least 1"),
         (endpoint, "timeout", "60", "expected seconds, more than 0"),
         (endpoint, "max_retries", -1, "expected 0 or more"),
@@ -53,11 +55,16 @@ def route(**options):
     ],
 )
 def test_values_of_another_type(make, name, bad, message):
-    with pytest.raises(ValueError, match=rf"{name}={bad!r}.*{message}"):
+    with pytest.raises(ValueError, match=rf"{name}={re.escape(repr(bad))}.*{message}"):
         make(**{name: bad})
 
 
 def test_whole_numbers_of_other_types():
+    assert (
+        learned(eos_token_ids={np.int64(1), 2}).eos_token_ids
+        == {1, 2}
+        == learned(eos_token_ids=iter([1, 2])).eos_token_ids
+    )
     assert TransformersGenerator(batch_size=np.int64(4)).batch_size == 4
     assert (learned(batch_size=2.0).batch_size, learned(max_length=256.0).max_length) == (2, 256)
     assert R3Reward(max_completion_length=256.0) == R3Reward(max_completion_length=256)

@@ -19,7 +19,7 @@ from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, is_token
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.option_rules import AT_LEAST_1
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 
 
 class LearnedReward:
@@ -79,7 +79,7 @@ class LearnedReward:
         self.max_length = _fitting(max_length, window) or longest
         if eos_token_ids is None:
             eos_token_ids = [i for i in (self.tokenizer.eos_token_id, turn_end_id(self.tokenizer)) if i is not None]
-        self.eos_token_ids = frozenset([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
+        self.eos_token_ids = _token_ids(eos_token_ids)
         self._pad_token_id = _set_pad_token(self.module, self.tokenizer)
         self._call = f"LearnedReward({self.__name__!r})"
         check_vocabulary(self.tokenizer, self.module.config, call=self._call, pad_token_id=self._pad_token_id)
@@ -139,6 +139,11 @@ def check_options(*, batch_size: int = 1, max_length: int | None = None, **other
     """Both sizes as whole numbers, or a ValueError for those that no reward model can have."""
     sizes = (("batch_size", batch_size, int), ("max_length", max_length, int | None))
     return tuple(checked("LearnedReward", name, size, kind, AT_LEAST_1) for name, size, kind in sizes)
+
+
+def _token_ids(given: int | Iterable[int]) -> frozenset[int]:
+    ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    return frozenset(checked("LearnedReward", "eos_token_ids", ids, list[int], Rule(0, expected="ids of tokens")))
 
 
 def _fitting(max_length: int | None, window: int | None) -> int | None:
