@@ -136,6 +136,14 @@ def test_unknown_estimator():
             {"critic_warmup_rollouts": 2, "max_steps": 8},
             r"rollouts=2\): the run samples 2 batches of rollouts in its 8 st",
         ),
+        (
+            {"epsilon": 0.1, "num_iterations": 1},
+            r"epsilon=0.1, num_iterations=1\): it does nothing with one step per batch",
+        ),
+        (
+            {"value_clip": 0.1, "num_iterations": 1},
+            r"value_clip=0.1, num_iterations=1\): it does nothing with one step",
+        ),
         ({"stop_tokens": ["b"], "use_vllm": True}, "vLLM would not be told of them"),
         ({"vllm_mode": "server"}, r"vllm_mode='server', use_vllm=False\): it does nothing without use_vllm=True"),
         ({"entropy_target": 0.1}, r"use_adaptive_entropy=False\): it does nothing without use_adaptive_entropy=True"),
@@ -156,6 +164,8 @@ def test_options_that_would_do_nothing(options, message):
         {"critic_warmup_rollouts": 2, "max_steps": 9},
         {"beta": 0.0, "kl_estimator": "k1"},
         {"scale_rewards": False},
+        {"epsilon": 0.1, "epsilon_high": 0.2, "num_iterations": 1, "disable_dropout": False},
+        {"value_clip": 0.1, "num_iterations": 1, "steps_per_generation": 2},
     ],
 )
 def test_options_that_do_something_yet(options):

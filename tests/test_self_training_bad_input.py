@@ -283,7 +283,8 @@ def test_options_that_would_do_nothing_together(tmp_path):
         trainer(tmp_path, **plateau).train()
 
 
-def test_a_config_may_be_copied_with_changes():
+def test_a_config_may_be_copied_with_changes(tmp_path):
+    assert dataclasses.replace(trainer(tmp_path, num_stages=2).args, beta=0.1).num_train_epochs == 3.0
     assert dataclasses.replace(config(num_stages=3), num_stages=5).improves == 5
     assert not config(ReSTConfig, importance_clip=0.2).mix_dataset  # what is in the data set has no ratio
     with pytest.raises(

@@ -7,7 +7,7 @@ from trl import GRPOConfig
 
 from trl_ext.ppo.migration import OlderOptions
 from trl_ext.ppo.ppo_rules import MEANINGLESS, RULES
-from trl_ext.trainer_kit.config_checks import check_config, refuse_meaningless
+from trl_ext.trainer_kit.config_checks import check_config, defaults_of, refuse_meaningless
 from trl_ext.trainer_kit.config_docs import documented, option
 
 
@@ -122,18 +122,32 @@ class PPOConfig(OlderOptions, GRPOConfig):
         super().__post_init__()
         self.num_generations = int(self.num_generations)
         self._refuse_meaningless()
+        self._refuse_idle_clips()
         if self.max_steps > 0:
             self.check_warmup(self.max_steps)
 
     def check_warmup(self, steps: int) -> None:
         """Raise a ValueError where a run of so many steps has no batch of rollouts after the critic's warm-up."""
-        per_rollout = self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps
-        rollouts = math.ceil(steps / per_rollout)
+        rollouts = math.ceil(steps / self._steps_per_rollout)
         if 0 < rollouts <= self.critic_warmup_rollouts:
             raise ValueError(
                 f"PPOConfig(critic_warmup_rollouts={self.critic_warmup_rollouts}): the run samples {rollouts} batches of "
                 f"rollouts in its {steps} steps, so the policy would never learn. Lower it, or train longer."
             )
+
+    @property
+    def _steps_per_rollout(self) -> float:
+        return self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps
+
+    def _refuse_idle_clips(self) -> None:
+        defaults = defaults_of(self)
+        for name in ("epsilon", "epsilon_high", "value_clip"):
+            if getattr(self, name) != defaults[name] and self._steps_per_rollout <= 1 and self.disable_dropout:
+                raise ValueError(
+                    f"PPOConfig({name}={getattr(self, name)}, num_iterations={self.num_iterations}): it does nothing with one "
+                    "step per batch of rollouts, in which neither policy nor critic has moved yet. Give more "
+                    "num_iterations, or leave it out."
+                )
 
     def _check_adaptive_kl(self) -> None:
         if self.adaptive_kl and self.kl_target is None:

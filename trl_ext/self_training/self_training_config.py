@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from trl_ext.generation.protocol import Sampling
 from trl_ext.self_training.self_training_rules import BY_SHARE, MEANINGLESS, RULES
-from trl_ext.trainer_kit.config_checks import check_config, refuse_meaningless, take_renamed
+from trl_ext.trainer_kit.config_checks import check_config, defaults_of, refuse_meaningless, take_renamed
 from trl_ext.trainer_kit.config_docs import documented, option
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -128,6 +128,8 @@ class SelfTrainingConfig(SFTConfig):
         self.sampling(stage=0)
         self._check_selection()
         super().__post_init__()
+        if self.num_train_epochs == self.improves:  # in a trainer's copy of its config
+            self.num_train_epochs = defaults_of(self)["num_train_epochs"]
         refuse_meaningless(self, MEANINGLESS)
 
     def _take_default_length(self) -> None:

@@ -104,8 +104,11 @@ def run(args: argparse.Namespace, arm: str, seed: int) -> None:
 
 def peak_bytes(options: dict, task: Task, folder: Path) -> int:
     """Most bytes of live tensors in two batches of rollouts."""
+    options = options | {"max_steps": 2 * options["num_iterations"]}
+    if options.get("critic_warmup_rollouts"):
+        options["critic_warmup_rollouts"] = 1  # the policy learns from the second
     with LiveBytes() as live:
-        trainer = trainer_of(options | {"max_steps": 2 * options["num_iterations"]}, task, folder)
+        trainer = trainer_of(options, task, folder)
         live.watch(tensor for model in models_of(trainer) for tensor in (*model.parameters(), *model.buffers()))
         live.watch(task.reward.module.parameters())
         trainer.train()
