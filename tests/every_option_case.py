@@ -204,7 +204,7 @@ SELF_TRAINING = {
     "learning_rate": Change(1e-3),
     "max_length": Change(64, FIXED),
     "completion_only_loss": Change(False, FIXED),
-    "num_train_epochs": Change(1.0, FIXED),
+    "num_train_epochs": Change(5.0, FIXED),
     "lr_scheduler_type": Change("constant"),
     "num_stages": Change(2),
     "stage_batch_size": Change(2),
