@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
-from trl_ext.ppo.text_mix import TextMix
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
-from trl_ext.sequences.vocabulary import check_ids, check_vocabulary
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
@@ -124,13 +122,6 @@ def check_text(dataset: Dataset | None, args: PPOConfig) -> None:
             "PPOTrainer(ptx_dataset=…) with ptx_coef=0: the text would not be learned. Set ptx_coef, e.g. to 0.1, or leave "
             "the data set out."
         )
-
-
-def check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, text: TextMix | None) -> None:
-    """Raise a ValueError for tokens without an embedding that padding or text would bring in; prompts are looked at apart."""
-    check_vocabulary(tokenizer, config, call="PPOTrainer(model=…)", pad_token_id=tokenizer.pad_token_id)
-    rows = [] if text is None else text.rows
-    check_ids((row["input_ids"] for row in rows), tokenizer, config, call="PPOTrainer(ptx_dataset=…)")
 
 
 def check_sampling(

@@ -27,7 +27,6 @@ from trl_ext.ppo.ppo_input import (
     check_policy,
     check_sampling,
     check_text,
-    check_tokens,
     check_value_model,
     checked_args,
     named_rows,
@@ -44,9 +43,11 @@ from trl_ext.ppo.walk import CompletionWalk
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.sequences.prompt_rows import check_prompts
+from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.text_shapes import with_text
+from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
-from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32, trains_adapter
+from trl_ext.trainer_kit.adapters import adapter_tensors, complete_reference, keep_adapters_in_fp32, trains_adapter
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_findings import named_sampling
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
@@ -88,8 +89,9 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
     advantage; one epoch of one step per rollout has ρ = 1, so that nothing is clipped; c_ptx = 0 is plain PPO.
 
     Args:
-        model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter. KL is measured to the
-            policy as it is now: the base under a new adapter, a frozen copy of an adapter that was trained before.
+        model: The policy: a name or path, also that of an adapter, a causal LM, or a `PeftModel` with a trainable adapter.
+            KL is measured to the policy as it is now: the base under a new adapter, a frozen copy of an adapter that was
+            trained before.
         reward_funcs: A reward or a list of them: a function in TRL's protocol (sync or async), a reward model, or
             the path of one, which is then a `LearnedReward`.
         args: A `PPOConfig`.
@@ -137,6 +139,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         ptx_dataset: Dataset | None = None,
         **others: None,  # a type checker objects to what is not named above
     ):
+        model, processing_class = policy_at(model, processing_class, args, quantization_config, trainer="PPOTrainer")
         has_adapter = trains_adapter(model, peft_config)
         args = checked_args(args, model, optimizers, others, has_adapter=has_adapter)
         train_dataset = read_rows(train_dataset, "train_dataset")
@@ -168,16 +171,14 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         check_policy(self.model, sees_images=self._is_vlm, sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled)
         if args.disable_dropout:
             turn_off_dropout(self.model)
+        complete_reference(self.model)
         keep_adapters_in_fp32(self.model, adapters)
-        for name, rows in named_rows(train_dataset, eval_dataset).items():
-            if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
-                self._check_lengths(rows["prompt"], name)
+        self._check_texts(named_rows(train_dataset, eval_dataset))
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights)
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
-        self.text = text_mix(ptx_dataset, self._tokenizer, args)
-        check_tokens(self.model.config, self._tokenizer, self.text)
+        self.text = text_mix(ptx_dataset, self._tokenizer, self.model.config, args)
         set_end_tokens(self)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)
@@ -188,6 +189,14 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         """Takes down numbers of training or of evaluation, whichever is on."""
         logged = self._metrics["train" if self.model.training else "eval"]
         return PPOMetrics(self.accelerator, logged, self._logs["advantages"])
+
+    def _check_texts(self, datasets: dict[str, Rows]) -> None:
+        """Raise a ValueError for what the model cannot read of the prompts or of padding."""
+        pad = self._tokenizer.pad_token_id
+        check_vocabulary(self._tokenizer, self.model.config, call="PPOTrainer(model=…)", pad_token_id=pad)
+        for name, rows in datasets.items():
+            if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
+                self._check_lengths(rows["prompt"], name)
 
     def _check_lengths(self, prompts: Iterable[str | list], name: str) -> None:
         """Raise a ValueError for a prompt that, with its completion, would not fit the model's window."""

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.sequences.log_probs import label_log_probs
@@ -16,6 +16,7 @@ from trl_ext.sequences.prompt_rows import check_completions, check_prompts, one_
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, message_ids, prompt_and_completion_ids, row_template_kwargs
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
+from trl_ext.sequences.vocabulary import check_ids
 
 CALL = "PPOTrainer(ptx_dataset=…)"
 
@@ -111,12 +112,14 @@ class TextMix:
         return torch.randperm(len(self.rows), generator=generator).tolist()
 
 
-def text_mix(dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> TextMix | None:
-    """What `PPOTrainer(ptx_dataset=…)` makes of it; None of None."""
+def text_mix(
+    dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, args: PPOConfig
+) -> TextMix | None:
+    """What `PPOTrainer(ptx_dataset=…)` makes of it, for the model of a config; None of None."""
     if dataset is None:
         return None
     size = args.per_device_train_batch_size
-    return TextMix(
+    mix = TextMix(
         dataset,
         tokenizer,
         max_length=args.ptx_max_length,
@@ -124,6 +127,8 @@ def text_mix(dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: 
         seed=args.seed,
         template_kwargs=args.chat_template_kwargs,
     )
+    check_ids((row["input_ids"] for row in mix.rows), tokenizer, config, call=CALL)
+    return mix
 
 
 def learned_tokens(row: TrainingRow) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ from trl_ext.reward_modeling.preference_data import (
 )
 from trl_ext.reward_modeling.preference_rows import SIDES
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
+from trl_ext.rewards.reward_models import load_scorer
+from trl_ext.sequences.saved_policies import adapter_at
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.windows import model_window
@@ -68,7 +71,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         log                                report it apart: `ranking_loss`, `imitation_loss`, `chosen_perplexity`
 
     Args:
-        model: The reward model to be: a name, a sequence-classification model with one label, or a `PeftModel` of one.
+        model: The reward model to be: a name or path, also that of an adapter with its head, a sequence-classification
+            model with one label, or a `PeftModel` of one.
         args: An `ImitationRewardConfig`, the default, or a `RewardConfig`.
         train_dataset, eval_dataset: Pairs, with `chosen`, `rejected` and, where it is known, `prompt`; or tokenised.
         data_collator, …, peft_config: As in `RewardTrainer`, in its order.
@@ -108,6 +112,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         *,
         imitation_head: nn.Module | str | None = None,
     ):
+        load = partial(load_scorer, trainable=True)
+        model, processing_class = adapter_at(model, processing_class, args, quantization_config, load=load)
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
         if imitation_head is not None and not _imitates(args):
             raise ValueError(

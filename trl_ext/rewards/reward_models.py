@@ -92,7 +92,8 @@ def _load_base(
         **{"dtype": torch.float32} | model_kwargs,
     )
     found = {name: tuple(shape) for name, shape, _ in report["mismatched_keys"]}
-    found |= {name: shape for name, shape in own.items() if name.split(".")[0] in HEADS}
+    found = {name: shape for name, shape in found.items() if name not in own}
+    found |= {name: shape for name, shape in own.items() if name.split(".")[0] in HEADS and shape[0] != 1}
     _check_shapes(path, found, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     unread = sorted({name.split(".")[0] for name in report["unexpected_keys"]} & OTHER_HEADS)
     if unread:

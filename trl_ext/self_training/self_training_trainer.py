@@ -47,6 +47,7 @@ from trl_ext.self_training.self_training_record import FIXED, HARMLESS, grow_rec
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
+from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
@@ -83,7 +84,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     says what each Improve did; `run_folder` knows whose the folder is.
 
     Args:
-        model: The policy: a name, a causal LM, or a `PeftModel` with a trainable adapter.
+        model: The policy: a name or path, also that of an adapter, a causal LM, or a `PeftModel` with a trainable adapter.
         reward_funcs: A reward or a list of them: a function in TRL's protocol (sync or async), a reward model, or
             the path of one, which is then a `LearnedReward`.
         args: A `RAFTConfig`, a `ReSTConfig` or a `SelfTrainingConfig`.
@@ -127,6 +128,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     ):
         name = type(self).__name__
         check_given(reward_funcs, optimizers, refused, trainer=name)
+        model, processing_class = policy_at(model, processing_class, args, quantization_config, trainer=name)
         args = checked_args(args, model, peft_config, trainer=name, config=self.config_class)
         train_dataset = read_dataset(train_dataset, trainer=name, completions=args.mix_dataset)
         eval_dataset = read_eval_dataset(eval_dataset, args, trainer=name)

@@ -2,8 +2,12 @@
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.utils import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from trl_ext.trainer_kit.passes import under_adapter
+from trl_ext.trainer_kit.trl_versions import reads_bare_head
 
 
 def trains_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> bool:
@@ -40,6 +44,30 @@ def keep_adapters_in_fp32(model: PreTrainedModel | PeftModel, originals: dict[st
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = originals.get(name, parameter.data).to(parameter.device, torch.float32)
+
+
+@torch.no_grad()
+def complete_reference(model: PreTrainedModel | PeftModel) -> None:
+    """Give TRL's frozen copy of an adapter, `ref`, the rows of tokens that are trained one by one, which TRL does not copy."""
+    if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
+        return
+    for name, parameter in model.named_parameters():
+        if name.endswith(".default"):
+            model.get_parameter(f"{name.removesuffix('default')}ref").copy_(parameter)
+
+
+def check_head(model: PreTrainedModel | PeftModel, *, trainer: str) -> None:
+    """Raise a ValueError for tokens that are trained one by one in a vocabulary head which is the embedding.
+
+    TRL reads log-probabilities off the head's own weights, while sampling goes through the trained rows; what else an
+    adapter may do to a head it refuses itself.
+    """
+    if reads_bare_head() and isinstance(under_adapter(model).get_output_embeddings(), TrainableTokensWrapper):
+        raise ValueError(
+            f"{trainer}(model=PeftModel): trainable_token_indices of a model whose vocabulary head is its embedding, which "
+            "this version of TRL reads without them. Train the embedding whole, by LoraConfig(modules_to_save="
+            "['embed_tokens'])."
+        )
 
 
 def loaded_bits(base: nn.Module) -> int | None:

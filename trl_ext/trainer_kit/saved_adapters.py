@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_mod
 from peft.utils import AuxiliaryTrainingWrapper, load_peft_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 PREFIX = "base_model.model."  # of the names in PEFT's files
 # In those files, of an embedding or vocabulary head: all rows, and of which side of an adapter each row is a token's.
@@ -40,6 +41,13 @@ class SavedAdapter:
             f"{self.call}: the adapter {self.path!r} does not fit this base: {why}. It was made for a model of another "
             "shape; load the base that its adapter_config.json names."
         )
+
+
+def is_adapter(path: str | os.PathLike) -> bool:
+    """Whether a path or hub id is that of an adapter, and not of a whole model."""
+    path = os.path.expanduser(os.fspath(path))
+    whole = os.path.exists(os.path.join(path, "config.json"))
+    return not whole and find_adapter_config_file(path) is not None
 
 
 def read_adapter(path: str | os.PathLike, *, call: str) -> SavedAdapter:

@@ -6,6 +6,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.trainer.utils import get_config_model_id
 
+from trl_ext.trainer_kit.adapters import check_head
+
 Config = TypeVar("Config")
 
 
@@ -29,10 +31,11 @@ def refuse_scheduler(optimizers: tuple | None, *, trainer: str, why: str) -> Non
 
 
 def check_decoder(model: PreTrainedModel | PeftModel, *, sees_images: bool, trainer: str) -> None:
-    """Raise a ValueError for a model that does not write text from text alone."""
+    """Raise a ValueError for a model that does not write text from text alone, or whose head TRL would misread."""
     if sees_images or model.config.is_encoder_decoder:
         kind = "a vision-language" if sees_images else "an encoder–decoder"
         raise ValueError(f"{trainer}(model=…): {kind} model is not supported. Give a decoder of text.")
+    check_head(model, trainer=trainer)
 
 
 def refuse_sharding(asked: object, *, trainer: str, why: str) -> None:

@@ -4,6 +4,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from torch import nn
+from trl.trainer import utils
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -40,6 +41,11 @@ def add_end_tokens(trainer: "GRPOTrainer", ids: list[int]) -> None:
         engine.generation_kwargs = engine.generation_kwargs | {"stop_token_ids": stops}
     else:
         trainer.generation_config.eos_token_id = trainer.eos_token_ids
+
+
+def reads_bare_head() -> bool:
+    """Whether this version of TRL reads log-probabilities off the vocabulary head's weights; TRL 1.12 calls the head."""
+    return hasattr(utils, "add_fused_lm_head")
 
 
 # transformers 5.23 and 5.24, whose older names still work until 6 and 5.40
