@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from resized_case import grown_adapter
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -256,6 +257,16 @@ def test_another_active_adapter(stand_in, adapted):
     samples = ask(adapted, temperature=0.0)
     assert [s["completion_ids"] for s in samples] == [greedy(adapted.model, s["prompt"]) for s in samples]
     assert stand_in.log[0].args["max_lora_rank"] == 8
+
+
+@pytest.mark.parametrize("kind", ["frozen", "saved", "trained tokens"])
+def test_an_adapter_with_embeddings_of_its_own(tmp_path, kind):
+    """They would be left out, and the base's sampled instead."""
+    _, model = grown_adapter(tmp_path, kind, "CAUSAL_LM", tied=False)
+    with pytest.raises(
+        ValueError, match=r"VLLMGenerator: the policy's adapter holds 'base_model\..*' beside its LoRA"
+    ):
+        ask(Policy(model, byte_tokenizer()))
 
 
 def test_a_policy_without_adapter_is_served_whole(stand_in, base):

@@ -2,12 +2,13 @@
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoConfig
 
 from trl_ext.generation.protocol import Part, Policy, Sampling
@@ -133,6 +134,7 @@ class VLLMGenerator:
             raise ValueError(
                 "VLLMGenerator(model=None): the policy's base has no id or path that vLLM could load. Give model."
             )
+        check_lora_alone(policy.model)
         policy.model.save_pretrained(folder / "adapter", selected_adapters=[active], save_embedding_layers=False)
         rank = max(config.r, *config.rank_pattern.values()) if config.rank_pattern else config.r
         if rank > RANKS[-1]:
@@ -156,6 +158,19 @@ def checkpoint_dtype(model: str) -> str:
     """As its config has it, since vLLM's own "auto" makes 16 bits of 32; "auto" where it says nothing."""
     dtype = AutoConfig.from_pretrained(model).dtype
     return "auto" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def check_lora_alone(model: PeftModel) -> None:
+    """Raise a ValueError for an adapter that holds more than vLLM takes of it: embeddings, tokens, whole modules."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says that it found embeddings
+        names = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    beside = sorted(name for name in names if ".lora_" not in name)
+    if beside:
+        raise ValueError(
+            f"VLLMGenerator: the policy's adapter holds {beside[0]!r} beside its LoRA, which vLLM would sample without. "
+            "Serve it merged, or sample with TransformersGenerator."
+        )
 
 
 def _rows(part: Part) -> Iterator[tuple[int, Any]]:
