@@ -30,7 +30,9 @@ def base_folder(folder: Path, *, tied: bool = False, **changes) -> Path:
     return folder / "base"
 
 
-def grown_adapter(folder: Path, kind: str, task: str, *, tied: bool, **lora) -> tuple[Path, PeftModel]:
+def grown_adapter(
+    folder: Path, kind: str, task: str, *, tied: bool, sizes: dict | None = None, **lora
+) -> tuple[Path, PeftModel]:
     """The folder of an adapter, its tokenizer beside it, and the model that was saved there.
 
     Args:
@@ -40,10 +42,11 @@ def grown_adapter(folder: Path, kind: str, task: str, *, tied: bool, **lora) -> 
             off the base, which had more than tokens.
         task: CAUSAL_LM or SEQ_CLS.
         tied: Whether the vocabulary head is the embedding.
+        sizes: Of the base, where they matter.
         lora: Further settings.
     """
     tokenizer = grown_tokenizer()
-    base = base_folder(folder, tied=tied, **({"vocab_size": 300} if kind == "fewer" else {}))
+    base = base_folder(folder, tied=tied, **({"vocab_size": 300} if kind == "fewer" else {}), **(sizes or {}))
     auto, options = {
         "CAUSAL_LM": (AutoModelForCausalLM, {}),
         "SEQ_CLS": (AutoModelForSequenceClassification, {"num_labels": 1}),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from resized_case import KINDS, TEXT, answers, base_folder, grown_adapter, grown_tokenizer, new_ids
-from shared_case import lora, outputs
+from shared_case import SIZES, lora, outputs
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_ext import LearnedReward, SharedBase
 from trl_ext.cli.generate_policy import load_policy
@@ -92,6 +92,22 @@ def test_a_shared_base_stays_as_it_is(tmp_path, kind, task, tied):
     role.train()(input_ids=new_ids()).logits.sum().backward()
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())
     assert torch.equal(outputs(other), said) and base.model.config.vocab_size == len(before["lm_head.weight"])
+
+
+@pytest.mark.parametrize("kind", OWN_TO_PEFT)
+@ties
+def test_a_quantised_base(tmp_path, kind, tied):
+    """Its embedding and head are not quantised."""
+    path, _ = grown_adapter(tmp_path, kind, "CAUSAL_LM", tied=tied, sizes=SIZES)
+    base = SharedBase.from_pretrained(tmp_path / "base", bits=8)
+    before, role = outputs(base.model), base.policy(init_from=path)
+    eight = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "dtype": torch.float32}
+    assert torch.equal(answers(role), answers(AutoPeftModelForCausalLM.from_pretrained(path, **eight)))
+    assert torch.equal(outputs(base.model), before)
+    merged = AutoModelForCausalLM.from_pretrained(base.merge(path, tmp_path / "merged").path)
+    assert (
+        answers(merged).argmax(-1) == answers(role).argmax(-1)
+    ).float().mean() > 0.7  # int8 also rounds what it reads
 
 
 def test_embeddings_of_the_same_size_are_a_roles_own_too(tmp_path):
