@@ -147,7 +147,20 @@ def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: Bits
     return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
 
 
-def read_rows(rows: EvalRows | None, name: str) -> EvalRows | None:
+def read_data(train: Rows | None, evaluation: EvalRows | None, args: PPOConfig) -> tuple[Rows | None, EvalRows | None]:
+    """Both as they are read, and a ValueError unless training has prompts enough for one batch of rollouts."""
+    one_split(train, call="PPOTrainer(train_dataset=…)")
+    train, evaluation = _read_rows(train, "train_dataset"), _read_rows(evaluation, "eval_dataset")
+    needed = args.generation_batch_size // args.num_generations
+    if isinstance(train, Dataset) and len(train) < needed:  # a stream's length is unknown
+        raise ValueError(
+            f"PPOTrainer(train_dataset=…) has {len(train)} prompts, but one batch of rollouts takes {needed}, so no step "
+            "could be made. Lower per_device_train_batch_size or gradient_accumulation_steps, or add prompts."
+        )
+    return train, evaluation
+
+
+def _read_rows(rows: EvalRows | None, name: str) -> EvalRows | None:
     """The rows, whose prompts are known to be prompts; of several evaluation sets, each.
 
     Of a stream only the first row is looked at, and each batch when it comes. What is no data set, GRPOTrainer refuses.
@@ -156,10 +169,8 @@ def read_rows(rows: EvalRows | None, name: str) -> EvalRows | None:
         rows: As given to `PPOTrainer`.
         name: Under which argument.
     """
-    if name == "train_dataset":
-        one_split(rows, call="PPOTrainer(train_dataset=…)")
     if isinstance(rows, dict):
-        return {key: read_rows(split, f"{name}[{key!r}]") for key, split in rows.items()}
+        return {key: _read_rows(split, f"{name}[{key!r}]") for key, split in rows.items()}
     if not isinstance(rows, Dataset | IterableDataset):
         return rows
     call = f"PPOTrainer({name}=…)"
@@ -174,13 +185,3 @@ def read_rows(rows: EvalRows | None, name: str) -> EvalRows | None:
         return read_prompts(rows, call=call)
     check_prompts([first["prompt"]], call=call)
     return rows
-
-
-def check_number(dataset: Rows | None, args: PPOConfig) -> None:
-    """Raise a ValueError unless the data set has prompts enough for one batch of rollouts; a stream's length is unknown."""
-    needed = args.generation_batch_size // args.num_generations
-    if isinstance(dataset, Dataset) and len(dataset) < needed:
-        raise ValueError(
-            f"PPOTrainer(train_dataset=…) has {len(dataset)} prompts, but one batch of rollouts takes {needed}, so no "
-            "step could be made. Lower per_device_train_batch_size or gradient_accumulation_steps, or add prompts."
-        )

@@ -23,7 +23,6 @@ from trl_ext.ppo.ppo_input import (
     EvalRows,
     Rows,
     check_columns,
-    check_number,
     check_policy,
     check_sampling,
     check_text,
@@ -31,7 +30,7 @@ from trl_ext.ppo.ppo_input import (
     checked_args,
     named_rows,
     non_empty,
-    read_rows,
+    read_data,
 )
 from trl_ext.ppo.ppo_record import FIXED, ppo_record
 from trl_ext.ppo.rollout_state import RolloutState, state_files
@@ -142,9 +141,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         model, processing_class = policy_at(model, processing_class, args, quantization_config, trainer="PPOTrainer")
         has_adapter = trains_adapter(model, peft_config)
         args = checked_args(args, model, optimizers, others, has_adapter=has_adapter)
-        train_dataset = read_rows(train_dataset, "train_dataset")
-        eval_dataset = read_rows(eval_dataset, "eval_dataset")
-        check_number(train_dataset, args)
+        train_dataset, eval_dataset = read_data(train_dataset, eval_dataset, args)
         check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
@@ -197,6 +194,13 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         for name, rows in datasets.items():
             if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
                 self._check_lengths(rows["prompt"], name)
+
+    def _read_batch(self, inputs: list[dict]) -> list[dict]:
+        """A batch of rollouts, looked at again: of a stream, this is where its rows are first seen."""
+        check_prompts([row.get("prompt") for row in inputs], call="PPOTrainer(batch of rollouts=…)")
+        rows = [row | {"prompt": with_text(row["prompt"])} for row in inputs]
+        self._check_lengths([row["prompt"] for row in rows], "batch of rollouts")
+        return rows
 
     def _check_lengths(self, prompts: Iterable[str | list], name: str) -> None:
         """Raise a ValueError for a prompt that, with its completion, would not fit the model's window."""
@@ -257,11 +261,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
-        check_prompts([row.get("prompt") for row in inputs], call="PPOTrainer(batch of rollouts=…)")
-        inputs = [
-            row | {"prompt": with_text(row["prompt"])} for row in inputs
-        ]  # of a stream, which is read as it comes
-        self._check_lengths([row["prompt"] for row in inputs], "batch of rollouts")
+        inputs = self._read_batch(inputs)
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with (
             outputs_of(self, "_calculate_rewards") as rewards,

@@ -1,18 +1,18 @@
 """What imitation asks of preference data: where each chosen completion begins, and pairs that can teach something."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.reward_modeling.preference_rows import (
     CONVERSATIONS,
+    PROMPT_TOKENS,
     SIDES,
-    as_messages,
+    check_complete,
     preference_row,
     repeats_prompt,
     without_repeat,
@@ -22,7 +22,6 @@ from trl_ext.sequences.prompt_rows import one_split
 from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 
-PROMPT_TOKENS = "num_prompt_tokens"  # column: how many of `chosen_ids` stand before the completion
 FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), SIDES)
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
@@ -96,7 +95,7 @@ def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: 
     """A row, which has two completions, in TRL's shape."""
     where = f"ImitationRewardTrainer: row {index} of the {name} dataset"
     if complete:
-        _check_complete(row, pair, where)
+        check_complete(row, pair, where)
     if pair != SIDES:
         return row
     try:
@@ -104,30 +103,9 @@ def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: 
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if complete:
-        _check_complete(read, pair, where)
+        check_complete(read, pair, where)
     is_renamed = "prompt" in read and "prompt" not in row
     return {column: value for column, value in row.items() if not (is_renamed and column == CONVERSATIONS)} | read
-
-
-def _check_complete(row: dict, pair: tuple[str, str], where: str) -> None:
-    for column in pair:
-        if not _has_completion(as_messages(row[column])):
-            raise ValueError(
-                f"{where} has no completion in column {column!r} (got {row[column]!r}). Complete it, or drop such rows "
-                "with `dataset.filter`."
-            )
-    if PROMPT_TOKENS in row and not 0 <= row[PROMPT_TOKENS] < len(row[pair[0]]):
-        raise ValueError(
-            f"{where} has {PROMPT_TOKENS}={row[PROMPT_TOKENS]}, which leaves no completion of its {len(row[pair[0]])} "
-            f"tokens in column {pair[0]!r}. Count the tokens before the chosen completion, or leave the column out."
-        )
-
-
-def _has_completion(completion: Any) -> bool:
-    """Whether there is text, a token, or a last message that says or calls something."""
-    if isinstance(completion, list) and completion and isinstance(completion[-1], Mapping):
-        return bool(completion[-1].get("content") or completion[-1].get("tool_calls"))
-    return completion is not None and completion not in ("", [])
 
 
 def with_prompt_lengths(

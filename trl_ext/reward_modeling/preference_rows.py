@@ -8,6 +8,7 @@ from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, from_shareg
 from trl_ext.sequences.texts import Text
 
 SIDES = ("chosen", "rejected")
+PROMPT_TOKENS = "num_prompt_tokens"  # column: how many of `chosen_ids` stand before the completion
 CONVERSATIONS = "conversations"  # LLaMA-Factory's name for the prompt
 
 
@@ -43,6 +44,28 @@ def preference_row(row: Mapping[str, Any]) -> dict[str, Text]:
     if isinstance(chosen, str) and not isinstance(prompt, str):
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def check_complete(row: Mapping[str, Any], pair: tuple[str, str], where: str) -> None:
+    """Raise a ValueError for a row without two completions in the columns `pair`, which it begins with `where`."""
+    for column in pair:
+        if not _has_completion(as_messages(row[column])):
+            raise ValueError(
+                f"{where} has no completion in column {column!r} (got {row[column]!r}). Complete it, or drop such rows "
+                "with `dataset.filter`."
+            )
+    if PROMPT_TOKENS in row and not 0 <= row[PROMPT_TOKENS] < len(row[pair[0]]):
+        raise ValueError(
+            f"{where} has {PROMPT_TOKENS}={row[PROMPT_TOKENS]}, which leaves no completion of its {len(row[pair[0]])} "
+            f"tokens in column {pair[0]!r}. Count the tokens before the chosen completion, or leave the column out."
+        )
+
+
+def _has_completion(completion: Any) -> bool:
+    """Whether there is text, a token, or a last message that says or calls something."""
+    if isinstance(completion, list) and completion and isinstance(completion[-1], Mapping):
+        return bool(completion[-1].get("content") or completion[-1].get("tool_calls"))
+    return completion is not None and completion not in ("", [])
 
 
 def repeats_prompt(row: Mapping[str, Any]) -> bool:
