@@ -7,8 +7,9 @@ from tiny import byte_tokenizer, tiny_reward_model
 from trl import RewardConfig
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
+from trl_ext.generation.completion_files import without_nones
 from trl_ext.reward_modeling.preference_data import check_pairs, columns_of
-from trl_ext.reward_modeling.preference_rows import preference_row
+from trl_ext.reward_modeling.preference_rows import preference_row, repeats_prompt
 
 PROMPT = [user("Why?")]
 READ = {"prompt": PROMPT, "chosen": [assistant("not now")], "rejected": [assistant("nothing")]}
@@ -28,6 +29,7 @@ def shared(*turns):
         {"prompt": " Why?\n", "chosen": [assistant("not now")], "rejected": [assistant("nothing")]},
         {"prompt": PROMPT, **WHOLE},
         {"prompt": None, **WHOLE},
+        {"prompt": "Why?", **WHOLE, "chosen": [user("Why?") | {"name": None}, assistant("not now")]},
         {"prompt": [user("Why?") | {"name": None}], **WHOLE},
         {"prompt": "Why?", "chosen": assistant("not now"), "rejected": assistant("nothing")},
         {
@@ -53,7 +55,10 @@ def test_shapes_that_say_the_same(row):
     said = [message["content"].strip() for side in ("prompt", "chosen", "rejected") for message in read[side]]
     assert said == ["Why?", "not now", "nothing"]
     assert [message["role"] for message in read["prompt"]] == ["user"]
-    assert check_pairs(Dataset.from_list([row] * 2), list(row), "train")[1] == read
+    table = check_pairs(Dataset.from_list([row] * 2), list(row), "train")  # which fills up what a message lacks
+    assert {side: list(map(without_nones, said)) for side, said in table[1].items()} == {
+        side: list(map(without_nones, said)) for side, said in read.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,13 @@ def test_rows_of_trls_are_left_alone(row):
     rows = Dataset.from_list([row, row | other])
     assert preference_row(row) == row
     assert check_pairs(rows, list(row), "train")[:] == rows[:]
+
+
+@pytest.mark.parametrize("prompt", ["Why?", PROMPT, None])
+def test_what_two_conversations_share_is_the_prompt(prompt):
+    turns = [*PROMPT, assistant("So."), user("Really?")]
+    row = {"prompt": prompt} | {side: [*turns, *READ[side]] for side in ("chosen", "rejected")}
+    assert preference_row(row) == READ | {"prompt": turns}
 
 
 def test_a_conversation_without_the_prompts_system_message():
@@ -109,6 +121,7 @@ def test_text_that_repeats_its_prompt_in_each_row():
     with pytest.warns(UserWarning, match="in each of the first 32 rows of the train dataset both completions begin"):
         stream = check_pairs(Dataset.from_list(rows).to_iterable_dataset(), list(rows[0]), "train")
     assert list(stream) == list(read)
+    assert not repeats_prompt({"prompt": "a", "chosen": "a", "rejected": "ab"})  # which would say nothing
     rows[1] |= {"rejected": "none"}  # then it may be what they say
     assert check_pairs(Dataset.from_list(rows), list(rows[0]), "train")["chosen"][:] == [row["chosen"] for row in rows]
 

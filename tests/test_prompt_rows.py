@@ -25,6 +25,7 @@ SHARED = [{"from": "human", "value": "What is 2+2?"}]
         [{"role": "system", "content": ""}, *ASKED],
         [{"role": "user", "content": PARTS}],
         [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "4"}],
+        [{"role": "user", "content": "Hi", "from": "Kim"}],
         [{"role": "user", "content": "Hi", "from": None, "value": None}],  # as a table fills up what is not there
         '[{"a": 1}, {"a": 2}]',  # what is no messages
     ],

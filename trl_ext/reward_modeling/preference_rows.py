@@ -123,7 +123,9 @@ def _parted(prompt: Any, chosen: list[dict], rejected: list[dict]) -> dict[str, 
 def _behind(prompt: list[dict], shared: list[dict], chosen: list[dict], rejected: list[dict]) -> dict[str, Text]:
     """What follows the prompt in two conversations that share `shared`; both whole where they do not repeat it."""
     given = _without_nones(prompt)
-    length = len(given) if shared[: len(given)] == given else len(shared) if given[-len(shared) :] == shared else 0
+    if shared[: len(given)] == given:
+        prompt = chosen[: len(shared)]
+    length = len(shared) if shared and _without_nones(prompt)[-len(shared) :] == shared else 0
     return {"prompt": prompt, "chosen": chosen[length:], "rejected": rejected[length:]}
 
 
