@@ -21,6 +21,7 @@ from trl_ext.demo.world import Entity, load_world
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import mean_score
 from trl_ext.trainer_kit.own_folders import claim_folder
+from trl_ext.trainer_kit.seeds import check_seed
 
 IMITATION = 0.1
 MARK = "trl_ext_demo.json"  # says of which demo a folder is
@@ -40,6 +41,7 @@ def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[st
     Returns:
         The measures of each of RUNS.
     """
+    check_seed(seed, call=f"run_demo(seed={seed!r})")
     scale = stages.QUICK if quick else stages.FULL
     _claim(output_dir, scale, seed)
     _quiet()

@@ -22,6 +22,7 @@ from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.turn_end import announced_turn_end, end_ids
 from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule, nonzero
+from trl_ext.trainer_kit.seeds import check_seed
 
 RULES = {
     "num_generations": AT_LEAST_1,
@@ -57,6 +58,7 @@ class Sampling:
 
     def __post_init__(self):
         check_config(self, RULES)
+        check_seed(self.seed, call=f"Sampling(seed={self.seed!r})")
 
     def settings(self) -> dict[str, Any]:
         return asdict(self)

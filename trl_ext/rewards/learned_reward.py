@@ -18,7 +18,7 @@ from trl_ext.sequences.turn_end import turn_end_id
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, is_token
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.config_checks import checked
-from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.device import checked_device, default_device
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 
 
@@ -65,6 +65,8 @@ class LearnedReward:
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._recipe = functools.partial(type(self), model, tokenizer, **options)
         batch_size, max_length = check_options(batch_size=batch_size, max_length=max_length)
+        if device is not None:
+            checked_device(device, call=f"LearnedReward(device={str(device)!r})")
         self.module = load_scorer(model) if isinstance(model, str) else _one_label(model)
         source = model if isinstance(model, str) else self.module.config._name_or_path
         self.__name__ = source.rstrip("/").split("/")[-1] or type(self.module).__name__

@@ -21,7 +21,7 @@ from trl_ext.rewards.reward_columns import Columns
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
 from trl_ext.trainer_kit.config_checks import check_config
-from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
 
@@ -184,6 +184,10 @@ class RelevanceReward:
             )
 
     def _check_name(self) -> None:
+        if self.device is not None:
+            checked_device(self.device, call=f"RelevanceReward(device={str(self.device)!r})")
+        if self.dtype not in (None, "auto"):
+            checked_dtype(self.dtype, call=f"RelevanceReward(dtype={str(self.dtype)!r})")
         if is_missing_folder(self.encoder):
             raise ValueError(
                 f"RelevanceReward(encoder={str(self.encoder)!r}): there is no such folder. Give one written by "

@@ -27,7 +27,7 @@ class RepetitionPenalty:
         check_config(self, {})
         if self.ngram < 1:
             raise ValueError(
-                f"RepetitionPenalty(ngram={self.ngram}): an n-gram has at least 1 token. Use 3, as R³ does."
+                f"RepetitionPenalty(ngram={self.ngram!r}): an n-gram has at least 1 token, and whole ones. Use 3, as R³ does."
             )
 
     def __call__(self, *, completions: list, **kwargs) -> list[float]:

@@ -19,6 +19,7 @@ from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
+from trl_ext.trainer_kit.device import checked_device, checked_dtype
 from trl_ext.trainer_kit.free_disk import check_free_disk
 from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import eval_mode
@@ -63,7 +64,7 @@ def merge_adapter(
     adapter: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
     texts: tuple[Text, ...] | list[Text] = TEXTS,
 ) -> Merged:
@@ -89,7 +90,9 @@ def merge_adapter(
     call, folder = "SharedBase.merge(…)", Path(output_dir)
     run, tokenizer = _merge_of(base.name, adapter), tokenizer_at(adapter) or base.tokenizer
     check_own_folder(folder, MARK, run, names=FILES, call=call)
-    whole = unquantised_copy(base.model, dtype or base.model.dtype, torch.device(device))
+    dtype = base.model.dtype if dtype is None else checked_dtype(dtype, call=f"SharedBase.merge(dtype={dtype!r})")
+    device = checked_device(device, call=f"SharedBase.merge(device={str(device)!r})")
+    whole = unquantised_copy(base.model, dtype, device)
     merged = saved_adapter(whole, adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name).merge_and_unload(
         safe_merge=True
     )

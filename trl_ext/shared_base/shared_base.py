@@ -18,9 +18,10 @@ from trl_ext.shared_base.adapter_files import has_score_head, new_adapter, saved
 from trl_ext.shared_base.base_loading import INT8_THRESHOLD, check_bits, check_model, check_threshold, quantisation
 from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
-from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
 from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
+from trl_ext.trainer_kit.seeds import check_seed
 
 Bits = Literal[8, 4] | None
 Adapter = str | os.PathLike | LoraConfig | None
@@ -93,6 +94,8 @@ class SharedBase:
         """
         name, device = os.fspath(name), default_device()
         llm_int8_threshold = check_threshold(llm_int8_threshold, bits)
+        if dtype not in (None, "auto"):
+            checked_dtype(dtype, call=f"SharedBase.from_pretrained(dtype={dtype!r})")
         if bits is not None:
             check_bits(name, bits, **{key: model_kwargs[key] for key in ("revision",) if key in model_kwargs})
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -138,6 +141,7 @@ class SharedBase:
             options: Of `LearnedReward`: batch_size, max_length, eos_token_ids.
         """
         check_options(**options)
+        check_seed(seed, call=f"SharedBase.reward_model(seed={seed!r})")
         saved = _saved(adapter)
         if saved is not None and not has_score_head(saved, call="SharedBase.reward_model(…)"):
             raise ValueError(
@@ -275,9 +279,7 @@ def _elsewhere(slots: list[Slot], device: torch.device) -> list[Slot]:
 
 def _checked_device(device: str | torch.device) -> torch.device:
     """With its index, as tensors have it."""
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"SharedBase.to({str(device)!r}): no CUDA device is available here. Give 'cpu'.")
+    device = checked_device(device, call=f"SharedBase.to({str(device)!r})")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -72,7 +72,7 @@ class Rule:
         return enough and (self.high is None or number <= self.high)
 
 
-AT_LEAST_1 = Rule(1, expected="at least 1")
+AT_LEAST_1 = Rule(1, expected="at least 1, a whole number")
 
 
 def switched_on(name: str) -> Need:
