@@ -121,7 +121,7 @@ def test_what_is_no_seed(seed, tmp_path):
         ("cpu:7", "expected one of 1, counted from 0. Give 'cpu' or a lower number"),
         pytest.param(
             "cuda",
-            "no cuda device is available here. Give 'cpu'",
+            "no CUDA device is available here. Give 'cpu'",
             marks=pytest.mark.skipif("torch.cuda.is_available()", reason="needs a machine without a card"),
         ),
     ],

@@ -26,7 +26,7 @@ def checked_device(device: str | torch.device, *, call: str) -> torch.device:
     here = torch.accelerator.current_accelerator(check_available=True)
     if named.type != "cpu" and (here is None or here.type != named.type):
         raise ValueError(
-            f"{call}: no {named.type} device is available here. Give 'cpu'{'' if here is None else f' or {here.type!r}'}."
+            f"{call}: no {named.type.upper()} device is available here. Give 'cpu'{'' if here is None else f' or {here.type!r}'}."
         )
     count = 1 if named.type == "cpu" else torch.accelerator.device_count()
     if (named.index or 0) >= count:
