@@ -281,5 +281,6 @@ def main(arguments: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    with ends_in_one_line("rlhf_chain.py", when_stopped="The same command begins anew, over what it has written."):
+    stopped = "The same command begins anew, over what it has written."
+    with ends_in_one_line("rlhf_chain.py", when_stopped=stopped, folder=Path(__file__).parent):
         main()

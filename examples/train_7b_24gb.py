@@ -312,8 +312,6 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with ends_in_one_line(
-        "train_7b_24gb.py",
-        when_stopped="The same command goes on: finished stages are kept, the last one from its newest checkpoint.",
-    ):
+    stopped = "The same command goes on: finished stages are kept, the last one from its newest checkpoint."
+    with ends_in_one_line("train_7b_24gb.py", when_stopped=stopped, folder=Path(__file__).parent):
         main()

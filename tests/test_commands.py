@@ -18,6 +18,7 @@ from tiny import byte_tokenizer, tiny_llama
 from trl_ext.cli import main
 from trl_ext.trainer_kit.commands import TRACEBACK, ends_in_one_line
 from trl_ext.trainer_kit.seeds import check_seed
+from trl_ext.trainer_kit.whole_files import written_whole
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from trl_ext.cli import main; main()"]
@@ -75,6 +76,15 @@ def test_what_the_system_refuses(capsys):
     )
 
 
+def test_what_could_not_be_written_has_no_number(tmp_path, capsys):
+    def run():
+        with written_whole(tmp_path / "a.json"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    code, told = ended(capsys, run)
+    assert code == 2 and told.startswith(f"cmd: error: could not write {tmp_path / 'a.json'} (Read-only file system).")
+
+
 def test_ctrl_c_says_how_to_go_on(capsys):
     assert ended(capsys, raises(KeyboardInterrupt())) == (130, "cmd: stopped. Go on so.\n")
 
@@ -130,6 +140,15 @@ def test_generate_is_stopped_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_ext.cli.generate_run.make_policy", None)
     main(options)
     assert pq.read_table("samples.parquet")["score"].to_pylist() == [1.0, 1.0]
+
+
+def test_a_program_elsewhere_has_words_of_its_own(tmp_path, capsys):
+    (tmp_path / "other.py").write_text("def run():\n    raise ValueError('--x: no.')")
+    run = runpy.run_path(str(tmp_path / "other.py"))["run"]
+    for folder, words in ((tmp_path, "--x: no.\n"), (ROOT / "trl_ext", "--x: no. (ValueError in ")):
+        with pytest.raises(SystemExit), ends_in_one_line("cmd", when_stopped="", folder=folder):
+            run()
+        assert capsys.readouterr().err.startswith(f"cmd: error: {words}")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ REMEDIES = {
 
 
 @contextmanager
-def ends_in_one_line(call: str, *, when_stopped: str) -> Iterator[None]:
+def ends_in_one_line(call: str, *, when_stopped: str, folder: Path = PACKAGE) -> Iterator[None]:
     """Let what is run inside end as a command does.
 
     bad input    code 2 and one line: what was expected, what came, what to do. With TRL_EXT_TRACEBACK=1, the traceback too
@@ -40,6 +40,7 @@ def ends_in_one_line(call: str, *, when_stopped: str) -> Iterator[None]:
     Args:
         call: The command, for the line.
         when_stopped: How its user goes on after Ctrl-C.
+        folder: Of a program outside this package, whose messages then are as much its own words as the package's.
     """
     try:
         with repeats_left_out():
@@ -53,11 +54,11 @@ def ends_in_one_line(call: str, *, when_stopped: str) -> Iterator[None]:
     except (*MENDABLE, SafetensorError) as error:
         if isinstance(error, SafetensorError) and not OS_ERROR.search(str(error)):
             raise
-        _end(f"{call}: error: {told(error)}", error, BAD_INPUT)
+        _end(f"{call}: error: {told(error, folder)}", error, BAD_INPUT)
 
 
-def told(error: Exception) -> str:
-    """An error in words: as this package raised it, as the system names it, else in one line with its place."""
+def told(error: Exception, folder: Path) -> str:
+    """An error in words: as the command raised it, as the system names it, else in one line with its place."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"({type(error).__name__} in {frame.filename}, line {frame.lineno}); {TRACEBACK}=1 shows the way there"
     number = _system_error(error)
@@ -65,8 +66,9 @@ def told(error: Exception) -> str:
         file = error.filename if isinstance(error, OSError) else None
         where, rest = ("", f" {place}") if file is None else (f"{file}: ", "")
         return f"{where}{os.strerror(number)}. {REMEDIES[number]}{rest}"
-    if Path(frame.filename).is_relative_to(PACKAGE) and (frame.line or "").startswith("raise "):
-        return str(error)
+    is_own = any(Path(frame.filename).is_relative_to(own) for own in (PACKAGE, folder))
+    if is_own and (frame.line or "").startswith("raise "):
+        return (isinstance(error, OSError) and error.strerror) or str(error)  # without "[Errno 28]"
     return f"{' '.join(str(error).split()) or 'no reason is given'} {place}"
 
 
