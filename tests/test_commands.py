@@ -96,10 +96,11 @@ def test_a_reader_that_goes_is_told_nothing():
         assert process.stderr.read() == b"" and process.wait() == 1
 
 
-def test_a_print_to_a_reader_that_has_gone():
+@pytest.mark.parametrize("count", [1, 99999])  # the first is written no earlier than at the end
+def test_a_print_to_a_reader_that_has_gone(count):
     program = (
         "from trl_ext.trainer_kit.commands import ends_in_one_line\n"
-        "with ends_in_one_line('cmd', when_stopped=''): print('x' * 99999)"
+        f"with ends_in_one_line('cmd', when_stopped=''): print('x' * {count})"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
