@@ -102,7 +102,9 @@ def test_a_print_to_a_reader_that_has_gone(count):
         "from trl_ext.trainer_kit.commands import ends_in_one_line\n"
         f"with ends_in_one_line('cmd', when_stopped=''): print('x' * {count})"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], env=buffered, **pipes) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 1
 
