@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
 from trl_ext import memory_plan
@@ -13,7 +15,14 @@ from trl_ext.memory_planning.counted_models import counted_shape
 from trl_ext.memory_planning.layer_kinds import Experts, Norm
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.model_shapes import BUILT_IN, shape_of
-from trl_ext.memory_planning.plan_activations import Pass, attention_kept, experts_kept, linears_kept, norms_kept
+from trl_ext.memory_planning.plan_activations import (
+    Pass,
+    attention_kept,
+    experts_kept,
+    layer_kept,
+    linears_kept,
+    norms_kept,
+)
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 96, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
@@ -59,13 +68,17 @@ def _counted(fields):
 def test_layers_by_hand():
     (phi3,) = shape_of(config_of("phi3")).kinds
     assert phi3.linears == ((64, 64), (64, 128), (64, 320), (160, 64))  # o; q, k, v in one; gate and up in one; down
-    assert (phi3.queries, phi3.keys, phi3.inner, phi3.mlp_kept) == (64, 32, 160, 640) and phi3.copies_output
+    assert (phi3.queries, phi3.keys, phi3.inner, phi3.mlp_kept) == (64, 32, 160, 640)
+    assert phi3.copies_output and phi3.fused and phi3.norms == (Norm(64), Norm(64))
     (olmo2,) = shape_of(config_of("olmo2")).kinds
-    assert olmo2.norms == (Norm(64), Norm(32), Norm(64), Norm(64)) and not olmo2.assumed  # of all queries, all keys
+    assert (
+        olmo2.norms == tuple(Norm(n, wide=True) for n in (64, 32, 64, 64)) and not olmo2.assumed
+    )  # of all queries, all keys
     (neox,) = shape_of(config_of("gpt_neox")).kinds
     assert neox.mlp_kept == 2 * 160 and all(norm.by_torch for norm in neox.norms)  # no gate
     (cohere,) = _kinds("cohere2")
-    assert cohere.reads == 1 and cohere.norms == (Norm(64, states=2),)  # attention and MLP read one norm
+    assert not (olmo2.fused or neox.fused or cohere.fused or olmo2.copies_output)
+    assert cohere.reads == 1 and cohere.norms == (Norm(64, states=2, wide=True),)  # attention and MLP read one norm
 
 
 def _kinds(kind):
@@ -136,3 +149,25 @@ def test_a_70b_takes_seconds():
     start = time.perf_counter()
     shape = shape_of(AutoConfig.for_model("olmo2", **sizes, num_key_value_heads=8))
     assert shape.params > 65e9 and time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "qwen3_moe"]
+)
+def test_a_layer_keeps_what_torchs_memory_tracker_sees(kind):
+    """An oracle that knows nothing of formulas: torch's tracker on tensors without data, all weights trained in bf16."""
+    run = Pass(shape=shape_of(config_of(kind)), rows=2, length=48, width=2, trains_all=True, cuda=False)
+    kept = [tracked_activations(config_of(kind, num_hidden_layers=layers)) for layers in (1, 2)]
+    assert layer_kept(run) == pytest.approx(kept[1] - kept[0], rel=0.01)
+
+
+def tracked_activations(config) -> int:
+    """Bytes of activations that a forward pass leaves for the backward pass."""
+    with FakeTensorMode():
+        model, tracker = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), MemTracker()
+        tracker.track_external(model)
+        with tracker:
+            states = model.base_model(torch.zeros(2, 48, dtype=torch.long), torch.ones(2, 48, dtype=torch.long))[0]
+            sizes = tracker.get_tracker_snapshot("current")[torch.device("cpu")]
+            states.float().sum().backward()
+    return next(size for kind, size in sizes.items() if str(kind).endswith("ACT"))

@@ -107,6 +107,7 @@ def test_a_layer_forward_by_hand():
     assert one_weight(run(rows=1, length=1)) == 0
     assert linears_kept(run()) == 2 * 48 + 4 * 72
     assert norms_kept(run(trains_all=True)) == 2 * (4 * 6 * 5 + 48)
+    assert norms_kept(run(trains_all=True, shape=replace(SHAPE, wide_norms=True))) == 2 * (4 * 6 * 5 + 96)
 
 
 def test_layers_of_other_kinds_by_hand():
@@ -115,6 +116,9 @@ def test_layers_of_other_kinds_by_hand():
     assert attention_kept(scores) == attention_kept(run()) + 6 * 2 * 18  # 2 heads, 2 · 3² scores: in fp32, in 16 bits
     assert attention_kept(replace(scores, width=4)) == attention_kept(run(width=4)) + 4 * 2 * 18
     assert layer_forward(scores) == 3 * 48 + 276 + 6 * 2 * 18
+    fused = replace(layer, fused=True)  # gate and up are made at once
+    assert layer_forward(run(at=fused)) == 3 * 48 + 4 * 72
+    assert layer_forward(run(at=fused, rank=1, autocast=False)) == 3 * 48 + 2 * 72 + 4 * 4 * 36 + 4 * 24
     none = replace(layer, queries=0, keys=0, heads=0, kv_heads=0)
     assert attention_kept(run(at=none)) == 0  # nor a mask
     copied = run(at=replace(layer, copies_output=True), bits=4, rank=1)

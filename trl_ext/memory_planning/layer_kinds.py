@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class Norm:
         numbers: Of a token.
         groups: Parts of them that are scaled apart, such as heads.
         states: How often it keeps them, in fp32: an RMS norm its input alone.
+        wide: Whether it multiplies with its weight in fp32, so that a trained one keeps x / rms in fp32.
         by_torch: Whether it is torch's LayerNorm, whose kernel keeps its input as it comes, a mean and 1/σ; others
             are spelled out in fp32.
     """
@@ -20,6 +21,7 @@ class Norm:
     numbers: int
     groups: int = 1
     states: int = 1
+    wide: bool = False
     by_torch: bool = False
 
 
@@ -55,6 +57,7 @@ class Layer:
             product.
         copies_output: Whether attention's output is copied for the layer that reads it, since its heads come first: so
             where queries are cut out of one product with keys and values, or rotated in part.
+        fused: Whether one linear layer makes both halves of the gated MLP.
         norms: Its norms.
         reads: Hidden states that linear layers read: of attention and of the MLP, or one that both share.
         window: Tokens that its keys and values are kept of; None: all.
@@ -74,6 +77,7 @@ class Layer:
     norms: tuple[Norm, ...]
     reads: int = 2
     copies_output: bool = False
+    fused: bool = False
     window: int | None = None
     experts: Experts | None = None
     scores: bool = False
@@ -100,6 +104,7 @@ class ModelShape:
         qkv_bias, output_bias, mlp_bias: Which linear layers have biases.
         qk_norm: Whether queries and keys are normalised per head.
         norms: Norms of H numbers per layer.
+        wide_norms: Whether they multiply with their weights in fp32.
         windows: Of each layer, the tokens that its keys and values are kept of; None: all.
         counted: Of another decoder, its layers one by one.
         rest: With these, its weights outside linear layers, embeddings and head.
@@ -119,6 +124,7 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     norms: int = 2
+    wide_norms: bool = False
     windows: tuple[int | None, ...] = ()
     counted: tuple[Layer, ...] = ()
     rest: int = 0
@@ -146,7 +152,8 @@ class ModelShape:
         return dict(Counter(layers))
 
     def _layer(self, window: int | None) -> Layer:
-        heads = (Norm(self.queries, self.heads), Norm(self.keys, self.kv_heads)) if self.qk_norm else ()
+        norm = partial(Norm, wide=self.wide_norms)
+        heads = (norm(self.queries, self.heads), norm(self.keys, self.kv_heads)) if self.qk_norm else ()
         return Layer(
             linears=self.linears,
             adapter=sum(inputs + outputs for inputs, outputs in self.linears),
@@ -156,7 +163,7 @@ class ModelShape:
             kv_heads=self.kv_heads,
             inner=self.intermediate,
             mlp_kept=4 * self.intermediate,
-            norms=heads + (Norm(self.hidden),) * self.norms,
+            norms=heads + (norm(self.hidden),) * self.norms,
             window=window,
         )
 

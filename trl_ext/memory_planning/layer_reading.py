@@ -37,6 +37,7 @@ def layer_of(layer: nn.Module, window: int | None, config: PreTrainedConfig, hid
         mlp_kept=kept + heads.pop("latent"),
         norms=norms,
         copies_output=len(linears_of(mixer)) == 2 or _rotates_in_part(config),
+        fused=any(size == (hidden, 2 * inner) for size in map(_size, linears_of(layer))) and kept >= 4 * inner > 0,
         reads=1 if sum(norm.numbers == hidden for norm in norms) == 1 else 2,
         window=window,
         experts=experts,
@@ -134,12 +135,12 @@ def _activation_kept(module: nn.Module) -> int:
     return _states_kept(function, 8) + 1
 
 
-def _states_kept(function: Callable, numbers: int) -> int:
-    """How many states of so many numbers a function keeps, of one that is not kept yet."""
-    x, saved = torch.empty(3, numbers, device="meta", requires_grad=True), []
+def _states_kept(function: Callable, numbers: int, dtype=torch.float32, *, kept=torch.float32) -> int:
+    """How many states of so many numbers a function keeps in a precision, of one in `dtype` that is not kept yet."""
+    x, saved = torch.empty(3, numbers, device="meta", dtype=dtype, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         function(x)
-    return len({tensor.untyped_storage()._cdata for tensor in saved if tensor.shape == x.shape})
+    return len({t.untyped_storage()._cdata for t in saved if t.shape == x.shape and t.dtype == kept})
 
 
 def _experts(layer: nn.Module, config: PreTrainedConfig, hidden: int) -> tuple[Experts | None, set[nn.Module]]:
@@ -167,7 +168,14 @@ def _norms(layer: nn.Module, heads: dict, hidden: int) -> Iterator[Norm]:
         if numbers == heads["queries"] // heads["heads"] != hidden:
             side = ("queries", "heads") if name.rpartition(".")[2].startswith("q") else ("keys", "kv_heads")
             numbers, groups = heads[side[0]], heads[side[1]]
-        yield Norm(numbers, groups, _states_kept(part.requires_grad_(False), numbers // groups), by_torch)
+        yield Norm(numbers, groups, *_norm_kept(part, numbers // groups), by_torch)
+
+
+def _norm_kept(norm: nn.Module, numbers: int) -> tuple[int, bool]:
+    """States that a frozen norm keeps in fp32, and whether a trained one keeps another, of an input in 16 bits."""
+    frozen = _states_kept(norm.requires_grad_(False), numbers)
+    trained = _states_kept(norm.requires_grad_(True), numbers, torch.bfloat16, kept=torch.float32)
+    return frozen, trained > frozen
 
 
 def _unsaid(layer: nn.Module, seen: set[nn.Module], *, known: bool) -> str:

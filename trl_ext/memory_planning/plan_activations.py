@@ -91,7 +91,7 @@ def in_largest(term: Callable[[Pass], int], run: Pass) -> int:
 def norms_kept(run: Pass) -> int:
     """Norms of a layer: each keeps its input in fp32 and 1/rms per token and group; a trained one also x / rms.
 
-        Σ_norms 4 N (states · numbers + groups) + [trained] c N numbers
+        Σ_norms 4 N (states · numbers + groups) + [trained] c N numbers, or 4 N numbers of a wide one
 
     Without 16 bits the input is the residual stream itself, which nothing else keeps.
     """
@@ -102,7 +102,7 @@ def _norm_kept(norm: Norm, run: Pass) -> int:
     if norm.by_torch:  # its kernel: the input as it comes (in fp32 under CUDA's autocast), a mean and 1/σ
         width = 4 if run.cuda and run.autocast else run.width
         return run.tokens * (width * norm.numbers + 8 * norm.groups)
-    trained = run.width * norm.numbers if run.trains_all else 0
+    trained = (4 if norm.wide else run.width) * norm.numbers if run.trains_all else 0
     return run.tokens * (4 * (norm.states * norm.numbers + norm.groups) + trained)
 
 
@@ -201,13 +201,15 @@ def layer_forward(run: Pass) -> int:
 
         3 c N H + max(c N 3 I, or with an adapter 2 c N I + 2 a N I + [a > c] a N H; attention)
 
+    Where one linear layer makes gate and up: 4 I, with an adapter c N 2 I + 4 a N I.
+
     The states are the layer's input, the residual and its norm. With an adapter: silu(gate), up, the adapter's part and
     their sum, of a bytes each; a is 4 outside autocast.
     """
     layer, adapter = run.layer, run.width if run.autocast else 4
-    mlp = 3 * run.inner
+    mlp = (4 if layer.fused else 3) * run.inner
     if run.rank:
-        mlp = 2 * run.inner + 2 * adapter * run.tokens * layer.inner
+        mlp = 2 * run.inner + (4 if layer.fused else 2) * adapter * run.tokens * layer.inner
         mlp += adapter * run.tokens * run.shape.hidden if adapter > run.width else 0
     square = run.rows * run.length**2
     attention = run.width * run.tokens * (4 * layer.queries + 2 * layer.keys) + run.width * square

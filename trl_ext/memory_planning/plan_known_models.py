@@ -23,7 +23,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
-    "gemma2": {"norms": 4},
+    "gemma2": {"norms": 4, "wide_norms": True},
 }
 
 

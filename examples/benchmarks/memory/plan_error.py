@@ -33,7 +33,8 @@ NEAR = 0.10
 
 def main() -> None:
     args = arguments()
-    cases = [case for case in (QUICK if args.quick else CASES) if args.only in case.name]
+    chosen = QUICK if args.quick else CASES
+    cases = [case for case in chosen if not args.only or any(word in case.name for word in args.only)]
     rows = [row for found in run_all(cases, args) for row in found]
     print_rows(rows, args.device)
     print_summary(rows, args.device)
@@ -43,7 +44,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="A handful of combinations.")
-    parser.add_argument("--only", metavar="WORD", default="", help="Combinations whose name contains it, e.g. phi3.")
+    parser.add_argument(
+        "--only", metavar="WORD", nargs="+", help="Combinations whose name has one of them, e.g. phi3."
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Processes at once; 1 on a GPU.")
     return parser.parse_args()
 
@@ -54,7 +57,11 @@ def run_all(cases: list[Case], args: argparse.Namespace) -> list[list[dict]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.plan_run", "bitsandbytes"])  # once, before any model is made
     with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        return list(pool.map(_run, cases, [args.device] * len(cases)))
+        found = []
+        for rows in pool.map(_run, cases, [args.device] * len(cases)):
+            found.append(rows)
+            print(f"{len(found)} of {len(cases)}", end="\r", file=sys.stderr, flush=True)
+        return found
 
 
 def _run(case: Case, device: str) -> list[dict]:
