@@ -22,6 +22,7 @@ from trl_ext.memory_planning.plan_activations import (
     norms_kept,
     one_weight,
 )
+from trl_ext.memory_planning.plan_advice import CHANGES, advise
 from trl_ext.memory_planning.plan_heads import head_backward, head_forward, head_kept, imitation_kept, imitation_logits
 from trl_ext.memory_planning.plan_phases import (
     CACHE,
@@ -298,3 +299,27 @@ def test_eight_bit_inputs_are_held_to_the_end_by_hand():
     """2 layers of 2 · 10 · (2 · 4 + 4 + 6) bytes, of which reentrant checkpoints know nothing."""
     held, free = (training_moments(SHAPE, settings("sft", bits=8, reentrant=way)) for way in (False, True))
     assert held[0][ACTIVATIONS] - free[0][ACTIVATIONS] == 2 * 2 * 10 * 18
+
+
+def test_what_each_change_tries():
+    def tried(name, **changes):
+        return [change.values(settings("grpo", **changes)) for change in CHANGES if change.setting == name]
+
+    assert tried("micro_batch", batch=12, micro_batch=12) == [[6, 3, 1]]
+    assert tried("reward_batch", reward_batch=5) == [[2, 1]] and tried("reward_batch", reward_models=0) == [[]]
+    assert tried("batch", batch=12, micro_batch=4) == [[6, 4]]
+    assert tried("completion_length", completion_length=100) == [[50, 32]]
+    assert tried("lora", lora=None) == [[16]] and tried("lora") == [[]]
+    assert tried("bits") == [[8], []] and tried("bits", bits=8) == [[], [4]] and tried("bits", bits=4) == [[], []]
+    assert tried("reentrant", bits=8) == [[True]] and tried("reentrant", bits=4) == [[]]
+
+
+def test_what_a_later_change_makes_needless_is_taken_back():
+    """Half of the batch suffices alone; smaller micro-batches, which came first, helped but not enough."""
+
+    def judge(one: PlanSettings) -> tuple[int, str]:
+        peak = 100 * one.batch + one.micro_batch
+        return peak, "fits" if peak <= 850 else "does not fit"
+
+    (only,) = advise(settings("grpo", batch=16, micro_batch=4), judge)
+    assert (only.flag, only.config, only.peak) == ("--batch 8", "generation_batch_size=8", 804)
