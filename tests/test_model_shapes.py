@@ -63,6 +63,13 @@ def test_what_is_no_decoder_of_text_is_named(tmp_path):
             shape_of({"model_type": kind})
     with pytest.raises(ValueError, match=r"'vit' has no causal language model"):
         shape_of({"model_type": "vit"})
+    for bad in ({"hidden_size": "x"}, {"hidden_size": None}, {"layer_types": "x"}):
+        with pytest.raises(ValueError, match=r"model='olmo2'\): transformers makes no configuration of it"):
+            shape_of({"model_type": "olmo2"} | bad)
+    with pytest.raises(ValueError, match=r"makes no configuration of it"):
+        shape_of({"model_type": ["llama"]})
+    with pytest.raises(ValueError, match=r"found no list of layers in Olmo2ForCausalLM"):
+        shape_of({"model_type": "olmo2", "num_hidden_layers": 0})
     with pytest.raises(ValueError, match=r"cannot build 'olmo2' from this configuration \(.*\). Mend its config"):
         shape_of(AutoConfig.for_model("olmo2", hidden_size=7, num_attention_heads=0))
 

@@ -87,8 +87,7 @@ def _heads(mixer: nn.Module | None, config: PreTrainedConfig, hidden: int) -> di
     heads = getattr(config, "num_attention_heads", None)
     if mixer is None or not isinstance(heads, int) or heads < 1:
         return None
-    sizes = [getattr(source, name, None) for source in (mixer, config) for name in HEAD_SIZES]
-    head_dim = max([size for size in sizes if isinstance(size, int)], default=hidden // heads)
+    head_dim = _head_dim(mixer) or _head_dim(config) or hidden // heads
     kv_heads = getattr(config, "num_key_value_heads", None)
     made = sum(_size(part)[1] for part in linears_of(mixer)) - hidden - heads * head_dim
     if made == 2 * heads * head_dim or not isinstance(kv_heads, int):  # each head has keys, or some share
@@ -102,6 +101,12 @@ def _heads(mixer: nn.Module | None, config: PreTrainedConfig, hidden: int) -> di
         "latent": max(latent, 0),
         "assumed": "attention of another kind" if latent else "",
     }
+
+
+def _head_dim(source: nn.Module | PreTrainedConfig) -> int:
+    """The largest size of a head that a module or configuration names; 0 if none."""
+    sizes = [getattr(source, name, None) for name in HEAD_SIZES]
+    return max([size for size in sizes if isinstance(size, int)], default=0)
 
 
 def _rotates_in_part(config: PreTrainedConfig) -> bool:
@@ -173,8 +178,11 @@ def _norms(layer: nn.Module, heads: dict, hidden: int) -> Iterator[Norm]:
 
 def _norm_kept(norm: nn.Module, numbers: int) -> tuple[int, bool]:
     """States that a frozen norm keeps in fp32, and whether a trained one keeps another, of an input in 16 bits."""
-    frozen = _states_kept(norm.requires_grad_(False), numbers)
-    trained = _states_kept(norm.requires_grad_(True), numbers, torch.bfloat16, kept=torch.float32)
+    try:
+        frozen = _states_kept(norm.requires_grad_(False), numbers)
+        trained = _states_kept(norm.requires_grad_(True), numbers, torch.bfloat16, kept=torch.float32)
+    except (RuntimeError, TypeError):  # it reads more than one state, or otherwise cut ones
+        return 1, False
     return frozen, trained > frozen
 
 

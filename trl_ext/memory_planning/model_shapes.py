@@ -43,14 +43,15 @@ def shape_of(model, *, call: str = "shape_of") -> ModelShape:
 
 def _shape_of_fields(fields: dict[str, Any], name: str, call: str) -> ModelShape:
     """The shape that a `config.json` describes."""
-    if fields.get("model_type") in ARCHITECTURES:
+    if str(fields.get("model_type")) in ARCHITECTURES:
         return shape_from(fields, name=name, call=call)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    fields = {key: value for key, value in fields.items() if key != "model_type"} | {"kind": fields.get("model_type")}
+    others = {key: value for key, value in fields.items() if key != "model_type"}
     try:
-        config = AutoConfig.for_model(fields.pop("kind"), **fields)
-    except (ValueError, TypeError, AttributeError, ImportError, ArithmeticError, LookupError) as error:
+        config = AutoConfig.for_model(str(fields.get("model_type")), **others)
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
         raise ValueError(
             f"{call}(model={name!r}): transformers makes no configuration of it ({_first_line(error)}). Mend its "
             "config.json, or install a transformers that knows the architecture."
@@ -122,11 +123,12 @@ def _parsed(path: Path, call: str) -> dict[str, Any]:
 
 def _read_config(path: Path, name: str, call: str):
     """The configuration at a path or hub id, with the defaults of its architecture."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(str(path) if path.exists() else name)
-    except (OSError, ValueError) as error:
+    except (StrictDataclassError, OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{call}(model={name!r}): expected one of {', '.join(BUILT_IN)}, or a folder or hub id with a config.json, "
             f"and found none ({_first_line(error)}). Check the spelling."
