@@ -18,6 +18,7 @@ import argparse
 import io
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 
