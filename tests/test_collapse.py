@@ -100,13 +100,12 @@ def test_that_nothing_ends_is_said_once():
 
 
 def test_a_policy_that_never_ends_is_warned_of(tmp_path):
-    never = never_ending(tiny_llama(byte_tokenizer()))
     options = {"num_iterations": 1, "save_strategy": "steps", "save_steps": 2}
-    trainer = ppo_trainer(tmp_path, model=never, max_steps=4, **options)
+    trainer = ppo_trainer(tmp_path, model=never_ending(tiny_llama(byte_tokenizer())), max_steps=4, **options)
     with pytest.warns(UserWarning, match=NEVER) as caught:
         trainer.train()
     assert sum("has ended" in str(w.message) for w in caught) == 1
-    resumed = ppo_trainer(tmp_path, model=never, max_steps=6, **options)
+    resumed = ppo_trainer(tmp_path, model=never_ending(tiny_llama(byte_tokenizer())), max_steps=6, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*has ended.*")
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

@@ -248,7 +248,7 @@ def test_what_could_not_take_effect_is_refused_even_if_accepted(copied, kind, op
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("given", ["beta", ["beat"]])
 def test_accept_changes_that_name_nothing(tmp_path, kind, given):
-    with pytest.raises(ValueError, match=r"accept_changes=.*(expected a list of names|is called 'beat')"):
+    with pytest.raises(ValueError, match=r"accept_changes=.*(expected a list of texts|is called 'beat')"):
         make(kind, tmp_path / "run", accept_changes=given).train()
     assert not (tmp_path / "run" / RECORD).exists()
 

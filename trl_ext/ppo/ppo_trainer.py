@@ -165,21 +165,30 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
                 rollout_func=non_empty(rollout_func),
                 **others,
             )
-        check_policy(self.model, sees_images=self._is_vlm, sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled)
-        if args.disable_dropout:
-            turn_off_dropout(self.model)
-        complete_reference(self.model)
-        keep_adapters_in_fp32(self.model, adapters)
-        self._check_texts(named_rows(train_dataset, eval_dataset))
+        self._take_policy(adapters, named_rows(train_dataset, eval_dataset))
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights)
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.text = text_mix(ptx_dataset, self._tokenizer, self.model.config, args)
-        set_end_tokens(self)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)
         self._note_beginning(value_model=self.critic.own_model)
+
+    def _take_policy(self, adapters: dict[str, Tensor], datasets: dict[str, Rows | None]) -> None:
+        """Check the policy, and what it is to read; make it ready to be trained.
+
+        Args:
+            adapters: Their tensors as they were given, before TRL cast them.
+            datasets: By the argument that they came in.
+        """
+        check_policy(self.model, sees_images=self._is_vlm, sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        if self.args.disable_dropout:
+            turn_off_dropout(self.model)
+        complete_reference(self.model)
+        keep_adapters_in_fp32(self.model, adapters)
+        self._check_texts(datasets)
+        set_end_tokens(self)
 
     @property
     def metrics(self) -> PPOMetrics:
@@ -187,7 +196,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         logged = self._metrics["train" if self.model.training else "eval"]
         return PPOMetrics(self.accelerator, logged, self._logs["advantages"])
 
-    def _check_texts(self, datasets: dict[str, Rows]) -> None:
+    def _check_texts(self, datasets: dict[str, Rows | None]) -> None:
         """Raise a ValueError for what the model cannot read of the prompts or of padding."""
         pad = self._tokenizer.pad_token_id
         check_vocabulary(self._tokenizer, self.model.config, call="PPOTrainer(model=…)", pad_token_id=pad)

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
@@ -145,11 +146,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        check_model(self.model, self.processing_class, trainer=name, sharded=sharded)
-        if not isinstance(train_dataset["prompt"][0], str):
-            end_with_turn(self.model, self.processing_class, call=name, **(args.chat_template_kwargs or {}))
-        keep_adapters_in_fp32(self.model, adapters)
+        self._take_policy(adapters, train_dataset)
         self.reward_funcs = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
@@ -167,6 +164,14 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self.add_callback(self.memory)
         self.add_callback(self.loop)
         self._note_beginning()
+
+    def _take_policy(self, adapters: dict[str, Tensor], dataset: Dataset) -> None:
+        """Check the policy, and make it ready to be trained; `adapters`: their tensors before TRL cast them."""
+        name, sharded = type(self).__name__, self.is_deepspeed_enabled or self.is_fsdp_enabled
+        check_model(self.model, self.processing_class, trainer=name, sharded=sharded)
+        if not isinstance(dataset["prompt"][0], str):
+            end_with_turn(self.model, self.processing_class, call=name, **(self.args.chat_template_kwargs or {}))
+        keep_adapters_in_fp32(self.model, adapters)
 
     def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list[Callable]) -> Grower:
         args = self.args
