@@ -34,13 +34,14 @@ from transformers import (
     get_scheduler,
 )
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
-from trl.trainer import base_trainer
+from trl.trainer import base_trainer, utils
 from trl.trainer import grpo_trainer as grpo_module
 
 import trl_ext
 from trl_ext import SharedBase
 from trl_ext.self_training.improve_rows import ImproveRows
 from trl_ext.shared_base.shared_tree import quantised_linears
+from trl_ext.trainer_kit.head_tiles import TILE
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import behind
 
@@ -188,6 +189,32 @@ def test_first_output_is_the_log_probs(grpo_trainer, rollout):
     own = rollout["completion_mask"].bool()
     expected = logits.gather(2, rollout["completion_ids"].unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(log_probs[own], expected[own])
+
+
+def test_tiles_of_the_vocabulary_have_a_size_that_is_read_in_the_pass(monkeypatch, grpo_trainer, rollout):
+    """head_tiles.tiles_for sets it around passes on a CPU: words of a tile, which changes no number but in rounding."""
+    if not hasattr(utils, TILE):
+        pytest.skip("this TRL has no tiles in utils; tiles_for passes over it")
+    assert type(getattr(utils, TILE)) is int
+    widths, function = [], utils._ChunkedLogProbFunction
+
+    class Watched(function):
+        @staticmethod
+        def forward(ctx, *args):
+            widths.append(args[5])
+            return function.forward(ctx, *args)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Watched)
+    found = []
+    for size in (getattr(utils, TILE), 26):  # of 259 words
+        with replaced(utils, **{TILE: size}):
+            loss = grpo_trainer._compute_loss(grpo_trainer.model, rollout)
+        grpo_trainer.model.zero_grad()
+        loss.backward()  # behind the block: the pass remembers its tiles
+        found.append([loss.detach(), *(p.grad.clone() for p in grpo_trainer.model.parameters())])
+    assert widths == [getattr(utils, TILE), 26]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
+    assert found[0][1].abs().sum() > 0
 
 
 def test_beta_of_the_trainer_switches_the_kl_of_the_loss(tmp_path):

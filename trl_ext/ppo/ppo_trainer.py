@@ -50,6 +50,7 @@ from trl_ext.trainer_kit.adapters import adapter_tensors, complete_reference, ke
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_findings import named_sampling
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
+from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.trl_versions import end_tokens
@@ -73,6 +74,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
                                               would leave it
         _calculate_rewards                    tell the rewards which completions ended
         _generate_and_score_completions       replace the group advantages by GAE
+        _get_per_token_logps_and_entropies    on a CPU, take narrower tiles of the vocabulary
         _compute_loss                         leave KL to the reward, add the value loss
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
         _save_optimizer_and_scheduler         also save the critic, the rollouts in use and what is kept over them
@@ -298,6 +300,10 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
             passes.append((log_probs, values_of(tokens, length)))
         log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
         return log_probs, values
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        with tiles_for(self.accelerator.device):  # of the reference, of `_evaluate_policy` and of the loss
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     # Loss
 

@@ -54,6 +54,7 @@ from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
+from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.run_record import by_new_names
@@ -77,7 +78,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         create_scheduler                    let the learning rate fall within each Improve
         _get_train_sampler                  read the rows in the order that the Improve has drawn
         _set_signature_columns_if_needed    let RAFT++'s old log-probabilities reach the loss
-        compute_loss                        RAFT++: the clipped importance ratio
+        compute_loss                        RAFT++: the clipped importance ratio; on a CPU, narrower tiles of the vocabulary
         evaluate, evaluation_loop           score samples of held-out prompts
         log                                 add the stage and what the run has cost
 
@@ -288,7 +289,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "old_log_probs" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with tiles_for(self.accelerator.device):
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, metrics = importance_loss(model, inputs, clip=self.args.importance_clip)
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
