@@ -82,9 +82,8 @@ def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
 
 
 def change_head() -> None:
-    """What would need a change in TRL: on a CPU as on a GPU, project labelled positions only; and narrower tiles."""
+    """What would need a change in TRL: on a CPU as on a GPU, project labelled positions only."""
     utils._use_triton = lambda device: True  # there, it decides on the positions only
-    utils._CHUNKED_LOGPROB_CHUNK_SIZE = 512  # words of the vocabulary at a time; 32768
 
 
 def config(task: dict) -> PPOConfig:

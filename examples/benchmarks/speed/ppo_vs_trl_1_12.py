@@ -18,8 +18,8 @@ Seconds are those of a rollout with its epochs, the first of a process left out 
 most that the process ever had, above what it had after its imports. Both have a reward model of the policy's size. TRL
 1.12's value model is one more, trained in full; ours is a head, or in the row `equal critic` the same model. The row
 `TRL's head changed` says what a change in TRL would bring: its fused vocabulary head, which on a CPU projects all
-positions in tiles of 32768 words, is given labelled positions and tiles of 512. A trunk pass is all tokens of the batch,
-prompts included, once through one model's layers.
+positions, is given labelled ones only. A trunk pass is all tokens of the batch, prompts included, once through one model's
+layers.
 
 growth: time and memory of ours, 20M, over the batch, the new tokens and the epochs, in micro-batches of 8.
 """
