@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import torch
-from parity_models import causal_lm, scorer
+from parity_models import SIZES, causal_lm, scorer
 from ppo_case import ppo_trainer
+from tiny import byte_tokenizer
 
 from trl_ext.ppo.advantages import generalized_advantages
 from trl_ext.ppo.token_rewards import token_rewards
@@ -60,6 +61,7 @@ def learner(seen: Seen, folder, **options):
         folder,
         model=causal_lm("policy", pad_is_eos=pad_is_eos),
         value_model=scorer("value", pad_is_eos=pad_is_eos),
+        processing_class=byte_tokenizer(pad_is_eos=pad_is_eos, words=SIZES["vocab_size"]),
         prompts=[str(i) for i in range(len(seen.queries))],
         per_device_train_batch_size=len(seen.queries),
         max_completion_length=seen.responses.size(1),

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from trl import RewardConfig
 from two_processes import run_in_two
 
+from trl_ext import ImitationRewardConfig
 from trl_ext.ppo import text_mix
 from trl_ext.self_training.stage_table import ImproveEntry
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders

@@ -676,7 +676,7 @@ def test_steps_are_counted_and_averaged_by_what_jumping_sets():
 
 @pytest.mark.parametrize("switch", ["HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE"])
 def test_trls_telemetry_has_a_switch(tmp_path, monkeypatch, switch):
-    """README: TRL sends one note per trainer to the hub, unless the environment says no when Python starts."""
+    """trl_ext's README: TRL sends one note per trainer to the hub, unless the environment says no when Python starts."""
     if not hasattr(base_trainer, "send_telemetry"):
         pytest.skip("this TRL sends none")
     code = "import sys; from huggingface_hub import constants as c; sys.exit(c.is_offline_mode() or c.HF_HUB_DISABLE_TELEMETRY)"

@@ -10,11 +10,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_tokenizer(bos: bool = False, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
-    """One token per byte, so that tokens can be counted by eye; ids 0 to 2 are <pad>, <eos> and <bos>."""
+def byte_tokenizer(bos: bool = False, pad_is_eos: bool = False, words: int | None = None) -> PreTrainedTokenizerFast:
+    """One token per byte, so that tokens can be counted by eye; ids 0 to 2 are <pad>, <eos> and <bos>; `words`: the first."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<pad>", "<eos>", "<bos>"]
-    vocab = {token: i for i, token in enumerate(specials + alphabet)}
+    vocab = {token: i for i, token in enumerate((specials + alphabet)[:words])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
