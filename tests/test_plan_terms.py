@@ -23,7 +23,14 @@ from trl_ext.memory_planning.plan_activations import (
     one_weight,
 )
 from trl_ext.memory_planning.plan_advice import CHANGES, advise
-from trl_ext.memory_planning.plan_heads import head_backward, head_forward, head_kept, imitation_kept, imitation_logits
+from trl_ext.memory_planning.plan_heads import (
+    OUR_CPU_TILE,
+    head_backward,
+    head_forward,
+    head_kept,
+    imitation_kept,
+    imitation_logits,
+)
 from trl_ext.memory_planning.plan_phases import (
     CACHE,
     CUDA_CONTEXT,
@@ -51,6 +58,7 @@ from trl_ext.memory_planning.plan_training import (
     training_pass,
 )
 from trl_ext.memory_planning.planning import memory_plan
+from trl_ext.trainer_kit.head_tiles import CPU_TILE
 
 # Q = 4, K = 2; linear weights of a layer 16 + 8 + 8 + 16 + 3·24 = 120, inputs and outputs 8 + 6 + 6 + 8 + 3·10 = 58
 SHAPE = ModelShape("tiny", vocab=10, hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2)
@@ -149,6 +157,10 @@ def test_heads_by_hand():
     assert head_backward(run(cuda=False), scored=5) == tile + 29 * 5 * 10 + (4 + 2) * 5 * 4
     assert head_backward(run(trains_all=True), scored=5) == tile + 6 * 5 * 4 + 6 * 40
     assert head_forward(run(), scored=5000) == 2 * 4096 * 32768
+    assert head_forward(run(tile=512), scored=5) == 2 * 5 * 512
+    asked = [training_pass(SHAPE, settings(method)).tile for method in ("ppo", "raft", "rest", "grpo")]
+    assert asked == [CPU_TILE, CPU_TILE, CPU_TILE, None] == [OUR_CPU_TILE] * 3 + [None]
+    assert training_pass(SHAPE, settings(device="cuda")).tile is None
 
 
 def test_the_imitation_head_by_hand():
@@ -237,7 +249,7 @@ def test_scoring_by_hand():
     passes = scoring(SHAPE, one)
     reading = run(rows=3, length=5, rank=1, autocast=False, cuda=False)
     assert passes[0] == {CACHE: 0, ACTIVATIONS: reading.state + layer_forward(reading) + 3 * 25}
-    again = run(rows=2, length=5, rank=1, cuda=False)
+    again = run(rows=2, length=5, rank=1, cuda=False, tile=512)
     state = again.state + 2 * 25
     assert passes[1] == {ACTIVATIONS: state + layer_forward(again)}
     assert passes[2] == {ACTIVATIONS: 2 * state, LOGITS: head_forward(again, scored=2 * 4)}

@@ -27,6 +27,7 @@ class Pass:
         cuda: Which kernels compute it.
         cast: Whether autocast turns weights in fp32 to c bytes; the residual stream stays in fp32.
         at: The layer; None: the model's first kind.
+        tile: Words of a tile of the vocabulary head; None: TRL's.
     """
 
     shape: ModelShape
@@ -40,6 +41,7 @@ class Pass:
     cuda: bool = True
     cast: bool = False
     at: Layer | None = None
+    tile: int | None = None
 
     @cached_property
     def layer(self) -> Layer:

@@ -3,6 +3,7 @@
 from trl_ext.memory_planning.plan_activations import Pass
 
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused vocabulary head, which makes logits in such tiles
+OUR_CPU_TILE = 512  # as `trainer_kit.head_tiles` has it
 CHUNK_LOGITS = 2**24  # of the imitation loss, as `reward_modeling.imitation_loss` makes them at once
 
 
@@ -17,8 +18,8 @@ def head_kept(run: Pass, *, scored: int) -> int:
 
 
 def tile(run: Pass, *, scored: int) -> int:
-    """Logits of a tile: TRL's fused head holds room for 4096 tokens × 32768 words at most."""
-    return run.width * min(scored, TILE_TOKENS) * TILE_VOCABULARY
+    """Logits of a tile: TRL's fused head holds room for 4096 tokens × 32768 words at most, ours on a CPU for 512 words."""
+    return run.width * min(scored, TILE_TOKENS) * (run.tile or TILE_VOCABULARY)
 
 
 def head_forward(run: Pass, *, scored: int) -> int:
@@ -36,7 +37,7 @@ def head_backward(run: Pass, *, scored: int) -> int:
 
 
 def _tile_numbers(run: Pass, scored: int) -> int:
-    return min(scored, TILE_TOKENS) * min(run.shape.vocab, TILE_VOCABULARY)
+    return min(scored, TILE_TOKENS) * min(run.shape.vocab, run.tile or TILE_VOCABULARY)
 
 
 def imitation_kept(run: Pass, *, imitated: int) -> int:

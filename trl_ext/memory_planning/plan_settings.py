@@ -105,6 +105,11 @@ class PlanSettings:
         return self.method == "reward" and self.imitation
 
     @property
+    def sets_tiles(self) -> bool:
+        """Whether the trainer lets TRL's vocabulary head take narrow tiles: ours do, on a CPU."""
+        return not self.cuda and self.method in ("ppo", "raft", "rest")
+
+    @property
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return self.prompt_length + self.completion_length

@@ -14,7 +14,7 @@ from trl_ext.memory_planning.plan_activations import (
     of_each,
     one_weight,
 )
-from trl_ext.memory_planning.plan_heads import head_backward, head_kept, imitation_kept, imitation_logits
+from trl_ext.memory_planning.plan_heads import OUR_CPU_TILE, head_backward, head_kept, imitation_kept, imitation_logits
 from trl_ext.memory_planning.plan_roles import trained, trained_width
 from trl_ext.memory_planning.plan_settings import PlanSettings
 
@@ -69,6 +69,7 @@ def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: 
         autocast=autocast,
         cuda=settings.cuda,
         cast=autocast and settings.autocast,
+        tile=OUR_CPU_TILE if settings.sets_tiles else None,
     )
 
 
