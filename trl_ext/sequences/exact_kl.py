@@ -3,6 +3,7 @@
 `B` rows, `L` columns, `N` completion tokens, each of which is read from the state before it, `V` tokens of the vocabulary.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,6 +32,9 @@ def completion_kl(
         policy, reference: Causal LMs of one vocabulary.
         rows: What π has sampled.
         batch_size: Rows per pass; those of like length go together.
+
+    Raises:
+        ValueError: Where one of the models computes NaN.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     found: dict[int, tuple[float, float]] = {}
@@ -40,6 +44,12 @@ def completion_kl(
             batch = collate([rows[i] for i in chosen], pad_token_id=0)
             sums = (values.double().sum(1).tolist() for values in label_kl(policy, reference, batch))
             found |= zip(chosen, zip(*sums, strict=True), strict=True)
+    bad = [i for i in range(len(rows)) if any(map(math.isnan, found[i]))]
+    if bad:
+        raise ValueError(
+            f"completion_kl: KL of {len(bad)} of {len(rows)} completions is not a number, of number {bad[0]} first: the "
+            "policy's or the reference's weights, or what they compute, are not finite. Look at both models."
+        )
     return [found[i] for i in range(len(rows))]
 
 
