@@ -50,6 +50,12 @@ def test_it_advises_where_it_does_not_fit(capsys):
     assert "None of the known changes needs less." in capsys.readouterr().out
 
 
+def test_it_advises_full_fine_tuning(capsys):
+    assert ended("llama-2-7b", "--lora", "0", "--no-shared", "--gpu", "24GB") == 1
+    printed = capsys.readouterr()
+    assert "--lora 16 --shared, in a script SharedBase.policy(" in printed.out and printed.err == ""
+
+
 def test_without_a_card_there_is_no_verdict(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     run("qwen3-8b", "--method", "sft", "--lora", "0", "--optimizer", "paged_adamw_8bit")

@@ -319,7 +319,8 @@ def test_what_each_change_tries():
 
     assert tried("micro_batch", batch=12, micro_batch=12) == [[6, 3, 1]]
     assert tried("reward_batch", reward_batch=5) == [[2, 1]] and tried("reward_batch", reward_models=0) == [[]]
-    assert tried("batch", batch=12, micro_batch=4) == [[6, 4]]
+    assert tried("batch", batch=24, micro_batch=2, num_generations=4) == [[12, 4]]  # whole groups and micro-batches
+    assert tried("batch", batch=24, micro_batch=8, num_generations=4) == [[8]]
     assert tried("completion_length", completion_length=100) == [[50, 32]]
     assert tried("lora", lora=None) == [[16]] and tried("lora") == [[]]
     assert tried("bits") == [[8], []] and tried("bits", bits=8) == [[], [4]] and tried("bits", bits=4) == [[], []]

@@ -12,6 +12,7 @@ from trl_ext import MemoryPlan, PPOTrainer, memory_plan
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
 from trl_ext.memory_planning.plan_phases import CUDA_CONTEXT, SLACK
+from trl_ext.memory_planning.plan_settings import METHODS
 
 GIB = 2**30
 SHAPE = ModelShape("tiny", vocab=10, hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2)
@@ -198,3 +199,50 @@ def test_advice_never_asks_for_a_part_larger_than_the_whole(card, micro_batch):
     assert all(step.settings.micro_batch <= step.settings.batch for step in advice)
     peaks = [step.peak for step in advice]
     assert peaks == sorted(peaks, reverse=True)
+
+
+METHODS_AND_CARDS = [(method, card) for method in METHODS for card in (12, 16, 20, 24, 40)]
+
+
+@pytest.mark.parametrize(("method", "card"), METHODS_AND_CARDS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_advice_for_full_fine_tuning(method, card, shared):
+    """8 bits come only with an adapter, which then is not taken back."""
+    plan = memory_plan("llama-2-7b", method, lora=None, shared=shared)
+    advice = plan.advice(card * GIB)
+    assert advice[-1].verdict == "fits" and advice[-1].peak < plan.peak
+    assert memory_plan("llama-2-7b", **vars(advice[-1].settings)).peak == advice[-1].peak
+
+
+def test_an_adapter_on_one_shared_base_shares_it():
+    advice = memory_plan("llama-2-7b", lora=None, shared=False).advice(24 * GIB)
+    step = next(step for step in advice if step.settings.lora)
+    assert step.settings.shared and step.flag == "--lora 16 --shared" and "shared base" in step.change
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "batches"),
+    [
+        ("grpo", {}, {8}),
+        ("grpo", {"batch": 48, "micro_batch": 12}, {8, 16, 24}),
+        ("ppo", {"num_generations": 4}, {4, 8}),
+        ("ppo", {"batch": 15, "micro_batch": 15, "num_generations": 3}, {3, 6, 9}),
+        ("raft", {}, {1, 2, 4, 8}),
+        ("grpo", {"batch": 4}, set()),  # groups that several processes share
+    ],
+)
+def test_advised_batches_are_whole_groups_and_micro_batches(method, sizes, batches):
+    sizes, advised = {"batch": 16} | sizes, set()
+    for card in range(2, 24):
+        for step in memory_plan("llama-2-7b", method, bits=8, **sizes).advice(card * GIB):
+            assert step.settings.batch % step.settings.micro_batch == 0
+            advised |= {step.settings.batch} - {sizes["batch"]}
+    assert advised <= batches and bool(advised) == bool(batches)
+
+
+def test_a_smaller_batch_leaves_the_micro_batch_unless_it_is_told():
+    advice = memory_plan("llama-2-7b", batch=16, micro_batch=16).advice(20 * GIB)
+    assert advice[-1].verdict == "fits" and [step.flag.split()[0] for step in advice[:2]] == [
+        "--micro-batch",
+        "--batch",
+    ]

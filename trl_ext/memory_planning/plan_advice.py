@@ -1,5 +1,6 @@
 """What to change so that a run fits: the cheapest changes first, one on top of the other."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,7 @@ class Change:
     Args:
         values: Of a setting, what to try in turn; empty where the change does not apply.
         setting: Its name.
+        also: Other settings that it sets, by name.
         words: What is changed; `{value}` is the new one.
         flag: Of `trl-ext plan`.
         config: The line of a script.
@@ -51,6 +53,7 @@ class Change:
     config: str
     cost: str
     values: Callable[[PlanSettings], list]
+    also: tuple[tuple[str, object], ...] = ()
 
 
 Step = tuple[Change, object]  # a change and the value that it sets
@@ -67,6 +70,16 @@ def _halves(name: str, least: int = 1) -> Callable[[PlanSettings], list[int]]:
         return found
 
     return values
+
+
+def _halves_of_batch(settings: PlanSettings) -> list[int]:
+    """Halves of what is sampled at once, in whole micro-batches and groups, down to one of them."""
+    part = math.lcm(settings.micro_batch, _group(settings))
+    found, count = [], settings.batch // part if settings.samples else 0
+    while count > 1:
+        count //= 2
+        found.append(count * part)
+    return found
 
 
 def _if(condition: Callable[[PlanSettings], bool], value) -> Callable[[PlanSettings], list]:
@@ -120,7 +133,7 @@ CHANGES = (
         "--batch {value}",
         "generation_batch_size={value}",
         "on-policy, fewer completions per rollout, so noisier steps; RAFT and ReST sample in more batches, alike",
-        lambda settings: _halves("batch", settings.micro_batch)(settings) if settings.samples else [],
+        _halves_of_batch,
     ),
     Change(
         "optimizer",
@@ -141,10 +154,11 @@ CHANGES = (
     Change(
         "lora",
         "LoRA of rank {value} on one shared base",
-        "--lora {value}",
+        "--lora {value} --shared",
         'SharedBase.policy(LoraConfig(r={value}, target_modules="all-linear"))',
         "an adapter is trained in place of all weights",
         _if(lambda settings: settings.lora is None, 16),
+        also=(("shared", True),),
     ),
     Change(
         "bits",
@@ -181,11 +195,10 @@ def advise(settings: PlanSettings, judge: Judge) -> list[Advice]:
         judge: From settings to the peak in bytes and the verdict.
     """
     chosen = _until_it_fits(settings, judge)
-    if not chosen or judge(_together(settings, chosen))[1] != FITS:
-        return _told(settings, chosen, judge)
     for step in reversed(chosen[:-1]):  # the last one is needed
         others = [other for other in chosen if other is not step]
-        if judge(_together(settings, others))[1] == FITS:
+        rest = _together(settings, others)
+        if rest is not None and judge(rest)[1] == FITS:
             chosen = others
     return _told(settings, chosen, judge)
 
@@ -196,13 +209,13 @@ def _until_it_fits(settings: PlanSettings, judge: Judge) -> list[Step]:
     for change in CHANGES:
         if verdict == FITS:
             break
-        options = [(judge(_together(settings, [(change, value)])), value) for value in change.values(settings)]
+        tried = [((change, value), _together(settings, [(change, value)])) for value in change.values(settings)]
+        options = [(judge(changed), step, changed) for step, changed in tried if changed is not None]
         fitting = [option for option in options if option[0][1] == FITS]
         best = fitting[0] if fitting else min(options, key=lambda option: option[0][0], default=None)
         if best is not None and best[0][0] < peak:
-            (peak, verdict), value = best
-            chosen.append((change, value))
-            settings = _together(settings, [(change, value)])
+            (peak, verdict), step, settings = best
+            chosen.append(step)
     return chosen
 
 
@@ -215,9 +228,24 @@ def _told(settings: PlanSettings, chosen: list[Step], judge: Judge) -> list[Advi
     return advice
 
 
-def _together(settings: PlanSettings, steps: list[Step]) -> PlanSettings:
-    """The settings with some steps taken; a micro-batch is never larger than the batch that it is a part of."""
-    values = {change.setting: value for change, value in steps}
-    micro_batch = values.get("micro_batch", settings.micro_batch)
-    values["micro_batch"] = min(micro_batch, values.get("batch", settings.batch))
-    return replace(settings, **values)
+def _together(settings: PlanSettings, steps: list[Step]) -> PlanSettings | None:
+    """The settings with some steps taken; None where no run can have them together."""
+    values = {name: new for change, value in steps for name, new in [(change.setting, value), *change.also]}
+    try:
+        changed = replace(settings, **values)
+    except ValueError:
+        return None
+    return changed if _is_whole(changed, settings) else None
+
+
+def _is_whole(changed: PlanSettings, before: PlanSettings) -> bool:
+    """Whether new sizes go into each other: a batch is whole micro-batches, and a new one whole groups."""
+    if changed.batch != before.batch and changed.batch % _group(changed):
+        return False
+    sizes = (changed.batch, changed.micro_batch)
+    return sizes == (before.batch, before.micro_batch) or changed.batch % changed.micro_batch == 0
+
+
+def _group(settings: PlanSettings) -> int:
+    """Completions that must be sampled in one batch: those of a prompt; RAFT and ReST sample in any batches."""
+    return settings.num_generations if settings.on_policy else 1
