@@ -1,6 +1,7 @@
 """The plan in the trainers: said at the start, beside what was measured at the end, and in the error in between."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from trl import SFTConfig
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, SharedBase
 from trl_ext.memory_planning.memory_watch import MemoryWatch
+from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 
 MIB = 2**20
@@ -249,6 +251,31 @@ def test_no_plan_never_stops_a_run(tmp_path, error):
     trainer.memory.make_plan = broken
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("name", ["advice", "line", "verdict"])
+def test_a_plan_that_fails_never_stops_a_run(tmp_path, monkeypatch, name):
+    trainer = ppo_trainer(tmp_path, max_steps=1)
+    trainer.memory.card = FakeCard(total=200_000)
+
+    def broken(*args):
+        raise ValueError("quantised weights are frozen")
+
+    monkeypatch.setattr(MemoryPlan, name, broken)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.train()
+    unknown = "What would need less is not known (quantised weights are frozen)."
+    assert any(unknown in str(warning.message) for warning in said) == (name != "line")
+    assert trainer.state.global_step == 1
+
+
+def test_out_of_memory_is_said_where_advice_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(MemoryPlan, "advice", lambda plan, room: 1 / 0)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"phase 'score'.*What would need less is not known \(division by"
+    ):
+        ppo_trainer(tmp_path, reward_funcs=out_of_memory).train()
 
 
 def test_an_adapter_of_another_name(tmp_path):

@@ -80,23 +80,23 @@ class MemoryWatch(TrainerCallback):
         self.enter("train")
         try:
             self.plan = self.make_plan()
+            room = self.plan.peak if self.card is None else self.card.total()
+            line = self.plan.line()
         except Exception as reason:  # what only informs must not stop a run
+            self.plan = None
             self._say(f"memory plan: none for this run ({reason})", state)
             return
-        if self.card is None or self.plan.peak <= self.card.total():
-            if self.says_plan:
-                self._say(self.plan.line(), state)
-        else:
-            warnings.warn(
-                f"the memory plan is above what is free, {self.card.total() / GIB:.1f} GiB: {self.plan.line()}. "
-                f"{self._advice()}",
-                stacklevel=2,
-            )
+        if self.plan.peak > room:
+            text = f"the memory plan is above what is free, {room / GIB:.1f} GiB: {line}. {self._advice()}"
+            warnings.warn(text, stacklevel=2)
+        elif self.says_plan:
+            self._say(line, state)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.enter(None)
         for phase, (allocated, reserved) in self.measured.items():
-            planned = "" if self.plan is None else f", planned {self.plan.phases[phase].bytes / GIB:.2f}"
+            plan = None if self.plan is None else self.plan.phases.get(phase)
+            planned = "" if plan is None else f", planned {plan.bytes / GIB:.2f}"
             text = f"memory in {phase}: {allocated / GIB:.2f} GiB allocated, {reserved / GIB:.2f} reserved{planned}"
             self._say(text, state)
 
@@ -111,8 +111,11 @@ class MemoryWatch(TrainerCallback):
 
     def _advice(self) -> str:
         """The plan's changes in order, until it fits; where it should fit already, its first ones."""
-        room = self.card.total() if self.card is not None else self.plan.peak
-        advice = self.plan.advice(room) or self.plan.advice(max(int(0.8 * self.plan.peak), 1))
+        try:
+            room = self.card.total() if self.card is not None else self.plan.peak
+            advice = self.plan.advice(room) or self.plan.advice(max(int(0.8 * self.plan.peak), 1))
+        except Exception as reason:  # what only informs must not stop a run, nor hide why it stopped
+            return f"What would need less is not known ({reason})."
         changes = "; ".join(f"{a.change}, {a.config} (peak {a.peak / GIB:.1f} GiB; {a.cost})" for a in advice)
         return f"Cheapest changes, one on top of the other: {changes}." if advice else "No change would make it fit."
 
