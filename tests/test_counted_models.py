@@ -23,6 +23,7 @@ from trl_ext.memory_planning.plan_activations import (
     linears_kept,
     norms_kept,
 )
+from trl_ext.memory_planning.plan_report import print_plan
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 96, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
@@ -132,8 +133,23 @@ def test_the_text_part_of_what_sees_images():
 def test_what_is_assumed_is_said(kind, words):
     plan = memory_plan(config_of(kind), "sft")
     assert any(words in text for text in plan.shape.assumed) and plan.peak > 0
-    assert plan.assumed == [f"{words_of}: what its linear layers make is kept" for words_of in plan.shape.assumed]
+    kept = [f"{words_of}: what its linear layers make is kept" for words_of in plan.shape.assumed]
+    assert [text for text in plan.assumed if "kept" in text] == kept
     assert not memory_plan(config_of("phi3"), "sft").assumed
+
+
+def test_an_adapter_that_peft_refuses_is_a_sentence_of_its_own():
+    said = ["a layer without attention: what its linear layers make is kept"]
+    assert memory_plan(config_of("mamba"), "sft", lora=None).assumed == said
+    said.append("every linear layer has an adapter, which PEFT refuses")
+    assert memory_plan(config_of("mamba"), "sft").assumed == said
+
+
+@pytest.mark.parametrize("kind", ["opt", "gptj", "falcon", "gpt_oss"])
+def test_an_architecture_that_took_more_than_planned_says_so(kind, capsys):
+    print_plan(memory_plan(config_of(kind), "sft"), None, card_name="")
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "Assumed: activations are those of other decoders" in printed and "17 to 55 % too low." in printed
 
 
 def test_experts_are_not_quantised():

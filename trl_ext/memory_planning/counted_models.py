@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from trl_ext.memory_planning.layer_kinds import Layer, ModelShape
 from trl_ext.memory_planning.layer_reading import layer_of
-from trl_ext.memory_planning.plan_known_models import windows_of
+from trl_ext.memory_planning.plan_known_models import MEASURED_LOW, windows_of
 
 BUILD_ERRORS = (ValueError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError, LookupError)
 
@@ -37,6 +37,7 @@ def counted_shape(config: PreTrainedConfig, *, name: str, call: str) -> ModelSha
     layers = [layer_of(module, window, model.config, hidden) for module, window in zip(modules, windows, strict=True)]
     tied = head is None or head.weight is embedding
     everything = sum(parameter.numel() for parameter in model.parameters())
+    refused = not _takes_adapter(model)
     return ModelShape(
         name,
         vocab=embedding.shape[0],
@@ -48,8 +49,10 @@ def counted_shape(config: PreTrainedConfig, *, name: str, call: str) -> ModelSha
         head_dim=max(layer.queries // max(layer.heads, 1) for layer in layers),
         tied=tied,
         windows=tuple(layer.window for layer in layers),
-        counted=tuple(_adapted(model, modules, layers)),
+        counted=tuple(_adapted(modules, layers, refused)),
         rest=everything - sum(layer.params for layer in layers) - embedding.numel() * (1 if tied else 2),
+        refuses_adapter=refused,
+        measured=MEASURED_LOW.get(text.model_type, ""),
     )
 
 
@@ -103,21 +106,21 @@ def _layers(model: PreTrainedModel, config: PreTrainedConfig, name: str, call: s
     return next((found for found in lists if len(found) == wanted), max(lists, key=len))
 
 
-def _adapted(model: PreTrainedModel, modules: list[nn.Module], layers: list[Layer]) -> Iterator[Layer]:
-    """The layers, with the weights of a LoRA of rank 1 on all linear layers as PEFT makes it, which changes the model.
-
-    Where PEFT refuses to (on state-space layers), all linear layers are taken to have one.
-    """
-    refused = ""
+def _takes_adapter(model: PreTrainedModel) -> bool:
+    """Whether PEFT puts a LoRA of rank 1 on all linear layers, which changes the model; not on state-space layers."""
     try:
         with _on_meta():
             get_peft_model(model, LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
     except ValueError:
-        refused = "an adapter, which PEFT refuses"
+        return False
+    return True
+
+
+def _adapted(modules: list[nn.Module], layers: list[Layer], refused: bool) -> Iterator[Layer]:
+    """The layers, with the weights of their LoRA; where PEFT refuses it, all linear layers are taken to have one."""
     for module, layer in zip(modules, layers, strict=True):
         added = {name: parameter.numel() for name, parameter in module.named_parameters() if "lora_" in name}
         adapted = any("experts" in name for name in added)
         experts = layer.experts and replace(layer.experts, adapted=adapted and layer.experts.params > 0)
         adapter = sum(map(sum, layer.linears)) if refused else sum(added.values())
-        assumed = " and ".join(filter(None, (layer.assumed, refused)))
-        yield replace(layer, adapter=adapter, experts=experts, assumed=assumed)
+        yield replace(layer, adapter=adapter, experts=experts)

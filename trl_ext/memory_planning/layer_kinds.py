@@ -108,6 +108,8 @@ class ModelShape:
         windows: Of each layer, the tokens that its keys and values are kept of; None: all.
         counted: Of another decoder, its layers one by one.
         rest: With these, its weights outside linear layers, embeddings and head.
+        refuses_adapter: Whether PEFT refuses a LoRA on all of its linear layers.
+        measured: How far off its architecture was measured to be, in words.
     """
 
     name: str
@@ -128,6 +130,8 @@ class ModelShape:
     windows: tuple[int | None, ...] = ()
     counted: tuple[Layer, ...] = ()
     rest: int = 0
+    refuses_adapter: bool = False
+    measured: str = ""
 
     @property
     def queries(self) -> int:

@@ -45,10 +45,15 @@ class MemoryPlan:
 
     @property
     def assumed(self) -> list[str]:
-        """What is guessed, in words: parts of layers of which no kind is known."""
+        """What is guessed, a sentence each: of layers of which no kind is known, adapters, and known errors."""
         experts = any(layer.experts and layer.experts.params for layer in self.shape.kinds) and self.settings.bits
-        quantised = ["experts stay in 16 bits, as bitsandbytes leaves them"] if experts else []
-        return [f"{what}: what its linear layers make is kept" for what in self.shape.assumed] + quantised
+        others = {
+            "every linear layer has an adapter, which PEFT refuses": self.shape.refuses_adapter and self.settings.lora,
+            "experts stay in 16 bits, as bitsandbytes leaves them": experts,
+            self.shape.measured: self.shape.measured,
+        }
+        layers = [f"{what}: what its linear layers make is kept" for what in self.shape.assumed]
+        return layers + [what for what, holds in others.items() if holds]
 
     def verdict(self, card_bytes: int) -> str:
         """Whether a card of so many bytes holds it: "fits", "does not fit", or "tight", where slack decides.
