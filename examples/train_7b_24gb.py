@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from trl_ext import SharedBase
 from trl_ext.cli.plan import card_bytes
+from trl_ext.memory_planning.plan_advice import Advice
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
 from trl_ext.trainer_kit.commands import ends_in_one_line
@@ -109,10 +110,16 @@ def gib_of(size: str) -> float:
 
 
 def plans(options) -> dict[str, MemoryPlan]:
-    """What each stage needs, in the largest micro-batches that fit; none for a model that nothing can be planned for."""
+    """What each stage needs, in the largest micro-batches that fit; none for a model that nothing can be planned for.
+
+    Raises:
+        ValueError: For such a model, where a plan is all that is asked for.
+    """
     try:
         return {stage: plan_of(stage, options) for stage in ("sft", "reward", options.method)}
     except ValueError as reason:
+        if options.plan_only:
+            raise
         print(f"no memory plan: {reason}")
         return {}
 
@@ -146,10 +153,10 @@ def plan_of(stage: str, options) -> MemoryPlan:
 def halves(number: int) -> list[int]:
     """A number and its divisors by halving.
 
-    >>> halves(12)
-    [12, 6, 3]
+    >>> halves(12), halves(0)
+    ([12, 6, 3], [0])
     """
-    return [number, *halves(number // 2)] if number % 2 == 0 else [number]
+    return [number, *halves(number // 2)] if number and number % 2 == 0 else [number]
 
 
 def check_plans(found: dict[str, MemoryPlan], options) -> None:
@@ -157,19 +164,25 @@ def check_plans(found: dict[str, MemoryPlan], options) -> None:
     for stage, plan in found.items():
         verdict = "" if options.card is None else f" – {plan.verdict(options.card * GIB)} {options.card:.1f} GiB"
         print(f"{stage}: micro-batch {plan.settings.micro_batch}, {plan.line()}{verdict}".replace("fits", "fits into"))
-    if options.card is not None and not on_gpu():
+    if found and options.card is not None and not on_gpu():
         print("there is no GPU here: this is the plan for a card; what is trained here is trained on the CPU")
     if options.card is None or options.force:
         return
     bad = [stage for stage, plan in found.items() if plan.verdict(options.card * GIB) == "does not fit"]
     if bad:
+        largest = max((found[stage] for stage in bad), key=lambda plan: plan.peak)
         changes = "; ".join(
-            f"{advice.change}, {advice.config} ({advice.cost})" for advice in found[bad[0]].advice(options.card * GIB)
+            f"{advice.change}, {remedy(advice)} ({advice.cost})" for advice in largest.advice(options.card * GIB)
         )
         raise SystemExit(
             f"train_7b_24gb.py --card {options.card:.1f}: expected stages that fit, and by the plan {', '.join(bad)} "
             f"does not. What would help: {changes or 'nothing known'}. Or --force it."
         )
+
+
+def remedy(advice: Advice) -> str:
+    """An option of this program, or where it has none the line of a script."""
+    return advice.flag if advice.flag.split()[0] in ("--bits", "--batch", "--completion-length") else advice.config
 
 
 # Running them

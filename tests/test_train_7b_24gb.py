@@ -1,6 +1,7 @@
 """The recipe `train_7b_24gb.py`: every stage for real on a tiny 8-bit base, reuse, refusal, and bad input."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,27 @@ def test_a_card_that_is_not_here_is_planned_for(settings, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         train_7b_24gb.parse(words(options | {"--card": "big"}))
     assert "argument --card: 'big': expected e.g. 24GB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"--model": "no/such"}, {"--batch": 0}])
+def test_a_plan_that_cannot_be_made_is_bad_input_where_only_it_is_asked_for(settings, changes, capsys):
+    options = words(settings | {"--card": 24} | changes)
+    with pytest.raises(ValueError, match=r"^memory_plan\((model='no/such'|batch=0)"):
+        train_7b_24gb.main([*options, "--plan-only"])
+    assert capsys.readouterr().out == ""
+    train_7b_24gb.check_plans(train_7b_24gb.plans(train_7b_24gb.parse(options)), train_7b_24gb.parse(options))
+    printed = capsys.readouterr().out
+    assert printed.startswith("no memory plan: memory_plan(") and "the plan for a card" not in printed
+
+
+def test_what_would_help_are_its_own_options_where_it_has_them(settings):
+    """Of the stage that needs most; taken, all stages fit."""
+    options = settings | {"--model": "llama-2-7b", "--bits": 16, "--batch": 16, "--card": 7.5}
+    options |= {"--prompt-length": 512, "--completion-length": 512}
+    with pytest.raises(SystemExit, match=r"at once, --batch 1 \(.*the base in 4 bits, --bits 4 \(") as ended:
+        train_7b_24gb.main(words(options, "--plan-only"))
+    own = dict(flag.split() for flag in re.findall(r", (--\S+ \d+) \(", str(ended.value)))
+    assert train_7b_24gb.main(words(options | own, "--plan-only")) == {}
 
 
 def test_pairs_that_are_left_out_are_counted(settings, tmp_path, capsys, monkeypatch):
