@@ -92,6 +92,15 @@ def test_what_changes_no_score_is_left_out(tmp_path):
     assert settings(plus) == "plus"  # what it does may be mended
 
 
+def test_a_folder_is_what_is_in_it_wherever_it_lies(tmp_path):
+    one, moved, other = (tmp_path / place / "encoder" for place in ("one", "moved", "other"))
+    for folder, seed in ((one, 0), (moved, 0), (other, 1)):
+        tiny_llama(byte_tokenizer(), seed=seed).save_pretrained(folder)
+    assert settings(RelevanceReward(one)) == settings(RelevanceReward(str(moved))) != settings(RelevanceReward(other))
+    for text in ("", ".", "x" * 5000):  # no folder's name
+        assert settings(partial(plus, bonus=text))["bonus"] == ("" if text == "." else text)
+
+
 def test_a_reward_model_is_its_weights():
     one, same, other = (
         LearnedReward(tiny_reward_model(byte_tokenizer(), seed=s), byte_tokenizer()) for s in (0, 0, 1)

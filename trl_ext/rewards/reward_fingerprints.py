@@ -1,6 +1,8 @@
 """What a run's record says of its rewards: enough to tell that another score would come of the same completion."""
 
 import functools
+import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -16,6 +18,8 @@ from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.fingerprints import model_fingerprint, tensors_fingerprint
 
 SPEED = {"device", "batch_size"}  # settings that change no score
+WEIGHT_FILES = {".safetensors", ".bin"}
+BEGINNING = 2**20  # bytes of such a file: names, shapes and the first numbers
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -46,7 +50,18 @@ def _settings(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str | PathLike):
-        return Path(value).name  # of a folder that may have moved
+        return Path(value).name + _weights_in(Path(value))  # of a folder that may have moved
     if value is None or isinstance(value, bool | int | float):
         return value
     return getattr(value, "__name__", type(value).__name__) if callable(value) else ADDRESS.sub("", repr(value))
+
+
+def _weights_in(folder: Path) -> str:
+    """Of a model's folder what its files of weights, or those one folder below, begin with; nothing of any other text."""
+    found = [*folder.glob("*.*"), *folder.glob("*/*.*")] if folder.name and os.path.isdir(folder) else []
+    files = sorted(file for file in found if file.suffix in WEIGHT_FILES)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(content.read(BEGINNING))
+    return f" {digest.hexdigest()}" if files else ""
