@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from encoders import saved_bert
+from encoders import saved_bert, tiny_bert
 from peft import PeftModel
 from shared_case import base_path, lora
 from test_exact_kl import by_definition, softmax_model
@@ -296,6 +296,59 @@ def test_other_prompts_or_settings_are_not_compared(models, name, change):
             ValueError, match=rf"Evaluation.compare: `{name}` is .* here and .* Evaluate both on the same"
         ):
             ours.compare(theirs)
+
+
+def test_another_reward_or_reference_of_the_same_name_is_not_compared(models, tmp_path):
+    policy, tokenizer, start = models
+    options = {"dataset": PROMPTS, "rewards": None, "tokenizer": tokenizer, "reference": start, **SIZES}
+    columns = {"query_type": ["open"] * 4}
+    for place, seed in (("here", 0), ("moved", 0), ("there", 1)):
+        for part in (tokenizer, tiny_reward_model(tokenizer, seed=seed)):
+            part.save_pretrained(tmp_path / place / "rm")
+        for part in (tokenizer, tiny_bert(tokenizer, seed=seed)):
+            part.save_pretrained(tmp_path / place / "encoder")
+
+    def looked(**change) -> Evaluation:
+        return evaluate(policy, **options | change)
+
+    def r3(place: str) -> Evaluation:
+        reward = R3Reward(relevance=RelevanceReward(tmp_path / place / "encoder"))
+        return looked(dataset=Dataset.from_dict({"prompt": PROMPTS["prompt"][:]} | columns), rewards=reward)
+
+    first = looked(rewards=[length, tmp_path / "here" / "rm"])
+    assert first.compare(looked(rewards=[length, str(tmp_path / "moved" / "rm")]))
+    assert r3("here").compare(r3("moved"))
+    kept = LearnedReward(tmp_path / "here" / "rm")
+    assert looked(rewards=kept).compare(looked(rewards=kept))
+    refused = {
+        "the reward 'rm'": (first, looked(rewards=[length, tmp_path / "there" / "rm"])),
+        "the reward 'R3Reward'": (r3("here"), r3("there")),
+        "the reference": (looked(), looked(reference=tiny_llama(byte_tokenizer(), seed=2))),
+    }
+    for name, (ours, theirs) in refused.items():
+        with pytest.raises(
+            ValueError, match=rf"^Evaluation.compare: {name} has other settings or weights in the other"
+        ):
+            ours.compare(theirs)
+
+
+def test_references_with_other_adapters_are_not_compared(tuned):
+    base, adapter = tuned
+    torch.manual_seed(2)
+    options = {"base": base, **SIZES}
+    first, same, other = (
+        evaluate(adapter, PROMPTS, None, reference=reference, **options)
+        for reference in (base.policy(lora(), name="a"), base.roles()["policy a"], base.policy(lora(), name="b"))
+    )
+    assert first.compare(same)
+    with pytest.raises(ValueError, match=r"the reference has other settings or weights"):
+        first.compare(other)
+
+
+@pytest.mark.parametrize("other", [5, None, {"length": 1.0}])
+def test_only_evaluations_are_compared(other):
+    with pytest.raises(ValueError, match=r"Evaluation.compare\(.*\): expected an Evaluation, from `evaluate`"):
+        looked_at([1.0, 2.0]).compare(other)
 
 
 def test_another_seed_or_batch_size_is_compared(models):

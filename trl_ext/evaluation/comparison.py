@@ -14,6 +14,7 @@ from datasets import Dataset
 RESAMPLES = 2000
 SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many is seen, at 5 %, four times in five
 PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
+MADE_OF = "made_of"  # the last setting: what is behind the names of rewards and reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,13 @@ class Evaluation:
         each measure: `difference`; `error`; and `detectable` = 2.8 · error, the smallest true difference that so many
         prompts show four times in five. Evaluations of other prompts or settings are a ValueError.
         """
+        if not isinstance(other, Evaluation):
+            raise ValueError(f"Evaluation.compare({other!r:.60}): expected an Evaluation, from `evaluate`.")
         check_comparable(self.settings, other.settings)
         names = [name for name in self.sums if name in other.sums]
         ours, theirs = self._stacked(names), other._stacked(names)
-
-        def difference(totals: np.ndarray, other_totals: np.ndarray) -> np.ndarray:
-            return values_of(names, totals) - values_of(names, other_totals)
-
-        values, errors = difference(ours.sum(0), theirs.sum(0)), standard_errors(difference, ours, theirs)
+        values = values_of(names, ours.sum(0)) - values_of(names, theirs.sum(0))
+        errors = standard_errors(lambda mine, yours: values_of(names, mine) - values_of(names, yours), ours, theirs)
         return {
             name: {"difference": value, "error": error, "detectable": SEEN * error}
             for name, value, error in zip(names, values.tolist(), errors.tolist(), strict=True)
@@ -66,9 +66,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         errors = {name: f" ± {error:.3g}" for name, error in self.errors.items()}
-        shown = {
-            name: f"{value:.4g}{errors.get(name, '')}" for name, value in self.summary.items() if value is not None
-        }
+        shown = {k: f"{v:.4g}{errors.get(k, '')}" for k, v in self.summary.items() if v is not None}
         return "\n".join(f"{name:{max(map(len, shown))}}  {value}" for name, value in shown.items())
 
 
@@ -76,9 +74,12 @@ def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which two evaluations differ."""
     for name, value in ours.items():
         if theirs[name] != value:
+            said = f"`{name}` is {value!r} here and {theirs[name]!r}"
+            if name == MADE_OF:
+                said = f"{next(one for one in value if theirs[name][one] != value[one])} has other settings or weights"
             raise ValueError(
-                f"Evaluation.compare: `{name}` is {value!r} here and {theirs[name]!r} in the other evaluation, so they "
-                "would differ by more than their policies. Evaluate both on the same prompts, in the same way."
+                f"Evaluation.compare: {said} in the other evaluation, so they would differ by more than their policies. "
+                "Evaluate both on the same prompts, in the same way."
             )
 
 
@@ -93,10 +94,7 @@ def standard_errors(measure: Callable[..., np.ndarray], *sums: np.ndarray) -> np
     """Deviation of a measure over resamples of the prompts, with replacement, times √(n / (n − 1)); `(M,)`.
 
     The factor makes it, for a mean of n prompts, the usual s / √n. NaN where fewer than two prompts have any value.
-
-    Args:
-        measure: Of the sums over prompts, `(M, 2)` each, to numbers `(M,)`.
-        sums: `(P, M, 2)` each, of the same prompts.
+    `measure` takes sums over prompts, `(M, 2)` each; `sums` are `(P, M, 2)` each, of the same prompts.
     """
     random, count = np.random.default_rng(0), len(sums[0])
     picks = (random.integers(count, size=count) for _ in range(RESAMPLES))

@@ -8,11 +8,12 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.evaluation.comparison import PERPLEXITY, Evaluation, values_of
+from trl_ext.evaluation.comparison import MADE_OF, PERPLEXITY, Evaluation, values_of
 from trl_ext.evaluation.scoring import Rewards, reward_functions
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.rewards.reward_columns import check_reward_columns
+from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow import reward_columns
 from trl_ext.self_training.monitors import distinct, msttr
@@ -27,7 +28,7 @@ from trl_ext.sequences.training_rows import training_row
 from trl_ext.sequences.windows import check_windows
 from trl_ext.shared_base.given_policy import Base, Given, check_same_words, given_policy, name_of
 from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.fingerprints import data_fingerprint
+from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.seeds import seeded
 
 REFERENCES = "reference"  # a column of this name may be missing
@@ -102,10 +103,12 @@ def evaluate(
         columns, metrics = _scores(functions, samples, dataset, seed)
         columns |= {} if start is None else _kl(asked, start, samples, passes)
         references = _nll(asked, rows, len(dataset), passes)
+    made_of = {f"the reward {name!r}": made for name, made in reward_settings(functions).items()}
+    made_of |= {} if start is None else {"the reference": tensors_fingerprint(start.named_parameters())}
     settings = {"prompts": len(dataset), "dataset": data_fingerprint(dataset), **counts, "temperature": temperature}
     settings |= {"rewards": [function.__name__ for function in functions], "references_column": references_column}
     settings |= {"reference": reference and name_of(reference), "chat_template_kwargs": asked.chat_template_kwargs}
-    return _evaluation(samples, columns, references, metrics, settings)
+    return _evaluation(samples, columns, references, metrics, settings | {MADE_OF: made_of})
 
 
 def _check(dataset: Dataset, references_column: str | None, counts: dict[str, int]) -> None:

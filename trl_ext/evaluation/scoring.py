@@ -40,9 +40,8 @@ def score(
     for name, values in given.items():
         if isinstance(values, str) or len(values) != len(completions):
             got = "text" if isinstance(values, str) else len(values)
-            raise ValueError(
-                f"score({name}=…): expected a list, one for each of {len(completions)} completions, got {got}."
-            )
+            expected = f"expected a list, one for each of {len(completions)} completions"
+            raise ValueError(f"score({name}=…): {expected}, got {got}.")
     for function in functions:
         try:
             check_columns(function, columns, range(len(completions)))
