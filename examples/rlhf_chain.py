@@ -37,6 +37,8 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, PPOConfig, PPOTrainer
+from trl_ext.self_training.monitors import distinct
+from trl_ext.sequences.texts import wordpunct
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.commands import ends_in_one_line
 from trl_ext.trainer_kit.loading import loading
@@ -74,6 +76,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if len(options.pair_fields) not in (2, 3):
         parser.error(f"--pair-fields takes two or three names, got {options.pair_fields}")
+    for name in ("reward_batch", "rollouts", "ppo_batch", "max_completion_length"):
+        if getattr(options, name) < 1:
+            parser.error(
+                f"--{name.replace('_', '-')} takes a whole number of at least 1, got {getattr(options, name)}"
+            )
     return options
 
 
@@ -163,9 +170,8 @@ class Recorded:
 
 
 def distinct_2(texts: list[str]) -> float:
-    """Different pairs of neighbouring words over all of them: near 0 where all texts say the same."""
-    pairs = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
-    return len(set(pairs)) / max(len(pairs), 1)
+    """Share of pairs of neighbouring words that are distinct: near 0 where all texts say the same, 0 where none has two."""
+    return distinct(texts, n=2) if any(len(wordpunct(text)) > 1 for text in texts) else 0.0
 
 
 def answer_held_out(trainer: PPOTrainer, judges: dict[str, Recorded], seed: int, before: dict | None = None) -> dict:
@@ -199,9 +205,24 @@ def answer_held_out(trainer: PPOTrainer, judges: dict[str, Recorded], seed: int,
 # The chain
 
 
-def learn_rewards(options, pairs: list[dict], max_length: int, *, folder: Path, seed: int):
+def halves(options, pairs: list[dict], prompts: list[str], seed: int) -> dict[str, tuple[list, list]]:
+    """Pairs and prompts, each as those to learn from and those held out; a ValueError for fewer than training takes."""
+    parts = {
+        "pairs": split(pairs, lambda pair: pair["prompt"], seed=seed, share=options.held_out, name="pairs"),
+        "prompts": split(prompts, str, seed=seed, share=options.held_out, name="prompts"),
+    }
+    left = len(parts["prompts"][0])
+    if left < options.ppo_batch:
+        raise ValueError(
+            f"--ppo-batch {options.ppo_batch} with --held-out {options.held_out}: of {len(prompts)} prompts, {left} are "
+            f"left to train on with seed {seed}, and each batch takes {options.ppo_batch}. Lower --ppo-batch or "
+            "--held-out, or add prompts."
+        )
+    return parts
+
+
+def learn_rewards(options, train: list[dict], held_out: list[dict], max_length: int, *, folder: Path, seed: int):
     """Both reward models; and in percent how often they, and what needs no model, are right of a held-out pair."""
-    train, held_out = split(pairs, lambda pair: pair["prompt"], seed=seed, share=options.held_out, name="pairs")
     accuracy = {
         "(pairs to learn from)": len(train),
         "(held-out pairs)": len(held_out),
@@ -219,9 +240,10 @@ def learn_rewards(options, pairs: list[dict], max_length: int, *, folder: Path, 
     return models, accuracy
 
 
-def improve_policy(options, models: dict[str, LearnedReward], prompts: list[str], *, folder: Path, seed: int) -> dict:
+def improve_policy(
+    options, models: dict[str, LearnedReward], train: list[str], held_out: list[str], *, folder: Path, seed: int
+) -> dict:
     """PPO with the second model, and what held-out prompts get before and after."""
-    train, held_out = split(prompts, str, seed=seed, share=options.held_out, name="prompts")
     held_out = held_out[: len(held_out) // options.ppo_batch * options.ppo_batch or None]  # whole batches
     judges = {name: Recorded(models[name]) for name in (IMITATION, RANKING)}
     trainer = ppo_trainer(options, list(judges.values()), train, held_out, folder=folder / "policy", seed=seed)
@@ -263,6 +285,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     room = window - options.max_completion_length
     pairs = load_pairs(options.pairs, options.pair_fields, tokenizer, max_length, console)
     prompts = load_prompts(options.prompts, options.prompt_field, tokenizer, room, console, cut=options.first_sentence)
+    parts = {seed: halves(options, pairs, prompts, seed) for seed in options.seeds}
     run = json.loads(
         json.dumps({name: value for name, value in vars(options).items() if name != "output_dir"}, default=str)
     )
@@ -270,8 +293,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     runs = []
     for seed in options.seeds:
         folder = options.output_dir / f"seed-{seed}"
-        models, accuracy = learn_rewards(options, pairs, max_length, folder=folder, seed=seed)
-        policy = improve_policy(options, models, prompts, folder=folder, seed=seed)
+        models, accuracy = learn_rewards(options, *parts[seed]["pairs"], max_length, folder=folder, seed=seed)
+        policy = improve_policy(options, models, *parts[seed]["prompts"], folder=folder, seed=seed)
         runs.append({"seed": seed, "accuracy": accuracy} | policy)
     report(runs, console)
     console.save_text(str(options.output_dir / "table.txt"))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from trl_ext import LearnedReward
 
 QUICK = {"--rollouts": 1, "--ppo-batch": 4, "--max-completion-length": 6, "--reward-batch": 4, "--held-out": 0.4}
+NEEDED = ["--model", "m", "--pairs", "p", "--prompts", "q", "--output-dir", "o"]
 
 
 def json_lines(path: Path, rows: list[dict]) -> Path:
@@ -117,9 +118,35 @@ def test_bad_files_are_named(tmp_path):
         list(preferences.read_rows(path, ["chosen"]))
     with pytest.raises(ValueError, match=r"--held-out 0 of 1 pairs leaves 1 to train on and 0"):
         preferences.split(["a"], str, seed=0, share=0, name="pairs")
-    needed = ["--model", "m", "--pairs", "p", "--prompts", "q", "--output-dir", "o"]
     with pytest.raises(SystemExit):
-        rlhf_chain.parse([*needed, "--pair-fields", "one"])
+        rlhf_chain.parse([*NEEDED, "--pair-fields", "one"])
+
+
+@pytest.mark.parametrize("flag", ["--reward-batch", "--rollouts", "--ppo-batch", "--max-completion-length"])
+def test_sizes_are_at_least_1(capsys, flag):
+    assert rlhf_chain.parse([*NEEDED, flag, "1"])
+    with pytest.raises(SystemExit):
+        rlhf_chain.parse([*NEEDED, flag, "0"])
+    assert f"{flag} takes a whole number of at least 1, got 0" in capsys.readouterr().err
+
+
+def test_too_few_prompts_for_a_batch_are_told_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(rlhf_chain, "ImitationRewardTrainer", None)
+    pairs = [{"prompt": f"{i}?", "chosen": " ok", "rejected": " no"} for i in range(40)]
+    prompts = [{"prompt": f"tell {i}"} for i in range(40)]
+    found = (
+        r"--ppo-batch 41 with --held-out 0.4: of 40 prompts, 2\d are left .* seed 0, .* takes 41. Lower --ppo-batch"
+    )
+    with pytest.raises(ValueError, match=found):
+        run_chain(tmp_path, pairs, prompts, "--ppo-batch", 41)
+    assert not (tmp_path / "out").exists()
+    options = rlhf_chain.parse([*NEEDED, "--held-out", "0.5", "--ppo-batch", "1"])
+    rows, texts = [{"prompt": str(i)} for i in range(40)], [str(i) for i in range(40)]
+    options.ppo_batch = len(rlhf_chain.halves(options, rows, texts, 0)["prompts"][0])
+    rlhf_chain.halves(options, rows, texts, 0)  # one batch is enough
+    options.ppo_batch += 1
+    with pytest.raises(ValueError, match=r"with --held-out 0.5"):
+        rlhf_chain.halves(options, rows, texts, 0)
 
 
 def test_measures_by_hand():
@@ -129,6 +156,7 @@ def test_measures_by_hand():
     assert preferences.length_accuracy([longer], [shorter, longer, equal, shorter]) == 37.5
     assert rlhf_chain.distinct_2(["a b a b", "a b"]) == 0.5  # ab ba ab, ab: 2 of 4
     assert rlhf_chain.distinct_2(["one", ""]) == 0
+    assert rlhf_chain.distinct_2(["a.", "a."]) == 0.5  # as in every other table: a stop is a word
 
     def reward(prompts, completions):
         return [float(len(prompt + completion)) for prompt, completion in zip(prompts, completions, strict=True)]
@@ -141,4 +169,4 @@ def test_another_chains_folder_is_refused(tmp_path):
     (tmp_path / "out" / "seed-0" / "policy").mkdir(parents=True)
     rows = [{"prompt": f"{i}?", "chosen": " ok", "rejected": " no"} for i in range(5)]
     with pytest.raises(ValueError, match=r"rlhf_chain.py --output-dir .*out' holds 'seed-0', which this run did not"):
-        run_chain(tmp_path, rows, [{"prompt": f"tell {i}"} for i in range(5)])
+        run_chain(tmp_path, rows, [{"prompt": f"tell {i}"} for i in range(14)])
