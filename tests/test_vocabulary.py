@@ -21,6 +21,7 @@ from trl_ext import (
 )
 from trl_ext.generation import TransformersGenerator
 from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.sequences.answer_rows import answer_rows
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, is_token, unread_tokens
 
 SMALL = byte_tokenizer()  # whose size the models have
@@ -113,6 +114,33 @@ def test_trainers(tmp_path, trainer):
     with pytest.raises(ValueError, match=r"Trainer\(model=…\): the tokenizer has 260 tokens .*'\[PAD\]' \(id 259\)"):
         trainer(tmp_path, padding_tokenizer())
     trainer(tmp_path / "fine", grown_tokenizer())
+
+
+def answered(folder, answer, *, name, mix=False):
+    args = RAFTConfig(**quiet(folder, max_completion_length=4, mix_dataset=mix) | {"max_steps": -1})
+    rows = Dataset.from_dict({"prompt": ["a"] * 4, "completion": ["b"] * 4})
+    given = {"train_dataset": rows, name: Dataset.from_dict({"prompt": ["a"] * 4, "completion": ["b"] * 3 + [answer]})}
+    return RAFTTrainer(tiny_llama(SMALL), length, args, processing_class=grown_tokenizer(), **given)
+
+
+@pytest.mark.parametrize("case", [{"name": "train_dataset", "mix": True}, {"name": "eval_dataset"}])
+def test_answers_that_are_learned_or_evaluated(tmp_path, case):
+    call = rf"RAFTTrainer\({case['name']}=…\): "
+    with pytest.raises(ValueError, match=call + ASKED["<new1>"]):
+        answered(tmp_path, "<new1>", **case)
+    answered(tmp_path / "fine", "b", **case)
+    answered(tmp_path / "not read", "<new1>", name="train_dataset")
+
+
+def test_answers_to_evaluate_later(tmp_path):
+    trainer = answered(tmp_path, "b", name="eval_dataset")
+    with pytest.raises(ValueError, match=r"RAFTTrainer\.evaluate\(eval_dataset=…\): " + ASKED["<new1>"]):
+        trainer.evaluate(Dataset.from_dict({"prompt": ["a"], "completion": ["<new1>"]}))
+
+
+def test_reference_answers():
+    with pytest.raises(ValueError, match="T: " + ASKED["<new2>"]):
+        answer_rows(["a", "b"], [None, "<new2>"], grown_tokenizer(), tiny_config(SMALL), call="T")
 
 
 def test_messages(tmp_path):

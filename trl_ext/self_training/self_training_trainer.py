@@ -48,6 +48,7 @@ from trl_ext.self_training.self_training_record import FIXED, HARMLESS, grow_rec
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
+from trl_ext.sequences.answer_rows import check_answers
 from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
@@ -156,6 +157,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
         self.grower = self._make_grower(train_dataset, generator or self.sampler, self.reward_funcs)
         check_run(self.grower, eval_dataset, trainer=name)
+        self._check_answers(train_dataset if args.mix_dataset else None, f"{name}(train_dataset=…)")
+        self._check_answers(eval_dataset, f"{name}(eval_dataset=…)")
         self.schedule, self.table = self.grower.schedule, StageTable()
         self.run_folder = RunFolder(self.grower)
         self.train_dataset = ImproveRows(self.schedule.rows_per_improve, PLACEHOLDER)
@@ -173,6 +176,10 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         if not isinstance(dataset["prompt"][0], str):
             end_with_turn(self.model, self.processing_class, call=name, **(self.args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
+
+    def _check_answers(self, dataset: Dataset | None, call: str) -> None:
+        policy = self.grower.policy
+        check_answers(dataset, policy.tokenizer, self.model.config, policy.chat_template_kwargs, call=call)
 
     def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list[Callable]) -> Grower:
         args = self.args
@@ -308,7 +315,9 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
         eval_dataset = read_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)
-        check_reward_columns(self.reward_funcs, eval_dataset, call=f"{type(self).__name__}.evaluate(eval_dataset=…)")
+        call = f"{type(self).__name__}.evaluate(eval_dataset=…)"
+        check_reward_columns(self.reward_funcs, eval_dataset, call=call)
+        self._check_answers(eval_dataset, call)
         with replaced(self, held_out_prompts=eval_dataset):
             return super().evaluate(references(eval_dataset, self.args), *args, **kwargs)
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.sequences.samples import as_completion
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, prompt_and_completion_ids
 from trl_ext.sequences.training_rows import TrainingRow, training_row
+from trl_ext.sequences.vocabulary import check_ids, unread_tokens
 from trl_ext.sequences.windows import model_window
 
 
@@ -30,7 +32,8 @@ def answer_rows(
         call: Who asks, for messages.
 
     Raises:
-        ValueError: For an answer that is neither, or that with its prompt passes the model's window.
+        ValueError: For an answer that is neither, that with its prompt passes the model's window, or with a token that
+            the model has no embedding for.
     """
     rows, window = {}, model_window(config)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -48,4 +51,21 @@ def answer_rows(
                 f"{call}: the answer of row {row} has, with its prompt, {len(rows[row]['input_ids'])} tokens, and the "
                 f"model's window is {window}. Drop or shorten such answers, or name no column of them."
             )
+    check_ids((row["input_ids"] for row in rows.values()), tokenizer, config, call=call)
     return rows
+
+
+def check_answers(
+    dataset: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    template_kwargs: TemplateKwargs = None,
+    *,
+    call: str,
+) -> None:
+    """Raise a ValueError for the first of a data set's completions, if it has any, with a token without an embedding."""
+    if dataset is None or "completion" not in dataset.column_names or not unread_tokens(tokenizer, config):
+        return
+    told = zip(dataset["prompt"], dataset["completion"], strict=True)
+    read = (prompt_and_completion_ids(*pair, tokenizer, template_kwargs)[1] for pair in told if pair[1] is not None)
+    check_ids(read, tokenizer, config, call=call)
