@@ -1,3 +1,6 @@
+import math
+import re
+
 import pytest
 from datasets import Dataset
 from tiny import byte_tokenizer, merging_tokenizer
@@ -168,3 +171,21 @@ def test_prompt_longer_than_the_sequence():
         ValueError, match="row 0 of the train dataset has num_prompt_tokens=2, which leaves no completion"
     ):
         check_pairs(pairs, pairs.column_names, "train")
+
+
+@pytest.mark.parametrize("margin", [None, "0.5", math.nan, -math.inf, 1e39, [0.5]])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_margins_that_the_loss_cannot_take(margin, tokens):
+    """A list would be broadcast over the batch."""
+    pair = {"chosen_ids": [1, 2], "rejected_ids": [1, 3]} if tokens else {"chosen": "a", "rejected": "b"}
+    fine = [pair | {"margin": 1.0}] if isinstance(margin, float | None) else []
+    rows = Dataset.from_list([*fine, pair | {"margin": margin}])
+    said = f"the margin of row {len(fine)} of the eval dataset is {margin!r}: expected a finite"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_pairs(rows, rows.column_names, "eval")
+
+
+@pytest.mark.parametrize("margins", [[0, 3], [0.5, -1e38], [True, False]])
+def test_margins_that_it_can(margins):
+    rows = Dataset.from_dict({"chosen": ["a", "b"], "rejected": ["c", "d"], "margin": margins})
+    assert check_pairs(rows, rows.column_names, "train")["margin"][:] == margins

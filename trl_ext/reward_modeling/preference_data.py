@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 
 FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
+LARGEST = torch.finfo(torch.float32).max  # margins become float32
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), SIDES)
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
 
@@ -56,7 +58,7 @@ def check_pairs(
         complete: Whether each row must have two completions.
 
     Raises:
-        ValueError: If a column is missing, or for the first row that is no pair.
+        ValueError: If a column is missing, for the first row that is no pair, or whose `margin` is no finite number.
     """
     pair = next((pair for pair in _PAIRS if set(pair) <= set(columns)), None)
     if pair is None:
@@ -71,6 +73,7 @@ def check_pairs(
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed)
         repeats = pair == SIDES and all(map(repeats_prompt, islice(dataset, FIRST)))
         return _without_repeats(dataset, name) if repeats else dataset
+    _check_margins(dataset, name)
     rows = dataset.select_columns([column for column in columns if column in _LOOKED_AT])
     changes, repeats = False, pair == SIDES
     for index, row in enumerate(rows):
@@ -79,6 +82,17 @@ def check_pairs(
     if changes:
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed, desc=f"Reading pairs of {name}")
     return _without_repeats(dataset, name) if repeats else dataset
+
+
+def _check_margins(dataset: Dataset, name: str) -> None:
+    """Raise a ValueError for the first margin, where there are any, that the loss cannot take."""
+    for row, margin in enumerate(dataset["margin"] if "margin" in dataset.column_names else ()):
+        if not (isinstance(margin, int | float) and abs(margin) <= LARGEST):
+            raise ValueError(
+                f"ImitationRewardTrainer: the margin of row {row} of the {name} dataset is {margin!r}: expected a finite "
+                "number, by how much the chosen completion is the better. Correct it, or drop the row or the column "
+                "`margin`."
+            )
 
 
 def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
