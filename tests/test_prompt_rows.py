@@ -152,3 +152,11 @@ def test_what_is_asked_reaches_the_model(prompt, message):
     with pytest.raises(ValueError, match=message):
         check(prompt, KNOWS_USERS)
     check([{"role": "user", "content": PARTS}], KNOWS_USERS)  # read as their text
+
+
+@pytest.mark.parametrize("likely", ["Question", "messages", "text", "conversations"])
+def test_the_column_that_prompts_seem_to_be_in(likely):
+    """Never one that only stands beside them."""
+    named = str(lacks_prompts(["system", "context", likely], call="T"))
+    assert f"dataset.rename_column({likely!r}, 'prompt')" in named
+    assert "rename_column" not in str(lacks_prompts(["system", "history"], call="T"))

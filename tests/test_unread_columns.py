@@ -8,6 +8,10 @@ from datasets import Dataset
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.sequences.unread_columns import warn_of_unread
 
+SYSTEM, USER, ANSWER = (
+    {"role": role, "content": text} for role, text in (("system", "Be brief."), ("user", "Why?"), ("assistant", "So."))
+)
+
 
 @pytest.mark.parametrize(
     ("columns", "name"),
@@ -15,6 +19,12 @@ from trl_ext.sequences.unread_columns import warn_of_unread
         ({"prompt": ["Sum up:"], "input": ["a long text"]}, "input"),
         ({"prompt": ["b", "b"], "system": ["", "Be brief."]}, "system"),
         ({"prompt": ["b"], "history": [[["What?", "That."]]]}, "history"),
+        ({"prompt": ["b"], "Question": ["Where?"]}, "Question"),
+        ({"prompt": ["Who won?"], "context": ["Korea won."]}, "context"),
+        ({"prompt": ["b"], "system_prompt": ["Be brief."]}, "system_prompt"),
+        ({"prompt": ["Sum up:"], "text": ["A long text."]}, "text"),
+        ({"prompt": ["Why?"], "messages": [[SYSTEM, USER, ANSWER]]}, "messages"),
+        ({"prompt": [[USER]], "messages": [[SYSTEM, USER, ANSWER]]}, "messages"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -41,6 +51,12 @@ def test_all_of_a_row_are_named():
         {"prompt": ["Q: why?\nA:"], "question": ["why? "], "input": [""], "history": [[]]},
         {"prompt": [[{"role": "system", "content": "Be brief."}]], "system": ["Be brief."]},
         {"prompt": ["a"], "answer": ["4"]},
+        {"prompt": ["Why?"], "messages": [[USER, ANSWER, USER | {"content": "And then?"}]]},
+        {"prompt": [[USER]], "messages": [[USER | {"content": [{"type": "text", "text": "Why?"}]}]]},
+        {"prompt": ["Why?"], "messages": [None]},
+        {"prompt": ["Why? "], "text": ["Q: Why?\n A: So."]},
+        {"prompt": [[USER | {"content": "Go on: The film was"}]], "text": ["The film was dull."]},
+        {"prompt": ["a"], "contexts": ["b"], "texts": ["c"]},
     ],
 )
 def test_nothing_is_said_of_what_is_shown(columns):
@@ -60,3 +76,12 @@ def test_a_reward_may_read_it():
         check_reward_columns([right], rows, call="T")
     with pytest.warns(UserWarning, match="has a column 'query'"):
         check_reward_columns([blind], rows, call="T")
+
+
+@pytest.mark.parametrize("name", ["context", "Question", "messages", "text"])
+def test_not_of_what_a_reward_is_given_by_its_name(name):
+    def reward(completions, context=None, Question=None, messages=None, text=None): ...
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_reward_columns([reward], Dataset.from_dict({"prompt": ["a"], name: ["Where is it?"]}), call="T")

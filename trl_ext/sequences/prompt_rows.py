@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown, with_text
 from trl_ext.sequences.texts import Text
-from trl_ext.sequences.unread_columns import ASKING
+from trl_ext.sequences.unread_columns import WHOLE
 
 
 def read_prompts(dataset: Dataset, *, call: str, column: str = "prompt") -> Dataset:
@@ -38,7 +38,7 @@ def read_prompts(dataset: Dataset, *, call: str, column: str = "prompt") -> Data
 
 def lacks_prompts(columns: Sequence[str], *, call: str) -> ValueError:
     """What is said of columns without prompts; it names the one that they seem to be in."""
-    likely = next((name for name in (*ASKING, "text", "messages", "conversations") if name in columns), None)
+    likely = next((own for name in (*WHOLE, "conversations") for own in columns if own.lower() == name), None)
     line = "" if likely is None else f": dataset = dataset.rename_column({likely!r}, 'prompt')"
     return ValueError(f"{call} has columns {list(columns)}: expected a column `prompt`. Rename yours{line}.")
 

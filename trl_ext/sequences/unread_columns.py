@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-ASKING = ("question", "instruction", "input", "query", "system", "history")
+WHOLE = ("question", "instruction", "input", "query", "text", "messages")  # may be all that is asked
+ASKING = (*WHOLE, "system", "system_prompt", "history", "context")  # in any case
 LOOKED_AT = 100  # first rows
 
 
@@ -23,8 +24,9 @@ def warn_of_unread(
         others: Columns that somebody else reads, such as a reward.
     """
     for row, values in enumerate(islice(dataset, LOOKED_AT if isinstance(dataset, Dataset) else 1)):
-        shown = "\n".join(text for name in read for text in _texts(values.get(name)))
-        unread = [name for name in ASKING if name not in (*read, *others) and _says_more(values.get(name), shown)]
+        shown = [text for name in read for text in _texts(values.get(name))]
+        asking = [name for name in values if name.lower() in ASKING and name not in (*read, *others)]
+        unread = [name for name in asking if _says_more(name.lower(), values[name], shown)]
         if unread:
             what = f"a column {unread[0]!r}" if len(unread) == 1 else f"the columns {unread}"
             warnings.warn(
@@ -35,14 +37,35 @@ def warn_of_unread(
             return
 
 
-def _says_more(value: Any, shown: str) -> bool:
-    return any(text.strip() not in shown for text in _texts(value))
+def _says_more(name: str, value: Any, shown: list[str]) -> bool:
+    """Whether a column asks what is not shown; whole conversations and texts also hold what is to be said."""
+    if name == "messages" and isinstance(value, list):
+        value = [*takewhile(lambda message: not _is_answer(message), value)]
+    if name == "text" and isinstance(value, str) and _goes_on(value, shown):
+        return False
+    return any(text.strip() not in "\n".join(shown) for text in _texts(value))
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "assistant"
+
+
+def _goes_on(text: str, shown: list[str]) -> bool:
+    """Whether a text has in it what is shown, or begins there.
+
+    >>> _goes_on("The film was dull.", ["Go on: The film was"])
+    True
+    """
+    words, read = text.split(), [" ".join(part.split()) for part in shown]
+    return any(part and (part in " ".join(words) or " ".join(words[:3]) in part) for part in read)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All text in a value, however deep."""
+    """All text in a value, however deep, without what only says the kind of a message or of its parts."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, Mapping):
+        yield from _texts([item for key, item in value.items() if key not in ("role", "type")])
+    elif isinstance(value, list | tuple):
+        for item in value:
             yield from _texts(item)
