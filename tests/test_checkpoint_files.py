@@ -107,8 +107,11 @@ def test_only_the_model_was_saved(tmp_path, kind):
     """Which is refused where it is gone on with, not where it is saved; RAFTConfig refuses it."""
     make(kind, tmp_path, save_only_model=True).train()
     for resume in (True, str(tmp_path / "checkpoint-4")):
-        with pytest.raises(ValueError, match=r"no optimizer.pt in it; .*save_only_model=True, no checkpoint can"):
+        with pytest.raises(
+            ValueError, match=r"no optimizer.pt in it; .*save_only_model=True, no checkpoint can"
+        ) as said:
             make(kind, tmp_path, save_only_model=True).train(resume_from_checkpoint=resume)
+        assert resume is not True or "no complete checkpoint. Start anew in another output_dir. " in str(said.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

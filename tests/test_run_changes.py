@@ -81,6 +81,17 @@ def test_what_could_not_take_effect_is_refused_whatever_is_accepted():
         check_allowed([PROCESSES], ["processes"], FIXED, call="run(…)")
 
 
+def test_what_follows_from_a_fixed_option_is_not_offered():
+    follows, fixed = Change("generation_batch_size", "generation_batch_size", 4, 8), {"seed": "states go on"}
+    cause = Change("seed", "seed", 0, 1)
+    with pytest.raises(ValueError, match=r"another output_dir\. 'seed' cannot change within a run: states go on\.$"):
+        check_allowed([follows, cause], [], fixed, call="run(…)")
+    with pytest.raises(ValueError, match=r"accept_changes=\['beta'\]\. 'seed' cannot"):
+        check_allowed([ONE, follows, cause], [], fixed, call="run(…)")
+    with pytest.raises(ValueError, match=r"accept_changes=\['generation_batch_size'\]\.$"):
+        check_allowed([follows], [], fixed, call="run(…)")
+
+
 @pytest.mark.parametrize(("then", "now", "longer"), [(4, 8, True), (8, 4, False), (-1, 8, False), (8, -1, False)])
 def test_a_run_may_be_longer(then, now, longer):
     change = Change("max_steps", "max_steps", then, now)

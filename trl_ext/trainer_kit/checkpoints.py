@@ -116,8 +116,9 @@ class ResumableTrainer(OutputDirWatch):
         said = " ".join(f"{folder.name}: {'; '.join(problems[folder])}." for folder in passed[:3])
         call = f"{type(self).__name__}.train(resume_from_checkpoint=True): {self.args.output_dir!r}"
         if whole is None and any(map(is_finished, passed)):
+            start = "Start" if self.args.save_only_model else "Give the path of one, or start"
             raise ValueError(
-                f"{call} holds no complete checkpoint. Give the path of one, or start with resume_from_checkpoint=None. "
+                f"{call} holds no complete checkpoint. {start} anew in another output_dir. "
                 f"{said}{self._of_model_only()}"
             )
         if passed and self.accelerator.is_main_process:

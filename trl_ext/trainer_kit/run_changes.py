@@ -13,6 +13,7 @@ MOVABLE = {
     "base_model_name_or_path",
     "peft_version",
 }  # an adapter's: the model's own fingerprint says which base it has
+FOLLOWS = ("generation_batch_size",)  # from options that may not change
 LONGER = ("max_steps", "num_train_epochs", "num_stages")  # a run may go on for longer than it was begun for
 
 # What no option of the config lets change within a run, and why.
@@ -137,10 +138,11 @@ def check_allowed(
     if not refused:
         return
     remedy = GO_ON
-    free = list(dict.fromkeys(change.name for change in refused if not change.fixed(fixed)))
+    why = {change.name: change.fixed(fixed) for change in refused if change.fixed(fixed)}
+    names = dict.fromkeys(change.name for change in refused if not change.fixed(fixed))
+    free = [name for name in names if not (why and name in FOLLOWS)]
     if free:
         remedy += f"; to change them within the run, {by}={free}"
-    why = {change.name: change.fixed(fixed) for change in refused if change.fixed(fixed)}
     because = "".join(f" {name!r} cannot change within a run: {reason}." for name, reason in why.items())
     raise ValueError(
         f"{call}: the folder's run was begun otherwise; {'; '.join(map(str, refused[:5]))}. {remedy}.{because}"
