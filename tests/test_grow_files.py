@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,8 @@ from datasets import load_dataset
 
 from trl_ext.generation.sample_files import read_table, sample_schema
 from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.grow_summary import nothing_kept
+from trl_ext.self_training.stage_selection import Selected
 from trl_ext.sequences.samples import Sample
 from trl_ext.trainer_kit import whole_files
 from trl_ext.trainer_kit.whole_files import PARTIAL, remove_leftovers, written_whole
@@ -237,3 +240,24 @@ def test_leftovers_of_a_killed_write_are_no_parts(tmp_path):
 def test_reading_what_is_not_there_is_no_damage(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said", "unsaid"),
+    [
+        ({}, "left out beforehand: nothing. Lower the thresholds, or change score_map. The Grow stays", "drop_"),
+        ({"unscored": 0, "truncated": 0, "duplicate": 1}, "{'duplicate': 1}. Lower the thresholds", "drop_"),
+        ({"unscored": 2, "truncated": 1}, "A sample is unscored where each reward returns None", "thresholds"),
+        ({"unscored": 0, "truncated": 3}, "beforehand: {'truncated': 3}. Truncated is what max_comp", "score_map"),
+        ({"duplicate": 1, "alike": 2}, "give drop_alike=False", "thresholds"),
+        ({"duplicate": 2, "alike": 1}, "give drop_duplicates=False", "thresholds"),
+    ],
+)
+def test_what_is_said_where_nothing_is_kept(tmp_path, dropped, said, unsaid):
+    """Only what was left out is called so, and only what would help is advised."""
+    files = written(tmp_path)
+    for part in range(2):
+        files.score(part, score)
+    files.finish_selected(2, Selected(np.array([0.0, 1.0, 2.0]), np.zeros(3, np.int32), dropped))
+    told = nothing_kept(files)
+    assert said in told and unsaid not in told and "The highest score seen is 2;" in told

@@ -313,6 +313,18 @@ def test_prompts_without_a_difference_are_named_where_they_leave_nothing(tmp_pat
         one.train()
 
 
+def test_rewards_that_score_nothing_are_named(tmp_path):
+    """And not what is cut, which may be kept, nor thresholds, which there are none of."""
+
+    def silent(completions, **columns):
+        return [None] * len(completions)
+
+    one = trainer(tmp_path, reward_funcs=silent, num_stages=1, max_completion_length=1)
+    said = r"No sample has a score; left out beforehand: {'unscored': 32}\. A sample is unscored where each reward"
+    with pytest.raises(ValueError, match=said):
+        one.train()
+
+
 def test_a_policy_that_never_ends_is_told_its_cures(tmp_path):
     never = never_ending(tiny_llama(byte_tokenizer()))
     one = trainer(tmp_path / "drops", model=never, drop_truncated=True, num_stages=1)

@@ -10,6 +10,15 @@ from trl_ext.self_training.monitors import distinct, msttr
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.turn_end import TEACH_THE_END
 
+CURES = {
+    "unscored": "A sample is unscored where each reward returns None, or one what is no finite number: correct them, or give "
+    "a reward that applies to these prompts.",
+    "truncated": "Truncated is what max_completion_length cut before it ended: give drop_truncated=False to learn from it all "
+    f"the same, sample anew with a larger max_completion_length, or {TEACH_THE_END}.",
+    "duplicate": "A duplicate repeats a completion of its prompt: give drop_duplicates=False, or sample with more variety.",
+    "alike": "A prompt's samples are alike where they have one score: give drop_alike=False, or a reward that tells them apart.",
+}
+
 
 def kept_texts(files: GrowFiles) -> list[str]:
     """The completions that a stage's first Improve learns from."""
@@ -60,25 +69,23 @@ def _invalid(files: GrowFiles) -> int:
 
 def nothing_kept(files: GrowFiles) -> str:
     """For an error: what a Grow of which nothing is kept has seen, and what to do about it."""
-    metrics = grow_metrics(files)
-    counts = {name: metrics[f"grow/{name}"] for name in ("truncated", "duplicates", "unscored", "alike")}
-    highest = metrics.get("grow/score_max")
+    scores = files.table(["score"])["score"]
+    highest, dropped = pc.max(scores).as_py(), {name: count for name, count in files.dropped().items() if count}
+    seen = "No sample has a score" if highest is None else f"The highest score seen is {highest:g}"
     return (
-        f"nothing of {files.finished.name} is kept. The highest score seen is "
-        f"{highest if highest is None else f'{highest:g}'}; left out beforehand: {counts}. {_cures(files)} The Grow stays: "
-        f"start in another output_dir with generator=FileGenerator({str(files.finished)!r})."
+        f"nothing of {files.finished.name} is kept. {seen}; left out beforehand: {dropped or 'nothing'}. "
+        f"{_cure(dropped, len(scores))} The Grow stays: start in another output_dir with "
+        f"generator=FileGenerator({str(files.finished)!r})."
     )
 
 
-def _cures(files: GrowFiles) -> str:
-    """What would keep something, in the order in which it helps here."""
-    dropped = files.dropped()
-    if 2 * dropped.get("truncated", 0) <= sum(dropped.values()):
-        return "Lower the thresholds, or change score_map; drop_alike leaves out what is 'alike'."
-    return (
-        "Most is truncated, cut at max_completion_length before it ended: give drop_truncated=False to learn from it all the "
-        f"same, sample anew with a larger max_completion_length, or {TEACH_THE_END}."
-    )
+def _cure(dropped: dict[str, int], total: int) -> str:
+    """What would keep something: of what left out the most, be it the thresholds, which are met by what is left."""
+    below = total - sum(dropped.values())
+    reason = max(dropped, key=dropped.get, default=None)
+    if reason is None or below > dropped[reason]:
+        return "Lower the thresholds, or change score_map."
+    return CURES[reason]
 
 
 def grow_cost(files: GrowFiles, generator: str, *, passes: int) -> int:
