@@ -482,6 +482,28 @@ def test_no_model(folder, capsys):
     refused(capsys, "--generator endpoint: expected --model", model=None, generator="endpoint")
 
 
+@pytest.mark.parametrize(
+    ("generator", "option", "value"),
+    [
+        ("endpoint", "--dtype", "bfloat16"),
+        ("file", "--dtype", "float32"),
+        ("endpoint", "--tokenizer", "model"),
+        ("endpoint", "--adapter", "model"),
+        ("vllm", "--batch-size", "4"),
+        ("file", "--temperature", "0.5"),
+        ("file", "--top-p", "0.9"),
+        ("file", "--top-k", "5"),
+        ("file", "--min-p", "0.1"),
+        ("file", "--repetition-penalty", "1.2"),
+    ],
+)
+def test_options_that_a_generator_does_not_read(folder, capsys, generator, option, value):
+    (folder / "answers.jsonl").write_text('{"prompt": "go", "completion": " there"}')
+    given = ("--file", "answers.jsonl") if generator == "file" else ()
+    said = f"{option} {value}: --generator {generator} has no use for it. Leave it out."
+    refused(capsys, said, *given, option, value, generator=generator)
+
+
 def test_an_endpoint_that_is_down(folder, capsys, monkeypatch):
     monkeypatch.setattr("openai._base_client.time.sleep", lambda seconds: None)
     where = ("--base-url", "http://127.0.0.1:9/v1")

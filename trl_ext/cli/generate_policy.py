@@ -18,17 +18,27 @@ from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.saved_adapters import attach, read_adapter, same_base
 
 LOADED = ("transformers", "vllm")  # generators that are given the model
+SAMPLING = (*LOADED, "endpoint")
+READ_BY = {  # options that not each generator reads: their defaults, and those that do
+    "--base-url": (None, ("endpoint",)),
+    "--file": (None, ("file",)),
+    "--adapter": (None, (*LOADED, "file")),
+    "--tokenizer": (None, (*LOADED, "file")),
+    "--dtype": ("auto", LOADED),
+    "--batch-size": (None, ("transformers",)),
+    "--temperature": (1.0, SAMPLING),
+    "--top-p": (1.0, SAMPLING),
+    "--top-k": (0, SAMPLING),
+    "--min-p": (None, SAMPLING),
+    "--repetition-penalty": (1.0, SAMPLING),
+}
 
 
 def make_generator(args: Namespace) -> Generator:
     """The generator that is named, or a ValueError for options that it lacks or has no use for."""
-    for option, value, users in (
-        ("--base-url", args.base_url, ("endpoint",)),
-        ("--file", args.file, ("file",)),
-        ("--adapter", args.adapter, (*LOADED, "file")),
-        ("--batch-size", args.batch_size, ("transformers",)),
-    ):
-        if value is not None and args.generator not in users:
+    for option, (default, users) in READ_BY.items():
+        value = getattr(args, option.strip("-").replace("-", "_"))
+        if value != default and args.generator not in users:
             shown = public_url(value) if option == "--base-url" else value
             raise ValueError(f"{option} {shown}: --generator {args.generator} has no use for it. Leave it out.")
     if args.generator == "file":
