@@ -1,6 +1,7 @@
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import LlamaForCausalLM, TrainerCallback
 
+from trl_ext.ppo.critic import CriticCallback
 from trl_ext.trainer_kit.overrides import outputs_of
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -217,6 +219,16 @@ def test_critic_gradient_is_clear_when_a_window_starts(tmp_path, critic):
     trainer.train()
     assert seen == [True] * 6
     assert any(not torch.equal(p, q) for p, q in zip(start, trainer.critic.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("clip", [-1.0, 0.0])
+def test_a_norm_that_is_not_positive_clips_nothing(clip):
+    """As Trainer has it for the policy; a negative factor would turn the critic's gradient round."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    weight.grad = torch.tensor([3.0, 4.0])
+    critic = SimpleNamespace(parameters=lambda: [weight])
+    CriticCallback(critic, lambda: False).on_pre_optimizer_step(SimpleNamespace(max_grad_norm=clip), None, None)
+    assert weight.grad.tolist() == [3.0, 4.0]
 
 
 def test_nothing_to_learn_moves_no_weight(tmp_path):

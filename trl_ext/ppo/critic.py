@@ -150,7 +150,7 @@ class CriticCallback(TrainerCallback):
         args.check_warmup(state.max_steps)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if args.max_grad_norm:
+        if args.max_grad_norm is not None and args.max_grad_norm > 0:  # as Trainer does for the policy's
             nn.utils.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
         if self.policy_rests():
             model.zero_grad()  # no gradient, no step: not even weight decay
