@@ -164,7 +164,7 @@ def test_papers_defaults():
             {"reward_weights": [1.0, 2.0]},
             r"reward_weights=\[1.0, 2.0\]: expected one per reward function \(1\), got 2",
         ),
-        ({"reward_weights": [float("nan")]}, r"RAFTTrainer, reward_weights=\[nan\]: expected finite numbers"),
+        ({"reward_weights": [float("nan")]}, r"RAFTConfig\(reward_weights=\[nan\]\): expected finite numbers"),
         ({"reward_weights": []}, r"reward_weights=\[\]: expected one per reward function \(1\), got 0"),
         ({"formatting_func": str}, r"RAFTTrainer\(formatting_func=…\): rows are made from samples"),
         ({"data_collator": list}, r"RAFTTrainer\(data_collator=…\): rows are made from samples"),

@@ -5,6 +5,7 @@ from dataclasses import fields
 from trl import GRPOConfig
 
 from trl_ext.trainer_kit.option_rules import Need, Rule, nonzero, switched_on, without
+from trl_ext.trainer_kit.training_rules import FINITE, TRAINING_RULES
 
 # Fields of GRPOConfig that PPO gives no meaning, and why. Their defaults are accepted, anything else is refused.
 MEANINGLESS = {
@@ -44,10 +45,13 @@ CRITIC_MOVES = Need(
 )
 
 # What PPO asks of its options, and of those of GRPOConfig that it reads. The annotations say their types.
-RULES = {
+RULES = TRAINING_RULES | {
     "scale_rewards": Rule(typed=False),  # of the parent's former True and False
     "num_generations": Rule(1, required=True),
+    "num_generations_eval": Rule(1),
     "num_iterations": Rule(1),
+    "generation_batch_size": Rule(1),
+    "steps_per_generation": Rule(1),
     "epsilon": Rule(above=0.0, high=1.0),
     "epsilon_high": Rule(above=0.0),
     "max_completion_length": Rule(1, required=True),
@@ -57,6 +61,7 @@ RULES = {
     "min_p": Rule(0.0, 1.0),
     "repetition_penalty": Rule(above=0.0),
     "top_entropy_quantile": Rule(above=0.0, high=1.0),
+    "entropy_coef": FINITE,
     "beta": Rule(0.0),
     "kl_estimator": Rule(words=("k1", "k3"), needs=nonzero("beta")),
     "kl_target": Rule(above=0.0),

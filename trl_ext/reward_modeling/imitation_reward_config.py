@@ -4,11 +4,22 @@ from dataclasses import dataclass
 
 from trl import RewardConfig
 
-from trl_ext.trainer_kit.config_checks import check_config
+from trl_ext.trainer_kit.config_checks import check_config, refuse_meaningless
 from trl_ext.trainer_kit.config_docs import documented, option
 from trl_ext.trainer_kit.option_rules import Rule, nonzero
+from trl_ext.trainer_kit.training_rules import TRAINING_RULES
 
-RULES = {
+# Fields of RewardConfig that its loss gives no meaning, and why. Their defaults are accepted, anything else is refused.
+MEANINGLESS = {
+    "label_smoothing_factor": "there are no labels to smooth; each row says which completion is better",
+}
+RULES = TRAINING_RULES | {
+    "center_rewards_coefficient": Rule(0.0),
+    "max_length": Rule(1),
+    "train_sampling_strategy": Rule(
+        words=("random", "sequential"),
+        expected="'random' or 'sequential', since a row is a pair and has no one length",
+    ),
     "imitation_coef": Rule(0, expected="a finite weight of at least 0; 0 switches imitation off"),
     "imitation_head": Rule(needs=nonzero("imitation_coef")),
 }
@@ -45,4 +56,5 @@ class ImitationRewardConfig(RewardConfig):
 
     def __post_init__(self):
         check_config(self, RULES)
+        refuse_meaningless(self, MEANINGLESS)
         super().__post_init__()

@@ -1,9 +1,11 @@
 """What self-training asks of its options: those of `SFTConfig` that mean nothing, and where each other does something."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from trl_ext.trainer_kit.option_rules import Need, Rule, having, nonzero, without
+from trl_ext.trainer_kit.training_rules import TRAINING_RULES
 
 SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
 SCORE_MAPS = ("none", "fixed", "running", "grow")
@@ -60,7 +62,7 @@ SEVERAL_STAGES = Need(
 )
 
 # What self-training asks of its options. The annotations say their types; `Sampling` checks those of sampling.
-RULES = {
+RULES = TRAINING_RULES | {
     "num_stages": Rule(1),
     "stage_batch_size": Rule(1),
     "improve_epochs": Rule(above=0.0, needs=without("improve_steps", "it says the length of an Improve already")),
@@ -151,14 +153,16 @@ RULES = {
         )
     ),
     "loss_type": Rule(needs=without("importance_clip", "RAFT++'s loss takes neither another loss nor smoothing")),
-    "label_smoothing_factor": Rule(
-        needs=without("importance_clip", "RAFT++'s loss takes neither another loss nor smoothing")
+    "label_smoothing_factor": replace(
+        TRAINING_RULES["label_smoothing_factor"],
+        needs=without("importance_clip", "RAFT++'s loss takes neither another loss nor smoothing"),
     ),
-    "pad_to_multiple_of": Rule(
+    "pad_to_multiple_of": replace(
+        TRAINING_RULES["pad_to_multiple_of"],
         needs=Need(
             lambda args: args.importance_clip is None or args.pad_to_multiple_of in (None, "auto"),
             "RAFT++'s batches are padded to their longest row. Leave it out.",
             ("importance_clip",),
-        )
+        ),
     ),
 }
