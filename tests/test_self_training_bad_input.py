@@ -78,6 +78,24 @@ def config(cls=RAFTConfig, **changes):
         ({"max_kept_per_prompt": 4, "acceptance_ratio": 0.5}, "since no more are kept of a prompt anyway"),
         ({"max_kept_per_prompt": 8, "selection": "global"}, "since no more are kept of a prompt anyway"),
         ({"random_selection": True, "num_generations": 1}, "it does nothing with one sample per prompt"),
+        ({"random_selection": True, "acceptance_ratio": 1.0}, "it does nothing, since all samples are kept. Lower"),
+        (
+            {"random_selection": True, "acceptance_ratio": 1.0, "selection": "global"},
+            "it does nothing, since all samples are kept. Lower",
+        ),
+        (
+            {"score_map": "grow"},
+            r"score_map='grow', selection='local', beta=0.0\): it does nothing, since the samples",
+        ),
+        ({"score_map": "running", "selection": "global"}, "it does nothing, since the samples keep their order"),
+        (
+            {"score_map": "grow", "selection": "percentile", "thresholds": [0.5]},
+            "it does nothing, since the samples keep their order and distances",
+        ),
+        ({"restart_from_base": True, "num_stages": 1}, r"num_stages=1\): it does nothing in a run of one stage"),
+        ({"drop_duplicates": False, "num_generations": 1}, "it does nothing with one sample per prompt"),
+        ({"drop_alike": True, "num_generations": 1}, "so all would be left out. Sample more"),
+        ({"importance_clip": 0.2, "num_generations": 1}, r"drop_alike=True, num_generations=1\): one sample"),
         ({"truncation_mode": "keep_end"}, r"truncation_mode='keep_end'\): a sequence is as long as it was sampled"),
         ({"dataset_text_field": "body"}, r"dataset_text_field='body'\): rows are prepared from the samples"),
         ({"num_stages": 1.5}, r"num_stages=1.5\): it must be in \[1, ∞\). Give a whole number"),
@@ -127,11 +145,22 @@ def test_rest_config(changes, message):
         {"selection": "global", "beta": 0.1, "random_selection": True},
         {"mix_dataset": True, "selection": "global", "max_kept_per_prompt": 8},
         {"level_stages": 0, "num_stages": 1},
+        {"score_map": "grow", "beta": 0.1},
+        {"score_map": "fixed", "score_range": [0.0, 5.0]},
+        {"random_selection": True, "acceptance_ratio": 1.0, "max_kept_per_prompt": 2},
+        {"random_selection": True, "acceptance_ratio": 1.0, "mix_dataset": True},
+        {"drop_duplicates": False, "num_generations": 1, "mix_dataset": True},
+        {"drop_alike": False, "num_generations": 1},
+        {"temperature": 0.0, "min_p": 0.0},
         {"stage_batch_size": np.int64(4), "improve_epochs": np.float32(0.5), "num_stages": 2.0},
     ],
 )
 def test_options_that_do_something_yet(changes):
     config(**changes)
+
+
+def test_em_of_one_stage_still_has_its_defaults():
+    assert config(ReSTConfig, restart_from_base=True, num_stages=1).num_generations == 32
 
 
 def test_thresholds_may_be_a_tuple():

@@ -29,7 +29,9 @@ class ReSTConfig(SelfTrainingConfig):
     gives no value, so one half is our choice. All other options are `SelfTrainingConfig`'s.
     """
 
-    unset = MappingProxyType({name: values for name, values in DEFAULTS.items() if name != "mix_dataset"})
+    unset = MappingProxyType(
+        SelfTrainingConfig.unset | {name: values for name, values in DEFAULTS.items() if name != "mix_dataset"}
+    )
 
     num_stages: int = option(2, "Grow steps G.", group="the stages")
     improve_lr_factor: float = option(0.5, "Learning rate of an Improve as a multiple of the one before in its stage.")

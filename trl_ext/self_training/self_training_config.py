@@ -29,7 +29,7 @@ class SelfTrainingConfig(SFTConfig):
         ValueError: For a value out of its range, or an option of SFT that has no meaning here.
     """
 
-    unset = MappingProxyType({})  # by the options' names, what None becomes
+    unset = MappingProxyType({"min_p": (0.0,)})  # by the options' names, what None becomes, or what is as good
 
     learning_rate: float | None = option(
         None,

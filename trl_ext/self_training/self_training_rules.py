@@ -51,6 +51,26 @@ def most_kept(args: Any) -> int:
     return args.num_generations + bool(args.mix_dataset)
 
 
+def keeps_all(args: Any) -> bool:
+    """Whether a `SelfTrainingConfig` keeps each sample that may be kept, whatever it ranks.
+
+    >>> from types import SimpleNamespace
+    >>> one = {"importance_clip": None, "max_kept_per_prompt": None, "num_generations": 8, "mix_dataset": False}
+    >>> [keeps_all(SimpleNamespace(**one, selection="local", acceptance_ratio=ratio)) for ratio in (0.9, 0.95, 1.0, None)]
+    [False, True, True, False]
+    """
+    if args.max_kept_per_prompt is not None or args.selection not in BY_SHARE:
+        return False
+    if args.selection == "global":
+        return args.acceptance_ratio == 1
+    return args.importance_clip is None and most_kept(args) == args.num_generations + bool(args.mix_dataset)
+
+
+SEVERAL_SAMPLES = Need(
+    lambda args: args.num_generations + bool(args.mix_dataset) > 1,
+    "it does nothing with one sample per prompt. Sample more, or leave it out.",
+    ("num_generations",),
+)
 HELD_OUT = Need(
     lambda args: args.eval_strategy == "steps",
     "it needs held-out scores within an Improve. Set eval_strategy='steps' with eval_steps, and give the trainer an "
@@ -81,6 +101,12 @@ RULES = TRAINING_RULES | {
     "fresh_optimizer": Rule(
         needs=(without("restart_from_base", "the optimizer begins anew with the weights"), SEVERAL_STAGES)
     ),
+    "restart_from_base": Rule(
+        needs=Need(
+            lambda args: args.num_stages > 1 or "num_generations" in args.unset,  # of ReST's defaults it chooses too
+            *(SEVERAL_STAGES.said, SEVERAL_STAGES.shown),
+        )
+    ),
     "level_stages": Rule(
         0,
         needs=Need(
@@ -106,7 +132,15 @@ RULES = TRAINING_RULES | {
             ("random_selection", "selection"),
         ),
     ),
-    "score_map": Rule(words=SCORE_MAPS),
+    "score_map": Rule(
+        words=SCORE_MAPS,
+        needs=Need(
+            lambda args: args.score_map in ("none", "fixed") or args.selection == "threshold" or args.beta != 0,
+            "it does nothing, since the samples keep their order and distances, and this selection asks for no more. "
+            "Leave it out.",
+            ("selection", "beta"),
+        ),
+    ),
     "score_range": Rule(
         fits=lambda ends: len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf,
         expected="[lowest, highest], two finite numbers",
@@ -137,11 +171,22 @@ RULES = TRAINING_RULES | {
             ("num_generations", "selection", "acceptance_ratio"),
         ),
     ),
-    "random_selection": Rule(
+    "drop_duplicates": Rule(needs=SEVERAL_SAMPLES),
+    "drop_alike": Rule(
         needs=Need(
-            lambda args: args.num_generations + bool(args.mix_dataset) > 1,
-            "it does nothing with one sample per prompt. Sample more, or leave it out.",
+            lambda args: not args.drop_alike or args.num_generations + bool(args.mix_dataset) > 1,
+            "one sample per prompt scores like itself, so all would be left out. Sample more, or set drop_alike=False.",
             ("num_generations",),
+        )
+    ),
+    "random_selection": Rule(
+        needs=(
+            SEVERAL_SAMPLES,
+            Need(
+                lambda args: not keeps_all(args),
+                "it does nothing, since all samples are kept. Lower acceptance_ratio, or leave it out.",
+                ("selection", "acceptance_ratio"),
+            ),
         )
     ),
     "importance_clip": Rule(above=0.0),
