@@ -185,6 +185,28 @@ def test_values_of_another_type_or_kind(name, bad):
         config(**{name: bad})
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": 0.7}, "'temperature' would change .* and give `temperature` of the config"),
+        ({"min_new_tokens": 2, "max_new_tokens": 8}, "'max_new_tokens' would .* give `max_completion_length`"),
+        ('{"top_k": 5}', "'top_k' would change how completions are sampled"),
+        ({"do_sample": False}, "'do_sample' would change how completions are sampled"),
+        ([("top_p", 0.9)], "expected a dict of further options of generation, or None"),
+        ("top_p", "expected a dict"),
+    ],
+)
+def test_generation_kwargs_that_options_say(given, message):
+    with pytest.raises(ValueError, match=rf"PPOConfig\(generation_kwargs=.*\): {message}"):
+        config(generation_kwargs=given)
+
+
+def test_further_generation_kwargs():
+    given = {"min_new_tokens": 2, "seed": 3, "stop_token_ids": [7]}
+    assert config(generation_kwargs=given).generation_kwargs == given
+    assert config(generation_kwargs='{"num_beams": 1}').generation_kwargs == {"num_beams": 1}
+
+
 def test_whole_numbers_however_they_are_written():
     args = config(kl_horizon=1e4, num_iterations=2.0)
     assert (args.kl_horizon, args.num_iterations) == (10_000, 2) and type(args.num_iterations) is int

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from trl import GRPOConfig
 
 from trl_ext.ppo.migration import OlderOptions
-from trl_ext.ppo.ppo_rules import MEANINGLESS, RULES
+from trl_ext.ppo.ppo_rules import MEANINGLESS, RULES, check_generation_kwargs
 from trl_ext.trainer_kit.config_checks import check_config, defaults_of, refuse_meaningless
 from trl_ext.trainer_kit.config_docs import documented, option
 
@@ -122,6 +122,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
         super().__post_init__()
         self.num_generations = int(self.num_generations)
         self._refuse_meaningless()
+        check_generation_kwargs(self)
         self._refuse_idle_clips()
         if self.max_steps > 0:
             self.check_warmup(self.max_steps)

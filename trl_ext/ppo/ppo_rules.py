@@ -37,6 +37,28 @@ MEANINGLESS = {
     "ds3_gather_for_generation": "DeepSpeed shards the model, outside of which the critic is",
 }
 
+# What `generation_kwargs` may not say, and the option that does, by which ratios and masks are taken.
+SAID_BY = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+SAID_BY |= dict.fromkeys(
+    ("max_new_tokens", "max_length", "max_tokens", "max_completion_length"), "max_completion_length"
+)
+SAID_BY |= dict.fromkeys(("num_return_sequences", "n", "num_generations"), "num_generations")
+SAID_BY |= {"do_sample": "temperature", "eos_token_id": "stop_tokens"}
+
+
+def check_generation_kwargs(config: GRPOConfig) -> None:
+    """Raise a ValueError where `generation_kwargs` is no dict, or says what an option does."""
+    given = config.generation_kwargs
+    call = f"{type(config).__name__}(generation_kwargs={given!r})"
+    if not isinstance(given, dict | None):
+        raise ValueError(f"{call}: expected a dict of further options of generation, or None.")
+    for name in given or ():
+        if name in SAID_BY:
+            raise ValueError(
+                f"{call}: {name!r} would change how completions are sampled, and neither ratios nor masks would know. "
+                f"Leave it out, and give `{SAID_BY[name]}` of the config."
+            )
+
 
 CRITIC_MOVES = Need(
     lambda config: config.critic_learning_rate != 0 or not config.detach_critic,
