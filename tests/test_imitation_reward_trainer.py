@@ -428,7 +428,7 @@ def test_coefficient_out_of_range(tmp_path, coefficient):
         ),
         ({"imitation_coef": True}, r"imitation_coef=True\): expected a finite weight"),
         ({"imitation_head": 3}, r"imitation_head=3\): it must be text"),
-        ({"learning_rate": "1e-4"}, r"learning_rate='1e-4'\): it must be a number"),
+        ({"learning_rate": "1e-4"}, r"learning_rate='1e-4'\): it must be in"),
     ],
 )
 def test_options_of_another_kind_or_without_effect(tmp_path, options, message):
