@@ -74,7 +74,9 @@ def test_a_model_is_at_0_from_itself_and_from_its_copy():
 def test_a_model_that_computes_nan_has_no_kl():
     policy, broken = tiny_llama(byte_tokenizer()), tiny_llama(byte_tokenizer())
     broken.model.norm.weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"KL of 1 of 1 completions is not a number, of number 0 first: the policy's or"):
+    with pytest.raises(
+        ValueError, match=r"KL of 1 of 1 completions is not a number, of number 0 first: the policy's or"
+    ):
         completion_kl(policy, broken, [training_row([5], [8])], batch_size=1)
 
 
