@@ -413,6 +413,16 @@ def test_bad_prompts(folder, capsys, name, content, message):
     refused(capsys, message, "--prompts", name)
 
 
+def test_a_column_of_several_kinds_that_nobody_reads_stops_nothing(folder):
+    rows = [{"prompt": "a", "x": 1, "n": 1}, {"prompt": "b", "x": "s"}, {"prompt": "c", "x": [1], "n": 3}]
+    (folder / "kinds.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(
+        UserWarning, match=r"column 'x' holds values of different kinds \(int in row 0, str in row 1, list"
+    ):
+        prompts = read_prompts(folder / "kinds.jsonl", "prompt")
+    assert prompts.to_dict() == {"prompt": ["a", "b", "c"], "n": [1, None, 3]}
+
+
 def test_messages_of_sharegpts_never_reach_a_model(folder, capsys):
     """Many templates write nothing of messages without `role`, so that the model would be asked nothing."""
     (folder / "shared.json").write_text('[{"conversations": [{"from": "human", "value": "What is 2+2?"}]}]')

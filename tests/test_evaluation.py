@@ -15,7 +15,7 @@ from test_exact_kl import by_definition, softmax_model
 from tiny import byte_tokenizer, reversed_tokenizer, tiny_llama, tiny_reward_model
 from transformers import AutoModelForCausalLM
 
-from trl_ext import Evaluation, LearnedReward, R3Reward, RelevanceReward, SharedBase, evaluate, score
+from trl_ext import Evaluation, LearnedReward, LengthIncentive, R3Reward, RelevanceReward, SharedBase, evaluate, score
 from trl_ext.generation import FileGenerator
 from trl_ext.sequences.training_rows import collate, training_row
 
@@ -53,6 +53,23 @@ def looked_at(sums: list[float], counts: list[float] | None = None, **settings) 
 
 
 # One policy in all its forms
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "message"),
+    [
+        ([None], ["a"], "the prompt of row 0 is None"),
+        (
+            [[{"from": "human", "value": "why?"}]],
+            [[{"role": "assistant", "content": "a"}]],
+            "the prompt of row 0 is",
+        ),
+        (["why?"], [None], "the completion of row 0 is None"),
+    ],
+)
+def test_scored_texts_are_texts(prompts, completions, message):
+    with pytest.raises(ValueError, match=rf"score\(…\): {message}"):
+        score(LengthIncentive(), prompts, completions)
 
 
 def test_a_policy_gives_the_same_samples_in_every_form(tuned, tmp_path):

@@ -25,7 +25,7 @@ def read_prompts(path: Path, column: str) -> Dataset:
     if path.suffix not in READERS:
         raise ValueError(f"{call}: expected a file that ends in {', '.join(READERS)}. Convert it to one of these.")
     try:
-        dataset = read_rows(path, text=[column], convert={column: with_text})
+        dataset = read_rows(path, text=[column], convert={column: with_text}, needed=[column])
     except MixedColumn as error:
         raise ValueError(f"{call}: {error}. Give one kind in all rows.") from error
     except UNREADABLE as error:

@@ -100,5 +100,4 @@ def standard_errors(measure: Callable[..., np.ndarray], *sums: np.ndarray) -> np
     picks = (random.integers(count, size=count) for _ in range(RESAMPLES))
     found = np.ma.masked_invalid([measure(*(each[picked].sum(0) for each in sums)) for picked in picks])
     n = np.min([(each[:, :, 1] > 0).sum(0) for each in sums], axis=0).astype(float)
-    factor = np.sqrt(n / np.where(n > 1, n - 1, np.nan))
-    return np.ma.filled(found.std(0), np.nan) * factor
+    return np.ma.filled(found.std(0), np.nan) * np.sqrt(n / np.where(n > 1, n - 1, np.nan))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.rewards.reward_columns import check_columns
 from trl_ext.rewards.weighted_rewards import call_all
+from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.texts import Text
 from trl_ext.trainer_kit.seeds import seeded
 
@@ -32,16 +33,16 @@ def score(
         prompts, completions: Text or messages; a text begins with the space that parts it from its prompt.
         max_completion_length: The trainer's, which an `R3Reward` without one takes as its L.
         seed: Of rewards that draw random numbers.
-        columns: What else rewards read, one value per completion; `completion_ended` tells reward models which came to
-            their end, without it all did.
+        columns: What else rewards read, one value each; without `completion_ended` all completions came to their end.
     """
     functions = reward_functions(rewards, max_completion_length=max_completion_length, call="score")
     given = {"prompts": prompts, "completions": completions, **columns}
     for name, values in given.items():
         if isinstance(values, str) or len(values) != len(completions):
-            got = "text" if isinstance(values, str) else len(values)
-            expected = f"expected a list, one for each of {len(completions)} completions"
-            raise ValueError(f"score({name}=…): {expected}, got {got}.")
+            got = f"{len(completions)} completions, got {'text' if isinstance(values, str) else len(values)}"
+            raise ValueError(f"score({name}=…): expected a list, one for each of {got}.")
+    check_prompts(prompts, call="score(…)", column="prompts", may_be_empty=True)
+    check_completions(prompts, completions, call="score(…)", column="completions")
     for function in functions:
         try:
             check_columns(function, columns, range(len(completions)))

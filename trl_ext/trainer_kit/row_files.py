@@ -1,6 +1,7 @@
 """Files of rows, read as they were written."""
 
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,23 @@ class MixedColumn(ValueError):
     """Which column holds values of different kinds, and where."""
 
 
-def read_rows(path: Path, text: Collection[str] = (), convert: Mapping[str, Callable] | None = None) -> Dataset:
+def read_rows(
+    path: Path,
+    text: Collection[str] = (),
+    convert: Mapping[str, Callable] | None = None,
+    needed: Collection[str] | None = None,
+) -> Dataset:
     """All rows of a .jsonl, .json, .csv or .parquet file; None where a row lacks a value.
 
     Args:
         path: The file; a .json file holds one list of objects.
         text: Columns that are text, also where all of a .csv file's rows look like numbers.
         convert: What is made of each value of a column of JSON before it becomes a table's, which has one type.
+        needed: Columns of JSON that must be of one kind; another that is not is left out, with a warning. None: all.
     """
     if path.suffix == ".csv":
         return _from_csv(path, text)
-    return _from_parquet(path) if path.suffix == ".parquet" else _from_json(path, convert or {})
+    return _from_parquet(path) if path.suffix == ".parquet" else _from_json(path, convert or {}, needed)
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -47,12 +54,18 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _from_json(path: Path, convert: Mapping[str, Callable]) -> Dataset:
+def _from_json(path: Path, convert: Mapping[str, Callable], needed: Collection[str] | None) -> Dataset:
     """Not by Dataset.from_list, which takes the columns of the first row only."""
     rows = list(json_rows(path))
     names = dict.fromkeys(name for row in rows for name in row)
     rows = [row | {name: read(row.get(name)) for name, read in convert.items() if name in row} for row in rows]
     columns = {name: [row.get(name) for row in rows] for name in names}
+    for name in [] if needed is None else [name for name in names if name not in needed]:
+        try:
+            _check_one_kind(name, columns[name], 0)
+        except MixedColumn as error:
+            warnings.warn(f"{path}: {error}, and is left out. A reward that reads it needs one kind.", stacklevel=2)
+            del columns[name]
     with mixtures_named(columns):
         return Dataset.from_dict(columns)
 

@@ -1,7 +1,9 @@
 """Watches the optimizer steps of a run: what each is made of, whether that is finite, and which a loss scaler skips."""
 
 import functools
+import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,6 +112,22 @@ class StepWatch(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._batches, self.skipped, self._in_a_row = [], 0, 0
         self.check_weights(f"before step {state.global_step + 1}")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        bad = [
+            name for name, value in (metrics or {}).items() if isinstance(value, float) and not math.isfinite(value)
+        ]
+        if bad and state.is_world_process_zero:
+            best = (
+                "; `load_best_model_at_end` goes by it, and takes no such step"
+                if args.metric_for_best_model in bad
+                else ""
+            )
+            warnings.warn(
+                f"{self.trainer}: in the evaluation after step {state.global_step}, {bad[0]} is {metrics[bad[0]]}{best}. Look at the "
+                "evaluation's rows: some have a loss or a score that is not finite.",
+                stacklevel=2,
+            )
 
     def on_train_end(self, args, state, control, **kwargs):
         self.check_weights(f"after step {state.global_step}")
