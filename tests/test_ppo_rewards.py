@@ -45,7 +45,7 @@ def test_rewards_of_one_name_are_logged_apart(tmp_path):
 
 @pytest.mark.parametrize("weights", [[float("nan")], [0.0], [1.0, 1.0]])
 def test_weights_are_checked_before_the_run(tmp_path, weights):
-    with pytest.raises(ValueError, match=r"PPOTrainer, reward_weights=\["):
+    with pytest.raises(ValueError, match=r"PPO(Trainer, |Config\()reward_weights=\["):
         ppo_trainer(tmp_path, reward_weights=weights)
 
 
