@@ -1,4 +1,4 @@
-"""One run of TRL 1.12's PPO, in an environment that has it: `python arm_trl_1_12.py TASK.json RESULT.json`.
+"""One run of TRL 1.12's PPO, in an environment that has it: `python -m examples.benchmarks.speed.arm_trl_1_12 TASK.json RESULT.json`.
 
 Started by `ppo_vs_trl_1_12.py`; `work.py` says what a task holds.
 """

@@ -1,4 +1,4 @@
-"""One run of trl_ext's PPO: `python arm_trl_ext.py TASK.json RESULT.json`.
+"""One run of trl_ext's PPO: `python -m examples.benchmarks.speed.arm_trl_ext TASK.json RESULT.json`.
 
 Started by `ppo_vs_trl_1_12.py`; `work.py` says what a task holds.
 """
