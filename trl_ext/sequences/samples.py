@@ -1,6 +1,6 @@
 """A completion of a prompt, with its tokens, and who made it."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from trl_ext.sequences.texts import Text
 
@@ -17,6 +17,7 @@ class Sample(TypedDict):
     ended: bool  # whether it came to its own end, rather than to the length limit
     generator: str  # who made it, e.g. "transformers", "vllm", "endpoint:gpt-x", "file:expert.jsonl"
     seed: int  # what to sample it again with; −1 where there is none
+    log_probs: NotRequired[list[float] | None]  # ln of the probability with which each of `completion_ids` was drawn
 
 
 def as_completion(prompt: Text, text: str) -> Text:
