@@ -3,7 +3,7 @@
 import pytest
 
 from examples.benchmarks.memory.plan_cases import CASES, QUICK, case
-from examples.benchmarks.memory.plan_error import ran_out, with_slack
+from examples.benchmarks.memory.plan_error import processes, ran_out, with_slack
 from examples.benchmarks.memory.plan_run import compare
 
 
@@ -40,3 +40,9 @@ def test_slack_is_fitted_on_one_half_and_held_against_the_other():
     ]  # fmt: skip
     assert "slack fitted on 2 combinations (a, c): 10.0% of what is allocated" in said[0]
     assert ran_out(rows, share=0.1) == ["d"] and "1 of the others run out: ['d']" in said[1]
+
+
+def test_on_a_card_no_process_is_a_fork_of_one_that_has_asked_it():
+    """bitsandbytes asks while it is imported, and CUDA cannot be used in a fork of who did."""
+    assert processes("cuda").get_start_method() == "spawn"
+    assert processes("cpu").get_start_method() == "forkserver"

@@ -232,9 +232,12 @@ def test_pairs_of_any_length_for_a_model_without_window(tmp_path):
 
 @pytest.mark.gpu
 def test_a_card_that_is_full(tmp_path):
-    torch.cuda.set_per_process_memory_fraction(0.001)
+    """Of which the models have taken their part, so that it is the run that meets the end of it."""
+    trainer = ppo_trainer(tmp_path, model=tiny_llama(byte_tokenizer(), hidden_size=1024, num_hidden_layers=16))
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
     try:
-        trainer = ppo_trainer(tmp_path, model=tiny_llama(byte_tokenizer(), hidden_size=1024, num_hidden_layers=16))
         with pytest.raises(torch.OutOfMemoryError, match=r"PPOTrainer\.train: out of memory in the phase"):
             trainer.train()
     finally:

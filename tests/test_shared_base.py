@@ -165,7 +165,8 @@ def test_to_the_cpu_and_back(path):
         before = policy.eval()(ids).logits
         held = torch.cuda.memory_allocated()
         base.to("cpu")
-        assert torch.cuda.memory_allocated() < held / 2
+        freed = held - torch.cuda.memory_allocated()  # cuBLAS's workspace stays, up to 32 MiB
+        assert freed >= sum(base.memory().values())
         base.to("cuda")
         assert torch.equal(policy(ids).logits, before)
 

@@ -21,6 +21,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
+from multiprocessing.context import BaseContext
 
 import torch
 from rich.console import Console
@@ -55,14 +56,26 @@ def arguments() -> argparse.Namespace:
 def run_all(cases: list[Case], args: argparse.Namespace) -> list[list[dict]]:
     """Rows of each combination, in order; each is run in a process that has run nothing before."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.plan_run", "bitsandbytes"])  # once, before any model is made
+    context = processes(args.device)
     with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         found = []
         for rows in pool.map(_run, cases, [args.device] * len(cases)):
             found.append(rows)
             print(f"{len(found)} of {len(cases)}", end="\r", file=sys.stderr, flush=True)
         return found
+
+
+def processes(device: str) -> BaseContext:
+    """How processes begin: on the CPU with all imports done once, before any model is made.
+
+    On CUDA each imports anew: bitsandbytes asks the card what it can while it is imported, and a fork of a process that
+    has talked to the card cannot use it.
+    """
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.plan_run", "bitsandbytes"])
+    return context
 
 
 def _run(case: Case, device: str) -> list[dict]:
