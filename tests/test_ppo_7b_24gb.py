@@ -1,8 +1,10 @@
 """The benchmark `ppo_7b_24gb.py`: its made models, its lengths, its clock by hand, and one row for real."""
 
 import argparse
+import json
 import math
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -229,6 +231,19 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
     assert ppo_7b_24gb.cells({"row": "ppo", "bits": 8} | result, GIB)[-1] == "out of memory"
 
 
+def test_out_of_time_is_a_result_with_what_was_measured(monkeypatch):
+    def endless(work, folder, phases):
+        with phases.phase("load"):
+            torch.ones(2**20)
+            while True:
+                time.sleep(0.01)
+
+    monkeypatch.setitem(ROWS, "ppo", endless)
+    result = run(work(), card=GIB, seconds=0.2)
+    assert result["status"] == "stopped after 0.2 s" and result["peaks"]["load"] >= 4 * 2**20
+    assert ppo_7b_24gb.cells({"row": "ppo", "bits": 8} | result, GIB)[-1] == "stopped after 0.2 s"
+
+
 # The command
 
 
@@ -247,9 +262,11 @@ def test_sizes():
 
 
 @pytest.mark.slow
-def test_the_command_prints_its_table(capfd):
-    words = ["--shape", "tiny", "--device", "cpu", "--rows", "ppo", "--bits", "8"]
+def test_the_command_prints_its_table(capfd, tmp_path):
+    words = ["--shape", "tiny", "--device", "cpu", "--rows", "ppo", "--bits", "8", "--json", str(tmp_path / "rows")]
     assert ppo_7b_24gb.main(words) == 0
+    (row,) = json.loads((tmp_path / "rows").read_text())
+    assert row["status"] == "ok" and row["plan"].keys() == {"load", "generate", "score", "train"} and row["rates"]
     printed = capfd.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith("| ppo | 8 | 2 |"))
     assert line.endswith("| ok |") and line.count("/") == 5

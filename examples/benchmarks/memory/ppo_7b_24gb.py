@@ -33,6 +33,7 @@ import sys
 import tempfile
 from collections import Counter
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 from examples.benchmarks.common.made_models import SHAPES
@@ -69,6 +70,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--card", type=size, default=24 * GIB, help="how large the card acts, e.g. 24GiB")
     add("--threads", type=int, help="default: on the CPU 1, which other processes do not stall")
     add("--seed", type=int, default=0)
+    add("--seconds", type=float, help="after which a row ends with what it has measured; default: none")
+    add("--json", type=Path, metavar="FILE", help="where the table's numbers go as well, after each row")
     add("--one", nargs=3, metavar=("ROW", "BITS", "FILE"), help=argparse.SUPPRESS)  # a row in its own process
     options = parser.parse_args(words)
     for name, value in zip(SIZES, DEFAULTS[options.device], strict=True):
@@ -125,7 +128,7 @@ def run_one(options: argparse.Namespace) -> None:
     lengths = lengths_from(options.lengths, limit=options.completion_length)
     work = Work(row=row, bits=int(bits), threshold=options.int8_threshold, lengths=lengths, **settings)
     print(work.plan.line(), flush=True)
-    Path(path).write_text(json.dumps(ppo_7b_rows.run(work, card=options.card)))
+    Path(path).write_text(json.dumps(ppo_7b_rows.run(work, card=options.card, seconds=options.seconds)))
 
 
 def be_quiet() -> None:
@@ -241,7 +244,11 @@ def main(words: list[str] | None = None) -> int:
         run_one(options)
         return 0
     check_device(options)
-    results = [in_own_process(words, row, bits) for row in options.rows for bits in options.bits]
+    results = []
+    for row, bits in product(options.rows, options.bits):
+        results.append(in_own_process(words, row, bits))
+        if options.json:
+            options.json.write_text(json.dumps(results))
     print(f"\n{table(results)}\n{setting(options, words)}")
     for result in results:
         if 0 < result.get("longest", 0) < options.completion_length:

@@ -13,6 +13,7 @@ from trl.trainer import grpo_trainer
 from examples.benchmarks.common.completion_lengths import ending
 from examples.benchmarks.common.made_models import EOS, made_base, made_model, word_tokenizer
 from examples.benchmarks.common.run_phases import Phases, metered
+from examples.benchmarks.common.time_limit import TimeUp, at_most
 from examples.benchmarks.memory.ppo_7b_work import RANK, Work, planned
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
 from trl_ext.generation.transformers_generator import TransformersGenerator
@@ -253,18 +254,22 @@ def train(work: Work, phases: Phases) -> None:
             trainer.train()
 
 
-def run(work: Work, *, card: int) -> dict:
-    """Train a row and say what it took; running out of memory is a result too.
+def run(work: Work, *, card: int, seconds: float | None = None) -> dict:
+    """Train a row and say what it took; running out of memory, or of time, is a result too.
 
     Args:
         work: The row.
         card: Bytes that the card may have.
+        seconds: After which it ends.
     """
     with metered(work.device, card=card) as meter:
         phases = Phases(meter)
         try:
-            train(work, phases)
+            with at_most(seconds):
+                train(work, phases)
             status = "ok"
+        except TimeUp:
+            status = f"stopped after {seconds:g} s"
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
                 raise
