@@ -1,10 +1,19 @@
 """The plan against live tensors of real runs: two combinations of examples/benchmarks/memory/plan_error.py."""
 
-import pytest
+import json
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
-from examples.benchmarks.memory.plan_cases import CASES, QUICK, case
+import pytest
+import torch
+
+from examples.benchmarks.common.live_bytes import leave_peaks
+from examples.benchmarks.memory import plan_error
+from examples.benchmarks.memory.plan_cases import CARD, CASES, QUICK, case
 from examples.benchmarks.memory.plan_error import processes, ran_out, with_slack
 from examples.benchmarks.memory.plan_run import compare
+from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,35 @@ def test_slack_is_fitted_on_one_half_and_held_against_the_other():
     ]  # fmt: skip
     assert "slack fitted on 2 combinations (a, c): 10.0% of what is allocated" in said[0]
     assert ran_out(rows, share=0.1) == ["d"] and "1 of the others run out: ['d']" in said[1]
+
+
+def test_a_combination_that_fails_loses_no_other(monkeypatch, tmp_path):
+    def run(one, device):
+        return [{"case": one.name}] if one.settings["method"] == "sft" else 1 / 0
+
+    monkeypatch.setattr(plan_error, "_run", run)
+    monkeypatch.setattr(plan_error, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    args = Namespace(device="cpu", jobs=1, json=tmp_path / "rows")
+    found, failed = plan_error.run_all(CARD, args)
+    assert [row["case"] for row in found] == [one.name for one in CARD if one.settings["method"] == "sft"]
+    assert len(failed) == 5 and json.loads(args.json.read_text()) == found
+
+
+def test_a_trainer_leaves_the_peaks_to_who_measures(monkeypatch):
+    """And goes on giving back what sampling has cached, as in a run that nobody measures."""
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: pytest.fail("begins anew"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: 7)
+    trainer = SimpleNamespace(memory=MemoryWatch(None, card_of(torch.device("cuda"))))
+    leave_peaks(trainer)
+    for phase in ("generate", "score", "train"):
+        trainer.memory.enter(phase)
+    assert given_back == [True]
+    without = SimpleNamespace(memory=MemoryWatch(None, card_of(torch.device("cpu"))))
+    leave_peaks(without)
+    assert without.memory.card is None
 
 
 def test_on_a_card_no_process_is_a_fork_of_one_that_has_asked_it():

@@ -3,11 +3,14 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from trl_ext.memory_planning.memory_watch import Card
 
 
 class LiveBytes(TorchDispatchMode):
@@ -102,6 +105,20 @@ class CudaPhasePeaks(PhasePeaks):
             self.peaks[name] = max(self.peaks.get(name, 0), torch.cuda.max_memory_allocated())
             self.reserved[name] = max(self.reserved.get(name, 0), torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
+
+
+@dataclass(frozen=True)
+class CardWithoutPeaks(Card):
+    """What one of our trainers knows of its card, but for the peaks, which are left to whoever measures here."""
+
+    def reset(self) -> None:
+        """Peaks go on; what sampling has cached is still given back."""
+
+
+def leave_peaks(trainer) -> None:
+    """Keep one of our trainers from beginning the peaks anew while they are measured."""
+    if trainer.memory.card is not None:
+        trainer.memory.card = CardWithoutPeaks(trainer.memory.card.device)
 
 
 def unique_bytes(tensors: Iterable[Tensor]) -> int:

@@ -33,7 +33,13 @@ SIZES |= {
     "qwen3_moe-128": NARROW
     | {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
 }
-VOCABULARY = {"llama-64": 512, "llama-256": 4096, "qwen2-128": 2048, "qwen2-256": 8192}
+SIZES["llama-1024"] = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+}
+VOCABULARY = {"llama-1024": 32_000, "llama-64": 512, "llama-256": 4096, "qwen2-128": 2048, "qwen2-256": 8192}
 COUNTED = [size for size in SIZES if size not in VOCABULARY]  # of no table: counted on the meta device
 VOCABULARY |= dict.fromkeys(COUNTED, 2048)
 
@@ -164,3 +170,12 @@ for size in COUNTED:
             case("reward", size, **PLAIN, lora=None, shared=False),
         ]
 QUICK = [CASES[i] for i in (0, 3, 17, 24, 33, 40)]
+WIDE = BF16 | {"batch": 16, "micro_batch": 4, "prompt_length": 448, "completion_length": 64}
+CARD = [  # so wide that a card's own rounding and workspaces are small beside them
+    case("ppo", "llama-1024", **WIDE),
+    case("ppo", "llama-1024", **WIDE | BITS8, reentrant=True),
+    case("ppo", "llama-1024", **WIDE | BITS4),
+    case("grpo", "llama-1024", **WIDE, num_generations=4),
+    case("sft", "llama-1024", **WIDE),
+    case("reward", "llama-1024", **WIDE | BITS8, imitation=True, reentrant=True),
+]

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from examples.benchmarks.common.live_bytes import CudaPhasePeaks, LiveBytes, PhasePeaks, unique_bytes
+from examples.benchmarks.common.live_bytes import CudaPhasePeaks, LiveBytes, PhasePeaks, leave_peaks, unique_bytes
 from examples.benchmarks.memory.plan_cases import VOCABULARY, Case
 from examples.benchmarks.memory.plan_models import Roles, dataset, saved_model, word_tokenizer
 from trl_ext import (
@@ -133,6 +133,8 @@ def measure(case: Case, folder: Path, device: str) -> dict[str, dict[str, int]]:
     """Bytes of each phase: of live tensors, or as CUDA's allocator counted them."""
     roles = Roles(case, str(folder / "model"), device)
     trainer = trainer_of(case, roles, folder)
+    if hasattr(trainer, "memory"):
+        leave_peaks(trainer)
     meter = CudaPhasePeaks() if device == "cuda" else PhasePeaks(LiveBytes())
     models = all_models(trainer, roles)
     loaded = loaded_bytes(models)

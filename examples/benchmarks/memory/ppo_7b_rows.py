@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig
 from trl.trainer import grpo_trainer
 
 from examples.benchmarks.common.completion_lengths import ending
+from examples.benchmarks.common.live_bytes import leave_peaks
 from examples.benchmarks.common.made_models import EOS, made_base, made_model, word_tokenizer
 from examples.benchmarks.common.run_phases import Phases, metered
 from examples.benchmarks.common.time_limit import TimeUp, at_most
@@ -245,7 +246,7 @@ def train(work: Work, phases: Phases) -> None:
             trainer = ROWS[work.row](work, folder, phases)
         trainer.remove_callback(PrinterCallback)
         if work.row in OURS:
-            trainer.memory.card = None  # its own measuring would reset the peaks that are measured here
+            leave_peaks(trainer)
         if work.row in ON_POLICY:
             watch_rollouts(trainer, work, phases)
         count_trained_tokens(trainer, phases)
