@@ -4,14 +4,12 @@ import pytest
 import torch
 
 from examples.benchmarks.speed import imitation_cost
-from examples.benchmarks.speed.imitation_cost import OURS, PLAIN, WITHOUT
+from examples.benchmarks.speed.imitation_cost import OURS, PLAIN, WITHOUT, Work
 
 
 @pytest.fixture
-def trainer(monkeypatch, tmp_path):
-    for name, value in {"HIDDEN": 16, "LAYERS": 2, "PAIRS": 2, "PROMPT": 5, "COMPLETION": 3}.items():
-        monkeypatch.setattr(imitation_cost, name, value)
-    return imitation_cost.trainer_of(40, str(tmp_path))
+def trainer(tmp_path):
+    return imitation_cost.trainer_of(40, str(tmp_path), Work(hidden=16, layers=2, pairs=2, prompt=5, completion=3))
 
 
 def test_rows_differ_in_the_term_only(trainer):
