@@ -147,7 +147,8 @@ def trainer_of(words: int, folder: str, work: Work) -> ImitationRewardTrainer:
         gradient_checkpointing=False,
         disable_tqdm=True,
     )
-    model, tokenizer = LlamaForSequenceClassification(config), word_tokenizer(words)
+    dtype = torch.float32 if work.device == "cpu" else torch.bfloat16
+    model, tokenizer = LlamaForSequenceClassification(config).to(dtype), word_tokenizer(words)
     trainer = ImitationRewardTrainer(model, args, train_dataset=pairs(words, work), processing_class=tokenizer)
     trainer.model = trainer.accelerator.prepare(trainer.model)  # which brings autocast to a card, as in a run
     trainer.create_optimizer()
