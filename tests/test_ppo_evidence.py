@@ -91,10 +91,10 @@ def test_the_picture_ends_where_the_first_run_does(tmp_path):
 def test_kl_to_the_start_is_zero_before_training_and_more_after_a_change(task):
     tokenizer = task.tokenizer()
     start, moved = tiny_llama(tokenizer), tiny_llama(tokenizer)
-    measures = runs.measure(moved, start, tokenizer, task)
+    measures = runs.answers_to_prompts(moved, start, tokenizer, task)
     assert measures["kl"] == 0 and measures["right"] == 0 and measures["length"] <= 6
     moved.lm_head.weight.data[ord("a") % 100] += 0.5
-    assert runs.measure(moved, start, tokenizer, task)["kl"] > 0
+    assert runs.answers_to_prompts(moved, start, tokenizer, task)["kl"] > 0
 
 
 def test_trl_s_completions_are_scored_as_they_continue_their_prompts(task):

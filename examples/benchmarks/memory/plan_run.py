@@ -44,7 +44,7 @@ def compare(case: Case, device: str) -> list[dict]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         plan = memory_plan(saved_model(case, Path(folder)), **case.settings, device=device)
-        measured = measure(case, Path(folder), device)
+        measured = bytes_by_phase(case, Path(folder), device)
     known = {name: tensor_bytes(name, phase.terms) for name, phase in plan.phases.items()}
     rows = [{"phase": name, "predicted": size} | measured[name] for name, size in known.items()]
     largest = {key: max(row[key] for row in rows) for key in ("predicted", "measured", "reserved")}
@@ -129,7 +129,7 @@ def quiet(case: Case, folder: Path) -> dict:
 # Measuring
 
 
-def measure(case: Case, folder: Path, device: str) -> dict[str, dict[str, int]]:
+def bytes_by_phase(case: Case, folder: Path, device: str) -> dict[str, dict[str, int]]:
     """Bytes of each phase: of live tensors, or as CUDA's allocator counted them."""
     roles = Roles(case, str(folder / "model"), device)
     trainer = trainer_of(case, roles, folder)

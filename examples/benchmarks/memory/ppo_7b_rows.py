@@ -101,7 +101,7 @@ def trl_grpo(work: Work, folder: str, phases: Phases):
 def reward(work: Work, folder: str, phases: Phases):
     """Training a reward model on the base, with the imitation term."""
     base = loaded(phases, made_base, work)
-    args = ImitationRewardConfig(**work.common(folder), max_length=work.window, max_steps=work.steps)
+    args = ImitationRewardConfig(**work.of_any_trainer(folder), max_length=work.window, max_steps=work.steps)
     return ImitationRewardTrainer(
         base.reward_model().module,
         args,
@@ -114,7 +114,9 @@ def reward(work: Work, folder: str, phases: Phases):
 def trl_reward(work: Work, folder: str, phases: Phases):
     """Training a reward model as TRL alone does it, without the imitation term."""
     model = loaded(phases, made_model, work, scorer=True)
-    settings = work.common(folder) | {"bf16": True}  # or TRL's head in bf16 could not read a CPU's states in fp32
+    settings = work.of_any_trainer(folder) | {
+        "bf16": True
+    }  # or TRL's head in bf16 could not read a CPU's states in fp32
     return RewardTrainer(
         model,
         RewardConfig(**settings, max_length=work.window, max_steps=work.steps),
@@ -134,7 +136,7 @@ def raft(work: Work, folder: str, phases: Phases):
             return scorer(**columns)
 
     args = RAFTConfig(
-        **work.common(folder),
+        **work.of_any_trainer(folder),
         num_stages=work.steps,
         stage_batch_size=work.batch,
         num_generations=work.samples,

@@ -115,7 +115,7 @@ class Work:
 
     # What trainers are told
 
-    def common(self, output_dir: str) -> dict:
+    def of_any_trainer(self, output_dir: str) -> dict:
         settings = self.plan.settings
         return {
             "output_dir": output_dir,
@@ -134,7 +134,7 @@ class Work:
 
     def on_policy(self, output_dir: str, **others) -> dict:
         return (
-            self.common(output_dir)
+            self.of_any_trainer(output_dir)
             | {
                 "max_completion_length": self.completion_length,
                 "max_steps": self.steps * self.epochs,

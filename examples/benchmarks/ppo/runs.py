@@ -82,11 +82,11 @@ class Looks(TrainerCallback):
     def _look(self, model, rollouts: int) -> None:
         now = self.clock.seconds
         with self.clock.paused():
-            measures = measure(model, self.start, self.tokenizer, self.task)
+            measures = answers_to_prompts(model, self.start, self.tokenizer, self.task)
         self.points.append({"clock": now, "rollouts": rollouts} | measures)
 
 
-def measure(model, start, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[str, float]:
+def answers_to_prompts(model, start, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[str, float]:
     """One answer to each held-out prompt at temperature 1, what is thought of it, and KL(π ‖ π_start) in nats."""
     columns = {name: [row.get(name) for row in task.held_out] for name in ("prompt", "attribute", "answer")}
     looked = evaluate(

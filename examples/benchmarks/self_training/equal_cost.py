@@ -107,10 +107,12 @@ class Probe(TrainerCallback):
             self.look()
 
     def look(self) -> None:
-        self.points.append(measure(self.trainer.model, self.setting, self.questions) | {"cost": self.cost() / 1e6})
+        self.points.append(
+            answers_to_questions(self.trainer.model, self.setting, self.questions) | {"cost": self.cost() / 1e6}
+        )
 
 
-def measure(model, setting: Setting, questions: list[dict]) -> dict[str, float]:
+def answers_to_questions(model, setting: Setting, questions: list[dict]) -> dict[str, float]:
     """One answer to each held-out question at temperature 1, and what is thought of it."""
     looked = evaluate(
         model,

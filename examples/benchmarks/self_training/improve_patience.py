@@ -22,7 +22,7 @@ from datasets import Dataset
 from examples.benchmarks.common.demo_setting import Setting, prepare
 from examples.benchmarks.common.over_seeds import paired_difference
 from examples.benchmarks.common.quiet_runs import on_cpu, quiet
-from examples.benchmarks.self_training.equal_cost import LEARNING_RATE, measure
+from examples.benchmarks.self_training.equal_cost import LEARNING_RATE, answers_to_questions
 from trl_ext import ReSTConfig, ReSTTrainer
 from trl_ext.demo.answers import sft_rows
 from trl_ext.demo.stages import COMPLETION_LENGTH
@@ -56,7 +56,7 @@ def run(arm: str, setting: Setting, folder: Path) -> dict[str, float]:
     trainer = ReSTTrainer(str(setting.policy), setting.reward, config, rows, eval_dataset=inside)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    return measure(trainer.model, setting, unseen[EVALUATED:] * 2) | {"cost": trainer.table.cost / 1e6}
+    return answers_to_questions(trainer.model, setting, unseen[EVALUATED:] * 2) | {"cost": trainer.table.cost / 1e6}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from examples.benchmarks.speed.meter import (
 )
 
 
-def measure(trainer: PPOTrainer, meter: Meter) -> None:
+def time_loop(trainer: PPOTrainer, meter: Meter) -> None:
     """Name the parts of TRL's loop, which is one function, by what it calls."""
     reward_model = trainer.reward_model
     generation = meter.timed(ppo_trainer.batch_generation, GENERATION)
@@ -119,7 +119,7 @@ def config(task: dict) -> PPOConfig:
 def run(task: dict, imports: int) -> dict:
     meter, lengths = Meter(CLOCKS[task["clock"]]), []
     trainer = trainer_for(task, meter)
-    measure(trainer, meter)
+    time_loop(trainer, meter)
     count_lengths(lengths)
     trainer.train()
     measured = meter.finish(imports=imports)

@@ -124,7 +124,7 @@ def curves(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for arm, (python, script, settings) in arms(args).items():
             result = args.output_dir / f"curves_{slug(arm)}_{seed}.json"
-            task = common(args, work) | CURVES | {"as_trl_1_12": True} | settings
+            task = place(args, work) | CURVES | {"as_trl_1_12": True} | settings
             task |= {"seed": seed, "rollouts": args.rollouts, "save": str(result.with_suffix(""))}
             one = run(python, script, task, result)
             found[arm].append(one | {"end": held_out(Path(task["save"]), work)})
@@ -185,7 +185,7 @@ def speed(args: argparse.Namespace) -> None:
                     batch = {name: getattr(args, name) for name in ("batch", "micro_batch", "rollout_batch")}
                     cut = "_".join(map(str, batch.values()))
                     result = args.output_dir / f"speed_{size}_{prompt_tokens}_{cut}_{slug(arm)}_{repeat}.json"
-                    task = common(args, work) | SPEED | settings | batch | {"rollouts": args.rollouts}
+                    task = place(args, work) | SPEED | settings | batch | {"rollouts": args.rollouts}
                     runs[arm].append(run(python, script, task, result))
     batch = f"Batch {args.batch} in micro-batches of {args.micro_batch}"
     print_speed(rows, f"{batch}, {SPEED['new_tokens']} new tokens, {SPEED['epochs']} epochs, LoRA r {SPEED['lora']}")
@@ -282,7 +282,7 @@ def growth(args: argparse.Namespace) -> None:
         table.add_column(column, justify="right" if column else "left")
     for name, values in GROWTH.items():
         for value in values:
-            task = common(args, work) | SPEED | settings | {"rollouts": args.rollouts, "micro_batch": 8, name: value}
+            task = place(args, work) | SPEED | settings | {"rollouts": args.rollouts, "micro_batch": 8, name: value}
             result = args.output_dir / f"growth_{size}_{task['batch']}_{task['new_tokens']}_{task['epochs']}.json"
             one = run(python, script, task, result)
             seconds = statistics.median(map(sum_of, timed_rollouts([one])))
@@ -299,7 +299,8 @@ def growth(args: argparse.Namespace) -> None:
     Console(width=140).print(table)
 
 
-def common(args: argparse.Namespace, work: Path) -> dict:
+def place(args: argparse.Namespace, work: Path) -> dict:
+    """Where a run reads and writes, and how it is timed."""
     return {
         "folder": str(work),
         "output_dir": str(args.output_dir / "trainer"),
