@@ -1,6 +1,6 @@
 """The same numbers as TRL 1.12's own PPOTrainer on the same tensors, and where and by how much they differ.
 
-`tests/fixtures/trl_1_12.json` is what its `train()` held; `examples/benchmarks/ppo/trl_1_12_numbers.py` made it. TRL's
+`tests/fixtures/trl_1_12.json` is what its `train()` held; `trl_1_12_numbers.py` made it. TRL's
 `padding_mask` is 0 on real tokens, `padding_mask_p1` also on the one after the last, where it puts the score.
 """
 

@@ -1,7 +1,7 @@
 """What TRL 1.12's own PPOTrainer computes, as numbers that `tests/test_parity_trl_1_12.py` compares ours with.
 
     pip install trl==1.12.0 requests  # in an environment of its own
-    python -m examples.benchmarks.ppo.trl_1_12_numbers tests/fixtures/trl_1_12.json
+    python tests/trl_1_12_numbers.py tests/fixtures/trl_1_12.json
 
 Runs one update of its trainer per case, on models whose weights are a formula, and writes down the local variables of
 its `train()` at two points: where it whitens advantages, and where it calls backward. Nothing of it is copied here.
@@ -21,12 +21,10 @@ import torch
 import trl
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import TrainingArguments, set_seed
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))  # its models are the test's
 from parity_models import causal_lm, scorer
 from tiny import byte_tokenizer
+from transformers import TrainingArguments, set_seed
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 CASES = {
     "full_length": {},
