@@ -3,31 +3,17 @@
 Started by `ppo_vs_trl_1_12.py`; `work.py` says what a task holds.
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
-import transformers
-import trl
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-from examples.benchmarks.speed.meter import (
-    BACKWARD,
-    CLOCKS,
-    FORWARD,
-    GENERATION,
-    PASSES,
-    SCORING,
-    Meter,
-    resident_bytes,
-)
+from examples.benchmarks.speed.arm import adapter, main, prompts_of, scorer
+from examples.benchmarks.speed.meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter
 
 
 def time_loop(trainer: PPOTrainer, meter: Meter) -> None:
@@ -70,23 +56,21 @@ def count_lengths(lengths: list[float]) -> None:
 def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
     folder = Path(task["folder"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "policy", padding_side="left")
-    prompts = json.loads((folder / "prompts.json").read_text())
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(folder / name, num_labels=1) for name in ("reward", "value")
-    )
+    reward, value = scorer(task, "reward"), scorer(task, "value")
     for model in (policy, reward, value):
         meter.count_passes(model)
-    lora = LoraConfig(r=task["lora"], lora_alpha=2 * task["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
     return PPOTrainer(
         config(task),
         tokenizer,
         policy,
         ref_model=None,
         reward_model=reward,
-        train_dataset=Dataset.from_list([{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]),
+        train_dataset=Dataset.from_list(
+            [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts_of(task)]
+        ),
         value_model=value,
-        peft_config=lora if task["lora"] else None,
+        peft_config=adapter(task),
     )
 
 
@@ -130,13 +114,8 @@ def run(task: dict, imports: int) -> dict:
         "score": [entry["objective/scores"] for entry in logged],
         "kl": [entry["objective/kl"] for entry in logged],
         "length": lengths,
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
     }
 
 
 if __name__ == "__main__":
-    imports = resident_bytes()
-    task = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(task["threads"])
-    transformers.logging.set_verbosity_error()
-    Path(sys.argv[2]).write_text(json.dumps(run(task, imports)))
+    main(run)

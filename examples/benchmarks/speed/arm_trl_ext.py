@@ -3,31 +3,17 @@
 Started by `ppo_vs_trl_1_12.py`; `work.py` says what a task holds.
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
-import transformers
-import trl
-from datasets import Dataset, disable_progress_bars
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl.trainer import utils
 
-from examples.benchmarks.speed.meter import (
-    BACKWARD,
-    CLOCKS,
-    FORWARD,
-    GENERATION,
-    PASSES,
-    SCORING,
-    Meter,
-    resident_bytes,
-)
+from examples.benchmarks.speed.arm import adapter, main, prompts_of, scorer
+from examples.benchmarks.speed.meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter
 from trl_ext import LearnedReward, PPOConfig, PPOTrainer
 
 TRL_1_12 = {"score_scaling": False, "max_grad_norm": 0.0}  # what its PPO does not do
@@ -55,24 +41,20 @@ class MeteredPPOTrainer(PPOTrainer):
 def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
     folder = Path(task["folder"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "policy")
-    prompts = json.loads((folder / "prompts.json").read_text())
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
     names = ("reward", "value") if task["critic"] == "model" else ("reward",)
-    reward, *value = (
-        AutoModelForSequenceClassification.from_pretrained(folder / name, num_labels=1) for name in names
-    )
+    reward, *value = (scorer(task, name) for name in names)
     for model in (policy, reward, *value):
         meter.count_passes(model)
         model.config.name_or_path = ""  # there, transformers would find a tokenizer that the folder does not have
-    lora = LoraConfig(r=task["lora"], lora_alpha=2 * task["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = MeteredPPOTrainer(
         policy,
         LearnedReward(reward, tokenizer, batch_size=task["micro_batch"]),
         config(task),
-        Dataset.from_dict({"prompt": prompts}),
+        Dataset.from_dict({"prompt": prompts_of(task)}),
         value_model=value[0] if value else None,
         processing_class=tokenizer,
-        peft_config=lora if task["lora"] else None,
+        peft_config=adapter(task),
     )
     trainer.meter = meter
     trainer.accelerator.backward = meter.timed(trainer.accelerator.backward, BACKWARD)
@@ -124,14 +106,8 @@ def run(task: dict, imports: int) -> dict:
         "score": [entry["score"] for entry in logged],
         "kl": [entry["kl_per_completion"] for entry in logged],
         "length": [entry["completions/mean_length"] for entry in logged],
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
     }
 
 
 if __name__ == "__main__":
-    imports = resident_bytes()
-    task = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(task["threads"])
-    transformers.logging.set_verbosity_error()
-    disable_progress_bars()
-    Path(sys.argv[2]).write_text(json.dumps(run(task, imports)))
+    main(run)
