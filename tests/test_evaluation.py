@@ -175,7 +175,9 @@ def test_length_ends_and_variety_by_hand():
     ends, b = tokenizer.eos_token_id, tokenizer("b")["input_ids"][0]
     shares = torch.full((len(tokenizer),), 1e-30)
     shares[ends] = shares[b] = 0.5
-    found = evaluate(softmax_model(*shares.tolist()), PROMPTS, length, tokenizer=tokenizer, num_samples=8, **SIZES)
+    eight = np.int64(8)  # as a table has it
+    found = evaluate(softmax_model(*shares.tolist()), PROMPTS, length, tokenizer=tokenizer, num_samples=eight, **SIZES)
+    assert type(found.settings["num_samples"]) is int
     samples = ids(found)
     assert {token for row in samples for token in row} == {ends, b}
     assert found.summary["length"] == np.mean([len(row) for row in samples])
@@ -398,6 +400,8 @@ def needs_answer(completions, answer):
         ({"max_completion_length": 250}, r"evaluate\(dataset=…\): the prompt of row 1 has 7 tokens, which with max_"),
         ({"max_completion_length": 0}, r"evaluate\(max_completion_length=0\): expected a whole number of at least 1"),
         ({"num_samples": 0}, r"evaluate\(num_samples=0\): expected a whole number of at least 1"),
+        ({"batch_size": 0}, r"evaluate\(batch_size=0\): expected a whole number of at least 1"),
+        ({"num_samples": True}, r"evaluate\(num_samples=True\): expected a whole number of at least 1"),
         ({"batch_size": 1.5}, r"evaluate\(batch_size=1.5\): expected a whole number of at least 1"),
         ({"temperature": -1}, r"Sampling\(temperature=-1\): expected 0 or more"),
         ({"references_column": "answers"}, r"evaluate\(references_column='answers'\): expected one of \['prompt'\]"),

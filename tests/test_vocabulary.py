@@ -60,6 +60,8 @@ def test_a_token_is_refused_where_a_text_has_it():
     check_ids([[], tokenizer("hello")["input_ids"]], tokenizer, config, call="Here")
     with pytest.raises(ValueError, match="Here: " + ASKED["<new2>"]):
         check_ids([[1], tokenizer("<new1><new2>")["input_ids"]], tokenizer, config, call="Here")
+    with pytest.raises(ValueError, match=r"Here: there is the id -1, and no token has a negative one\. Give a"):
+        check_ids([[1], [2, -1]], tokenizer, config, call="Here")
 
 
 @pytest.mark.parametrize("role", ["eos_token", "pad_token"])

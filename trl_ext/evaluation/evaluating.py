@@ -27,12 +27,15 @@ from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.training_rows import training_row
 from trl_ext.sequences.windows import check_windows
 from trl_ext.shared_base.given_policy import Base, Given, check_same_words, given_policy, name_of
+from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
+from trl_ext.trainer_kit.option_rules import Rule
 from trl_ext.trainer_kit.seeds import seeded
 
 REFERENCES = "reference"  # a column of this name may be missing
 CALL = "evaluate(dataset=…)"
+COUNT = Rule(1, expected="a whole number of at least 1")
 
 
 def evaluate(
@@ -80,10 +83,13 @@ def evaluate(
         batch_size: Completions sampled at once, and rows per pass. None: what memory allows, and 16.
         seed: Of sampling, and of rewards that draw random numbers.
     """
+    num_samples = checked("evaluate", "num_samples", num_samples, int, COUNT)
+    max_completion_length = checked("evaluate", "max_completion_length", max_completion_length, int, COUNT)
+    batch_size = checked("evaluate", "batch_size", batch_size, int | None, COUNT)
     passes = 16 if batch_size is None else batch_size
-    counts = {"max_completion_length": max_completion_length, "num_samples": num_samples}
     dataset = read_dataset(dataset, trainer="evaluate", name="dataset")
-    _check(dataset, references_column, counts | {"batch_size": passes})
+    if references_column not in (None, REFERENCES, *dataset.column_names):
+        raise ValueError(f"evaluate({references_column=}): expected one of {dataset.column_names}, or None.")
     sampling = Sampling(num_samples, max_completion_length, temperature, seed=seed)
     generator = generator or TransformersGenerator(batch_size=batch_size)
     functions = reward_functions(rewards, max_completion_length=max_completion_length, call="evaluate")
@@ -105,18 +111,11 @@ def evaluate(
         references = _nll(asked, rows, len(dataset), passes)
     made_of = {f"the reward {name!r}": made for name, made in reward_settings(functions).items()}
     made_of |= {} if start is None else {"the reference": tensors_fingerprint(start.named_parameters())}
-    settings = {"prompts": len(dataset), "dataset": data_fingerprint(dataset), **counts, "temperature": temperature}
+    settings = {"prompts": len(dataset), "dataset": data_fingerprint(dataset), "num_samples": num_samples}
+    settings |= {"max_completion_length": max_completion_length, "temperature": temperature}
     settings |= {"rewards": [function.__name__ for function in functions], "references_column": references_column}
     settings |= {"reference": reference and name_of(reference), "chat_template_kwargs": asked.chat_template_kwargs}
     return _evaluation(samples, columns, references, metrics, settings | {MADE_OF: made_of})
-
-
-def _check(dataset: Dataset, references_column: str | None, counts: dict[str, int]) -> None:
-    for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"evaluate({name}={value!r}): expected a whole number of at least 1.")
-    if references_column not in (None, REFERENCES, *dataset.column_names):
-        raise ValueError(f"evaluate({references_column=}): expected one of {dataset.column_names}, or None.")
 
 
 def _rows_that_fit(asked: Policy, start, dataset: Dataset, column: str | None, longest: int) -> dict:

@@ -9,6 +9,7 @@ from trl_ext.sequences.samples import as_completion
 from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown
 from trl_ext.sequences.texts import Text, text_of
 from trl_ext.sequences.token_ids import prompt_and_completion_ids
+from trl_ext.sequences.vocabulary import unread_id
 
 Row = dict[str, Any]
 TYPES = {"ended": (bool, "true or false"), "generator": (str, "text"), "seed": (int, "a whole number")}
@@ -67,11 +68,11 @@ class RowChecks:
 
     def _check_vocabulary(self, row: Row) -> None:
         for name in IDS:
-            beyond = [i for i in row[name] or () if not 0 <= i < self.vocabulary]
-            if beyond:
+            unread = unread_id(row[name] or [], self.vocabulary)
+            if unread is not None:
                 raise WrongRow(
                     f"a generator with another tokenizer: the {name} of prompt {shown(row['prompt'])} have the id "
-                    f"{beyond[0]}, and the policy's vocabulary has {self.vocabulary}",
+                    f"{unread}, and the policy's vocabulary has {self.vocabulary}",
                     DROP_IDS,
                 )
 

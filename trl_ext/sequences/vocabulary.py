@@ -41,16 +41,25 @@ def check_vocabulary(
 def check_ids(
     ids: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, call: str
 ) -> None:
-    """Raise a ValueError for the first id that is beyond the model's embedding."""
+    """Raise a ValueError for the first row with an id that the model has no embedding for."""
     rows = _rows(config)
     for row in ids if rows is not None else ():
-        if max(row, default=0) >= rows:
-            raise _error(max(row), tokenizer, config, call)
+        if (id := unread_id(row, rows)) is not None:
+            raise _error(id, tokenizer, config, call)
+
+
+def unread_id(ids: list[int], rows: int) -> int | None:
+    """One of the ids that an embedding of so many rows does not read, the largest or a negative one; None: it reads all.
+
+    >>> unread_id([0, 7, 9], 8), unread_id([0, -1], 8), unread_id([0, 7], 8), unread_id([], 8)
+    (9, -1, None, None)
+    """
+    return next((id for id in (max(ids, default=0), min(ids, default=0)) if not 0 <= id < rows), None)
 
 
 def is_token(id: int | None, config: PretrainedConfig) -> bool:
     """Whether the model has an embedding for an id."""
-    return id is not None and 0 <= id < (_rows(config) or id + 1)
+    return id is not None and unread_id([id], _rows(config) or id + 1) is None
 
 
 def _rows(config: PretrainedConfig) -> int | None:
@@ -58,6 +67,8 @@ def _rows(config: PretrainedConfig) -> int | None:
 
 
 def _error(id: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, call: str) -> ValueError:
+    if id < 0:
+        return ValueError(f"{call}: there is the id {id}, and no token has a negative one. Give a tokenizer's ids.")
     return ValueError(
         f"{call}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {_rows(config)} rows, so that "
         f"{tokenizer.convert_ids_to_tokens(id)!r} (id {id}) cannot be read. Call "
