@@ -150,3 +150,8 @@ def test_filters_that_the_likeliest_token_passes_anyway(bad):
         with pytest.raises(ValueError, match=rf"\({name}=.*, temperature=0.0\): it does nothing at temperature=0"):
             cls(temperature=0.0, **bad)
     assert Sampling(temperature=0.0, repetition_penalty=1.2, top_p=1, top_k=0.0).top_p == 1.0
+
+
+def test_a_share_of_0_is_none():
+    assert Sampling(temperature=0.0, min_p=0.0) == Sampling(temperature=0.0)
+    assert Sampling(min_p=0) == Sampling()

@@ -33,6 +33,7 @@ RULES = {
     "min_p": Rule(0, 1, expected="None or a share in [0, 1]", needs=nonzero("temperature")),
     "repetition_penalty": Rule(above=0, expected="more than 0"),
 }
+UNSET = {"min_p": (0.0,)}  # by the options' names, what is as good as the default
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        check_config(self, RULES)
+        check_config(self, RULES, unset=UNSET)
+        if self.min_p == 0:
+            object.__setattr__(self, "min_p", None)  # which leaves all tokens too, and is the same run
         check_seed(self.seed, call=f"Sampling(seed={self.seed!r})")
 
     def settings(self) -> dict[str, Any]:

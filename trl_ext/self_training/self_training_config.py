@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import SFTConfig
 
-from trl_ext.generation.protocol import Sampling
+from trl_ext.generation.protocol import UNSET, Sampling
 from trl_ext.self_training.self_training_rules import BY_SHARE, MEANINGLESS, RULES
 from trl_ext.trainer_kit.config_checks import check_config, defaults_of, refuse_meaningless, take_renamed
 from trl_ext.trainer_kit.config_docs import documented, option
@@ -29,7 +29,7 @@ class SelfTrainingConfig(SFTConfig):
         ValueError: For a value out of its range, or an option of SFT that has no meaning here.
     """
 
-    unset = MappingProxyType({"min_p": (0.0,)})  # by the options' names, what None becomes, or what is as good
+    unset = MappingProxyType(UNSET)  # by the options' names, what None becomes, or what is as good
 
     learning_rate: float | None = option(
         None,
