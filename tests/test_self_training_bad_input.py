@@ -84,6 +84,10 @@ def config(cls=RAFTConfig, **changes):
             "it does nothing, since all samples are kept. Lower",
         ),
         (
+            {"random_selection": True, "selection": "percentile", "thresholds": [0.0]},
+            r"acceptance_ratio=None, thresholds=\[0.0\]\): it does nothing, since all .* raise the thresholds",
+        ),
+        (
             {"score_map": "grow"},
             r"score_map='grow', selection='local', beta=0.0\): it does nothing, since the samples",
         ),
@@ -149,6 +153,9 @@ def test_rest_config(changes, message):
         {"score_map": "fixed", "score_range": [0.0, 5.0]},
         {"random_selection": True, "acceptance_ratio": 1.0, "max_kept_per_prompt": 2},
         {"random_selection": True, "acceptance_ratio": 1.0, "mix_dataset": True},
+        {"random_selection": True, "selection": "percentile", "thresholds": [0.0, 0.5]},
+        {"random_selection": True, "selection": "percentile", "thresholds": [0.0], "max_kept_per_prompt": 2},
+        {"random_selection": True, "selection": "interpolation", "thresholds": [0.0]},
         {"drop_duplicates": False, "num_generations": 1, "mix_dataset": True},
         {"drop_alike": False, "num_generations": 1},
         {"temperature": 0.0, "min_p": 0.0},

@@ -59,7 +59,11 @@ def keeps_all(args: Any) -> bool:
     >>> [keeps_all(SimpleNamespace(**one, selection="local", acceptance_ratio=ratio)) for ratio in (0.9, 0.95, 1.0, None)]
     [False, True, True, False]
     """
-    if args.max_kept_per_prompt is not None or args.selection not in BY_SHARE:
+    if args.max_kept_per_prompt is not None:
+        return False
+    if args.selection == "percentile":
+        return args.thresholds == [0]  # at or above each prompt's least score
+    if args.selection not in BY_SHARE:
         return False
     if args.selection == "global":
         return args.acceptance_ratio == 1
@@ -184,8 +188,8 @@ RULES = TRAINING_RULES | {
             SEVERAL_SAMPLES,
             Need(
                 lambda args: not keeps_all(args),
-                "it does nothing, since all samples are kept. Lower acceptance_ratio, or leave it out.",
-                ("selection", "acceptance_ratio"),
+                "it does nothing, since all samples are kept. Lower acceptance_ratio, raise the thresholds, or leave it out.",
+                ("selection", "acceptance_ratio", "thresholds"),
             ),
         )
     ),
