@@ -35,6 +35,23 @@ def test_equal_records_do_not_differ():
     assert changes(record(), record(), Config()) == [] == differences(record(), record())
 
 
+@dataclass
+class Weighed(Config):
+    reward_weights: list | None = None
+    acceptance_ratio: float | None = None
+    num_generations: int = 4
+
+
+def test_what_none_stands_for_is_no_difference():
+    plain = {"reward_weights": None, "acceptance_ratio": None, "num_generations": 4}
+    same = plain | {"reward_weights": [1.0, 1.0], "acceptance_ratio": 0.25}
+    assert changes(record(config=plain), record(config=same), Weighed()) == []
+    assert changes(record(config=same), record(config=plain), Weighed()) == []
+    other = plain | {"reward_weights": [1.0, 0.5], "acceptance_ratio": 0.5}
+    found = changes(record(config=plain), record(config=other), Weighed())
+    assert [change.name for change in found] == ["acceptance_ratio", "reward_weights"]
+
+
 def test_options_and_parts_are_named():
     now = record(config={"beta": 0.2, "rate": 0.5}, data="xyz")
     assert changes(record(), now, Config()) == [Change("beta", "beta", 0.1, 0.2), Change("data", "data", "abc", "xyz")]

@@ -77,12 +77,29 @@ def changes(before: Record, now: Record, args: TrainingArguments) -> list[Change
 
 
 def _options(before: Record, now: Record, args: TrainingArguments) -> Iterator[tuple[str, Any, Any]]:
+    before, now = _resolved(before), _resolved(now)
     defaults = {field.name: field.default for field in fields(args)}
     for name, value in now.items():
         if name in before:
             yield name, before[name], value
         elif defaults[name] is not None and defaults[name] is not MISSING:  # None: it follows from others
             yield name, as_json(defaults[name]), value
+
+
+def _resolved(options: Record) -> Record:
+    """Options with None in place of what None stands for, so that equal runs have equal ones.
+
+    >>> _resolved({"reward_weights": [1.0, 1.0], "min_p": 0.0, "num_generations": 4, "acceptance_ratio": 0.25})
+    {'reward_weights': None, 'min_p': None, 'num_generations': 4, 'acceptance_ratio': None}
+    """
+    count = options.get("num_generations")
+    as_none = {
+        "reward_weights": lambda weights: set(weights) == {1.0},
+        "min_p": lambda share: share == 0,
+        "acceptance_ratio": lambda share: count and share == 1 / count,
+    }
+    given = {name: value for name, value in options.items() if name in as_none and value is not None}
+    return options | {name: None for name, value in given.items() if as_none[name](value)}
 
 
 def _of_both_versions(then: Record, now: Record) -> tuple[Record, Record]:
