@@ -1,4 +1,6 @@
 import dataclasses
+import math
+import re
 
 import pytest
 from ppo_case import ppo_trainer
@@ -201,10 +203,70 @@ def test_generation_kwargs_that_options_say(given, message):
         config(generation_kwargs=given)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"), [("min_new_token", "min_new_tokens"), ("temperatur", "temperature"), ("seed", None)]
+)
+def test_generation_kwargs_that_nobody_reads(name, near):
+    meant = f"Is '{near}' meant" if near else "Give names"
+    with pytest.raises(ValueError, match=rf"generation_kwargs=.*has no option '{name}', so .* nothing\. {meant}"):
+        config(generation_kwargs={name: 2})
+
+
 def test_further_generation_kwargs():
     given = {"min_new_tokens": 2, "seed": 3, "stop_token_ids": [7]}
-    assert config(generation_kwargs=given).generation_kwargs == given
+    assert config(generation_kwargs=given, use_vllm=True).generation_kwargs == given
     assert config(generation_kwargs='{"num_beams": 1}').generation_kwargs == {"num_beams": 1}
+
+
+@pytest.mark.parametrize(
+    ("switch", "name", "bad"),
+    [
+        ("use_vllm", "vllm_mode", "colocated"), ("use_vllm", "vllm_model_impl", "hf"), ("use_vllm", "vllm_server_port", 0),
+        ("use_vllm", "vllm_group_port", 70_000), ("use_vllm", "vllm_server_timeout", -1.0),
+        ("use_vllm", "vllm_gpu_memory_utilization", 1.5), ("use_vllm", "vllm_gpu_memory_utilization", 0.0),
+        ("use_vllm", "vllm_max_model_length", 0), ("use_vllm", "vllm_tensor_parallel_size", 0),
+        ("use_vllm", "vllm_importance_sampling_mode", "token"), ("use_vllm", "vllm_importance_sampling_clip_max", 0.0),
+        ("use_vllm", "vllm_importance_sampling_clip_min", -0.1), ("use_vllm", "vllm_importance_sampling_cap", -2.0),
+        ("use_adaptive_entropy", "entropy_coef_min", math.nan), ("use_adaptive_entropy", "entropy_coef_max", math.inf),
+        ("use_adaptive_entropy", "entropy_coef_delta", 0.0), ("use_adaptive_entropy", "entropy_target", -0.2),
+        ("log_completions", "num_completions_to_print", -1), (None, "top_entropy_quantile", -0.1),
+    ],
+)  # fmt: skip
+def test_inherited_numbers_and_words_out_of_range(switch, name, bad):
+    with pytest.raises(ValueError, match=rf"PPOConfig\({name}={re.escape(repr(bad))}"):
+        config(**({switch: True} if switch else {}), **{name: bad})
+
+
+@pytest.mark.parametrize(
+    ("switch", "low", "high", "values"),
+    [
+        ("use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", (0.3, 0.2)),
+        ("use_vllm", "vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max", (2.0, 2.0)),
+    ],
+)
+def test_bounds_the_wrong_way_round(switch, low, high, values):
+    with pytest.raises(ValueError, match=rf"PPOConfig\({low}={values[0]}, {high}={values[1]}\): expected {low} below"):
+        config(**{switch: True, low: values[0], high: values[1]})
+    config(**{switch: True, low: 0.1, high: 0.2})
+
+
+def test_the_highest_entropy_alone():
+    """0 is TRL's own smallest: all but the token of the highest entropy are masked."""
+    assert config(top_entropy_quantile=0.0).top_entropy_quantile == 0.0
+
+
+def test_a_copy_with_changes():
+    args = config(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    copy = dataclasses.replace(args, gamma=0.9)
+    assert (copy.gamma, copy.generation_batch_size, copy.steps_per_generation) == (0.9, 8, 2)
+    with pytest.raises(
+        ValueError, match=r"generation_batch_size=8, steps_per_generation=2, .*_size=2\): .* are 4 .*, both as None"
+    ):
+        dataclasses.replace(args, per_device_train_batch_size=2)
+    other = dataclasses.replace(
+        args, per_device_train_batch_size=2, generation_batch_size=None, steps_per_generation=None
+    )
+    assert other.generation_batch_size == 4
 
 
 def test_whole_numbers_however_they_are_written():

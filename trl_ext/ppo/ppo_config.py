@@ -119,8 +119,13 @@ class PPOConfig(OlderOptions, GRPOConfig):
         self._check_adaptive_kl()
         if self.num_generations == 1:
             self.num_generations = _OneGeneration(1)
+        size, by_steps = self.generation_batch_size, self.steps_per_generation is not None
+        if by_steps:  # GRPOConfig refuses to be given both, and fills in both, which `dataclasses.replace` gives again
+            self.generation_batch_size = None
         super().__post_init__()
         self.num_generations = int(self.num_generations)
+        if by_steps and size not in (None, self.generation_batch_size):
+            raise self._two_sizes(size)
         self._refuse_meaningless()
         check_generation_kwargs(self)
         self._refuse_idle_clips()
@@ -139,6 +144,14 @@ class PPOConfig(OlderOptions, GRPOConfig):
     @property
     def _steps_per_rollout(self) -> float:
         return self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps
+
+    def _two_sizes(self, size: int) -> ValueError:
+        return ValueError(
+            f"PPOConfig(generation_batch_size={size}, steps_per_generation={self.steps_per_generation}, "
+            f"per_device_train_batch_size={self.per_device_train_batch_size}): so many steps are "
+            f"{self.generation_batch_size} completions. Give one of the two sizes; of a copy with another batch size, "
+            "both as None."
+        )
 
     def _refuse_idle_clips(self) -> None:
         defaults = defaults_of(self)

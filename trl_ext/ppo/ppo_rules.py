@@ -1,10 +1,12 @@
 """What PPO asks of its options: those of `GRPOConfig` that mean nothing, and where each other does something."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from difflib import get_close_matches
 
+from transformers import GenerationConfig
 from trl import GRPOConfig
 
-from trl_ext.trainer_kit.option_rules import Need, Rule, nonzero, switched_on, without
+from trl_ext.trainer_kit.option_rules import Need, Rule, below, nonzero, switched_on, without
 from trl_ext.trainer_kit.training_rules import FINITE, TRAINING_RULES
 
 # Fields of GRPOConfig that PPO gives no meaning, and why. Their defaults are accepted, anything else is refused.
@@ -44,10 +46,11 @@ SAID_BY |= dict.fromkeys(
 )
 SAID_BY |= dict.fromkeys(("num_return_sequences", "n", "num_generations"), "num_generations")
 SAID_BY |= {"do_sample": "temperature", "eos_token_id": "stop_tokens"}
+KNOWN = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - SAID_BY.keys()
 
 
 def check_generation_kwargs(config: GRPOConfig) -> None:
-    """Raise a ValueError where `generation_kwargs` is no dict, or says what an option does."""
+    """Raise a ValueError where `generation_kwargs` is no dict, says what an option does, or what nobody knows."""
     given = config.generation_kwargs
     call = f"{type(config).__name__}(generation_kwargs={given!r})"
     if not isinstance(given, dict | None):
@@ -58,6 +61,13 @@ def check_generation_kwargs(config: GRPOConfig) -> None:
                 f"{call}: {name!r} would change how completions are sampled, and neither ratios nor masks would know. "
                 f"Leave it out, and give `{SAID_BY[name]}` of the config."
             )
+    unknown = [name for name in given or () if name not in KNOWN and not config.use_vllm]  # vLLM has others
+    if unknown:
+        near = get_close_matches(str(unknown[0]), KNOWN | SAID_BY.keys(), 1)
+        raise ValueError(
+            f"{call}: transformers' generation has no option {unknown[0]!r}, so it would do nothing. "
+            f"{f'Is {near[0]!r} meant? ' if near else ''}Give names that `GenerationConfig` has."
+        )
 
 
 CRITIC_MOVES = Need(
@@ -82,7 +92,7 @@ RULES = TRAINING_RULES | {
     "top_k": Rule(0),
     "min_p": Rule(0.0, 1.0),
     "repetition_penalty": Rule(above=0.0),
-    "top_entropy_quantile": Rule(above=0.0, high=1.0),
+    "top_entropy_quantile": Rule(0.0, 1.0),  # 0: of each micro-batch, the tokens of the highest entropy alone
     "entropy_coef": FINITE,
     "beta": Rule(0.0),
     "kl_estimator": Rule(words=("k1", "k3"), needs=nonzero("beta")),
@@ -107,10 +117,41 @@ RULES = TRAINING_RULES | {
     "critic_warmup_rollouts": Rule(0, needs=(nonzero("value_coef"), nonzero("critic_learning_rate"))),
     "detach_critic": Rule(needs=nonzero("value_coef")),
 }
-for switch, names in {
-    "use_vllm": [field.name for field in fields(GRPOConfig) if field.name.startswith("vllm_")],
-    "use_adaptive_entropy": ["entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"],
-    "log_completions": ["num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo"],
-    "use_transformers_continuous_batching": ["transformers_continuous_batching_config"],
-}.items():
-    RULES |= {name: Rule(needs=switched_on(switch)) for name in names}
+PORT = Rule(1, 65_535)
+SWITCHED = {  # what of GRPOConfig belongs to a switch, by that
+    "use_vllm": {
+        **{field.name: Rule() for field in fields(GRPOConfig) if field.name.startswith("vllm_")},
+        "vllm_mode": Rule(words=("colocate", "server")),
+        "vllm_model_impl": Rule(words=("vllm", "transformers")),
+        "vllm_server_port": PORT,
+        "vllm_group_port": PORT,
+        "vllm_server_timeout": Rule(0.0),
+        "vllm_gpu_memory_utilization": Rule(above=0.0, high=1.0),
+        "vllm_max_model_length": Rule(1),
+        "vllm_tensor_parallel_size": Rule(1),
+        "vllm_importance_sampling_mode": Rule(
+            words=("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+        ),
+        "vllm_importance_sampling_clip_max": Rule(above=0.0),
+        "vllm_importance_sampling_clip_min": Rule(
+            0.0, needs=below("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max")
+        ),
+        "vllm_importance_sampling_cap": Rule(above=0.0),
+    },
+    "use_adaptive_entropy": {
+        "entropy_coef_min": replace(FINITE, needs=below("entropy_coef_min", "entropy_coef_max")),
+        "entropy_coef_max": replace(FINITE, needs=below("entropy_coef_min", "entropy_coef_max")),
+        "entropy_coef_delta": Rule(above=0.0),
+        "entropy_target": Rule(above=0.0),
+    },
+    "log_completions": {
+        "num_completions_to_print": Rule(0),
+        "log_unique_prompts": Rule(),
+        "log_completions_hub_repo": Rule(),
+    },
+    "use_transformers_continuous_batching": {"transformers_continuous_batching_config": Rule()},
+}
+for switch, rules in SWITCHED.items():
+    for name, rule in rules.items():
+        further = (rule.needs,) if isinstance(rule.needs, Need) else rule.needs
+        RULES[name] = replace(rule, needs=(switched_on(switch), *further))

@@ -58,7 +58,8 @@ def checked(call: str, name: str, value: Any, kind: Any, rule: Rule = NO_RULE, *
 def _check_needs(config: Any, name: str, needs: Need | tuple[Need, ...]) -> None:
     for need in (needs,) if isinstance(needs, Need) else needs:
         if not need.holds(config):
-            shown = ", ".join(f"{one}={_plain(getattr(config, one))!r}" for one in (name, *need.shown))
+            names = dict.fromkeys((name, *need.shown))
+            shown = ", ".join(f"{one}={_plain(getattr(config, one))!r}" for one in names)
             raise ValueError(f"{type(config).__name__}({shown}): {need.said}")
 
 

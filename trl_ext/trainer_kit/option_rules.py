@@ -92,6 +92,16 @@ def nonzero(name: str) -> Need:
     return Need(lambda config: getattr(config, name) != 0, remedy, (name,))
 
 
+def below(low: str, high: str) -> Need:
+    """One option is less than another; where either is None, there is nothing to hold."""
+
+    def holds(config: Any) -> bool:
+        ends = getattr(config, low), getattr(config, high)
+        return None in ends or ends[0] < ends[1]
+
+    return Need(holds, f"expected {low} below {high}. Lower the one, or raise the other.", (low, high))
+
+
 def without(name: str, why: str) -> Need:
     """The option has nothing to say beside another that is set."""
     remedy = f"it does nothing beside `{name}`: {why}. Leave one of the two out."
