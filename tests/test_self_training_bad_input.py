@@ -228,6 +228,11 @@ def test_sharding_asked_for_by_accelerate_is_refused(tmp_path, sharding_asked_fo
         trainer(tmp_path)
 
 
+def test_offloading_without_a_card(tmp_path):
+    with pytest.raises(ValueError, match=r"RAFTConfig\(activation_offloading=True\) on a CPU: .* Leave it out"):
+        trainer(tmp_path, activation_offloading=True)
+
+
 def test_an_argument_that_nobody_knows(tmp_path):
     with pytest.raises(TypeError, match=r"RAFTTrainer.__init__\(\) got an unexpected keyword argument 'ref_model'"):
         trainer(tmp_path, ref_model=None)
@@ -306,6 +311,11 @@ def test_options_that_would_do_nothing_together(tmp_path):
     trainer(tmp_path, ReSTTrainer, generator=FileGenerator(file))  # has a temperature of its own by default
     with pytest.raises(ValueError, match=r"mix_dataset=True: it has no column `completion` to mix in. Add one"):
         trainer(tmp_path, mix_dataset=True)
+    with pytest.raises(
+        ValueError, match=r"mix_dataset=True: its column `completion` is None in all rows. Add answers"
+    ):
+        trainer(tmp_path, mix_dataset=True, columns={"completion": [None] * 8})
+    trainer(tmp_path, mix_dataset=True, columns={"completion": [None] * 7 + [" on"]})
     patience = {"improve_patience": 4, "eval_strategy": "steps", "eval_steps": 2, "improve_steps": 9}
     with pytest.raises(
         ValueError, match=r"improve_patience=4, eval_steps=2: an Improve has 9 steps, so it would be over"

@@ -17,7 +17,13 @@ from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
 from trl_ext.trainer_kit.config_checks import defaults_of
-from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
+from trl_ext.trainer_kit.trainer_input import (
+    check_decoder,
+    check_offloading,
+    given_or_default,
+    refuse_scheduler,
+    refuse_sharding,
+)
 
 SHARDED = "DeepSpeed and FSDP shard the model that is sampled from"
 REFUSED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func")
@@ -48,6 +54,7 @@ def checked_args(
     if args.learning_rate is None:
         args.learning_rate = _default_rate(trains_adapter(model, peft_config), trainer)
     refuse_sharding(args.deepspeed or args.fsdp, trainer=trainer, why=SHARDED)
+    check_offloading(args)
     return args
 
 
@@ -142,15 +149,8 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
             f"{trainer}, improve_patience={args.improve_patience}, eval_steps={args.eval_steps}: an Improve has {steps} steps, "
             "so it would be over before patience is. Lower either."
         )
-    if (
-        args.mix_dataset
-        and defaults_of(args)["mix_dataset"] is False
-        and "completion" not in grower.dataset.column_names
-    ):
-        raise ValueError(
-            f"{trainer}(train_dataset=…) with mix_dataset=True: it has no column `completion` to mix in. Add one, or leave "
-            "mix_dataset out."
-        )
+    if args.mix_dataset and defaults_of(args)["mix_dataset"] is False:
+        _check_mixed(grower.dataset, trainer)
     if eval_dataset is None:  # whose prompts the policy would complete itself
         _refuse_idle_sampling(grower, trainer)
     for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
@@ -164,6 +164,17 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
                 call=f"{trainer}({name}=…)",
                 template_kwargs=policy.chat_template_kwargs,
             )
+
+
+def _check_mixed(dataset: Dataset, trainer: str) -> None:
+    """Raise a ValueError for a data set without an answer to mix in."""
+    there = "completion" in dataset.column_names
+    if not there or all(answer is None for answer in dataset["completion"]):
+        what = "its column `completion` is None in all rows" if there else "it has no column `completion` to mix in"
+        raise ValueError(
+            f"{trainer}(train_dataset=…) with mix_dataset=True: {what}. Add {'answers' if there else 'one'}, or leave mix_dataset "
+            "out."
+        )
 
 
 def _refuse_idle_sampling(grower: Grower, trainer: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 from peft import PeftModel
 from transformers import PreTrainedModel
+from trl import RewardConfig, SFTConfig
 from trl.trainer.utils import get_config_model_id
 
 from trl_ext.trainer_kit.adapters import check_head
@@ -19,6 +20,15 @@ def given_or_default(
         return args
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return config(f"{name.split('/')[-1]}-{method}")
+
+
+def check_offloading(args: SFTConfig | RewardConfig) -> None:
+    """Raise a ValueError for `activation_offloading` without a card."""
+    if args.activation_offloading and args.device.type == "cpu":
+        raise ValueError(
+            f"{type(args).__name__}(activation_offloading=True) on a CPU: activations are moved from a card to memory, and "
+            "there is none. Leave it out."
+        )
 
 
 def refuse_scheduler(optimizers: tuple | None, *, trainer: str, why: str) -> None:
