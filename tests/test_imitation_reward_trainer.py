@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import nn
@@ -99,6 +99,21 @@ def test_loss_is_trls_plus_the_term(tmp_path, tokenizer):
 def test_more_than_one_label(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="reward models require `num_labels=1`"):
         trainer_of(tmp_path, tokenizer, model=tiny_reward_model(tokenizer, num_labels=2))
+    tiny_reward_model(tokenizer, num_labels=2).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"Reward model '.*two' has 2 labels: expected 1, one number per completion"):
+        trainer_of(tmp_path, tokenizer, model=str(tmp_path / "two"))
+
+
+def test_a_causal_model_at_a_path_gets_a_head_of_one_label(tmp_path, tokenizer):
+    """Its config says nothing of labels, of which transformers then assumes two."""
+    tiny_llama(tokenizer).save_pretrained(tmp_path / "causal")
+    args = config(tmp_path, imitation_coef=0.0)
+    assert trainer_of(tmp_path, tokenizer, model=str(tmp_path / "causal"), args=args).model.config.num_labels == 1
+
+
+def test_offloading_without_a_card(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=r"ImitationRewardConfig\(activation_offloading=True\) on a CPU"):
+        trainer_of(tmp_path, tokenizer, args=config(tmp_path, activation_offloading=True))
 
 
 # -- the term -----------------------------------------------------------------------------------------------------
@@ -457,6 +472,18 @@ def test_empty_data(tmp_path, tokenizer, stream):
         trainer_of(tmp_path, tokenizer, train_dataset=empty)
     with pytest.raises(ValueError, match="the eval dataset is empty"):
         trainer_of(tmp_path, tokenizer, eval_dataset=empty)
+
+
+@pytest.mark.parametrize("imitation_coef", [0.0, 0.1])
+def test_what_is_no_data_set(tmp_path, tokenizer, imitation_coef):
+    args = config(tmp_path, imitation_coef=imitation_coef)
+    with pytest.raises(ValueError, match=r"the train dataset: expected one data set, got a DatasetDict of \['a'\]"):
+        trainer_of(tmp_path, tokenizer, args=args, train_dataset=DatasetDict(a=pairs()))
+    with pytest.raises(ValueError, match=r"the train dataset is of type list: expected a datasets.Dataset, or"):
+        trainer_of(tmp_path, tokenizer, args=args, train_dataset=list(pairs()))
+    with pytest.raises(ValueError, match="the b dataset is of type list"):
+        trainer_of(tmp_path, tokenizer, args=args, eval_dataset={"a": pairs(), "b": list(pairs())})
+    trainer_of(tmp_path, tokenizer, args=args, eval_dataset=DatasetDict(a=pairs()))
 
 
 def test_all_pairs_too_long(tmp_path, tokenizer):

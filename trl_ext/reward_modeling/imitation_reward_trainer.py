@@ -34,12 +34,13 @@ from trl_ext.reward_modeling.preference_data import (
     check_pair_tokens,
     check_pairs,
     columns_of,
+    named_pairs,
     with_prompt_lengths,
     without_ties,
 )
 from trl_ext.reward_modeling.preference_rows import SIDES
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
-from trl_ext.rewards.reward_models import load_scorer
+from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.unread_columns import warn_of_unread
@@ -49,7 +50,7 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
-from trl_ext.trainer_kit.trainer_input import given_or_default
+from trl_ext.trainer_kit.trainer_input import check_offloading, given_or_default
 
 
 class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
@@ -115,6 +116,11 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         load = partial(load_scorer, trainable=True)
         model, processing_class = adapter_at(model, processing_class, args, quantization_config, load=load)
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
+        check_offloading(args)
+        if isinstance(model, str):
+            check_one_label(model, args.model_init_kwargs)
+        for name, rows in named_pairs(train_dataset, eval_dataset).items():
+            columns_of(rows, name)
         if imitation_head is not None and not _imitates(args):
             raise ValueError(
                 "ImitationRewardTrainer(imitation_head=…) without imitation: it does nothing at imitation_coef=0. Give "

@@ -29,6 +29,12 @@ _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_i
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
 
 
+def named_pairs(train: object, evaluation: object) -> dict[str, object]:
+    """The data sets that there are, by their names; several to evaluate by their keys."""
+    several = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+    return {name: rows for name, rows in {"train": train, **several}.items() if rows is not None}
+
+
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> list[str]:
     """The columns of a data set, which must be one, and have a row."""
     call = f"ImitationRewardTrainer: the {name} dataset"

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
@@ -16,6 +17,7 @@ from trl_ext.trainer_kit.passes import eval_mode
 from trl_ext.trainer_kit.saved_adapters import PREFIX, attach, base_of, of_scorer, read_adapter
 
 HEADS = ("score", "classifier")  # where transformers has the labels
+CONFIG_KWARGS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
 OTHER_HEADS = {"v_head", "value_head", "reward_head", "regression_head"}  # of other libraries' models of one number
 
 
@@ -47,6 +49,25 @@ def load_scorer(
             f"id, and could load neither ({why_unloadable(error)}). Check the spelling, and for an id "
             "that the hub can be reached or that it was downloaded before."
         ) from error
+
+
+def check_one_label(path: str, model_kwargs: dict[str, Any] | None) -> None:
+    """Raise a ValueError for a path where a reward model of several labels was saved.
+
+    Any other model has a new head made for it, and its config need not say of how many labels.
+
+    Args:
+        path: As given to a trainer.
+        model_kwargs: Of `from_pretrained`.
+    """
+    known = {name: value for name, value in (model_kwargs or {}).items() if name in CONFIG_KWARGS}
+    config = AutoConfig.from_pretrained(os.path.expanduser(path), **known)
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if has_head and config.num_labels != 1:
+        raise ValueError(
+            f"Reward model {path!r} has {config.num_labels} labels: expected 1, one number per completion. Train it with "
+            "num_labels=1, or begin with the causal LM."
+        )
 
 
 def _load_plain(path: str, *, new_head: bool, **model_kwargs) -> PreTrainedModel:
