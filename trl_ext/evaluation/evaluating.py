@@ -23,6 +23,7 @@ from trl_ext.sequences.answer_rows import answer_rows
 from trl_ext.sequences.exact_kl import completion_kl
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.training_rows import training_row
 from trl_ext.sequences.windows import check_windows
@@ -90,6 +91,7 @@ def evaluate(
     dataset = read_dataset(dataset, trainer="evaluate", name="dataset")
     if references_column not in (None, REFERENCES, *dataset.column_names):
         raise ValueError(f"evaluate({references_column=}): expected one of {dataset.column_names}, or None.")
+    check_template_is_asked([dataset["prompt"][0]], chat_template_kwargs, call=CALL)
     sampling = Sampling(num_samples, max_completion_length, temperature, seed=seed)
     generator = generator or TransformersGenerator(batch_size=batch_size)
     functions = reward_functions(rewards, max_completion_length=max_completion_length, call="evaluate")

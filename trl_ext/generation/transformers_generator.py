@@ -131,12 +131,6 @@ def checked_model(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel 
 
 def check_prompts(policy: Policy, part: Part, *, room: int) -> None:
     """Raise a ValueError for a prompt of no tokens, or of so many that `room` more are beyond the model's window."""
-    for row, prompt in zip(part.rows, part.prompts, strict=True):
-        if not policy.prompt_ids(prompt):
-            raise ValueError(
-                f"{CALL}: the prompt of row {row} has no tokens, so there is nothing to begin after. Give it text, or "
-                "a tokenizer that begins with a token of its own."
-            )
     check_windows(
         part.prompts,
         policy.tokenizer,
@@ -146,3 +140,9 @@ def check_prompts(policy: Policy, part: Part, *, room: int) -> None:
         template_kwargs=policy.chat_template_kwargs,
         rows=part.rows,
     )
+    for row, prompt in zip(part.rows, part.prompts, strict=True):
+        if not policy.prompt_ids(prompt):
+            raise ValueError(
+                f"{CALL}: the prompt of row {row} has no tokens, so there is nothing to begin after. Give it text, or "
+                "a tokenizer that begins with a token of its own."
+            )

@@ -13,6 +13,7 @@ from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
+from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
@@ -122,6 +123,13 @@ def check_text(dataset: Dataset | None, args: PPOConfig) -> None:
             "PPOTrainer(ptx_dataset=…) with ptx_coef=0: the text would not be learned. Set ptx_coef, e.g. to 0.1, or leave "
             "the data set out."
         )
+
+
+def check_template_options(datasets: dict[str, Rows | None], text: Dataset | None, args: PPOConfig) -> None:
+    """Raise a ValueError for options of the chat template where neither prompts nor the text beside are messages."""
+    rows = [next(iter(rows), {}) for rows in (*datasets.values(), text) if isinstance(rows, Dataset | IterableDataset)]
+    said = [row[name] for row in rows for name in ("prompt", "messages") if row.get(name) is not None]
+    check_template_is_asked(said, args.chat_template_kwargs, call="PPOTrainer")
 
 
 def check_sampling(

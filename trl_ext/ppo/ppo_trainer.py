@@ -25,6 +25,7 @@ from trl_ext.ppo.ppo_input import (
     check_columns,
     check_policy,
     check_sampling,
+    check_template_options,
     check_text,
     check_value_model,
     checked_args,
@@ -150,6 +151,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         rewards = reward_callables(reward_funcs, reward_processing_classes, args)
         if rollout_func is None:  # which may add columns
             check_columns(rewards, train_dataset, eval_dataset)
+            check_template_options(named_rows(train_dataset, eval_dataset), ptx_dataset, args)
         adapters = adapter_tensors(model, trainer="PPOTrainer")
         with reference_from(model, has_adapter=has_adapter):
             super().__init__(

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.sequences.log_probs import label_log_probs
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts, one_split
+from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, message_ids, prompt_and_completion_ids, row_template_kwargs
 from trl_ext.sequences.training_rows import IGNORED, TrainingRow, collate, training_row
@@ -150,10 +151,12 @@ def tokenised_row(
     template_kwargs = {**(template_kwargs or {}), **row_template_kwargs(row)}
     if row.get("messages") is not None:
         _check_messages(row["messages"], number)
+        check_has_template([row["messages"]], tokenizer, call=CALL)
         ids = message_ids(row["messages"], tokenizer, template_kwargs)
         begun = int(ids[:1] == [tokenizer.bos_token_id])
         return training_row(ids[:begun], ids[begun:])
     prompt, completion = _pair(row, number)
+    check_has_template([prompt], tokenizer, call=CALL)
     return training_row(*prompt_and_completion_ids(prompt, completion, tokenizer, template_kwargs))
 
 

@@ -42,6 +42,7 @@ from trl_ext.reward_modeling.preference_rows import SIDES
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
+from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.windows import model_window
@@ -188,7 +189,9 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         dataset = check_pairs(dataset, columns, dataset_name, complete=_imitates(args))
         tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
         if tokenizer is not None:
-            warn_of_unread(dataset, ["prompt", *SIDES], call=f"ImitationRewardTrainer: the {dataset_name} dataset")
+            call = f"ImitationRewardTrainer: the {dataset_name} dataset"
+            check_has_template([next(iter(dataset))["chosen"]], tokenizer, call=call)
+            warn_of_unread(dataset, ["prompt", *SIDES], call=call)
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if not _imitates(args):
             return dataset

@@ -3,14 +3,16 @@
 import functools
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.rewards.reward_columns import Columns
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
+from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import whole_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
@@ -110,6 +112,7 @@ class LearnedReward:
         call = f"LearnedReward {self.__name__!r}"
         check_prompts(prompts, call=call, column="prompts", may_be_empty=True)
         check_completions(prompts, completions, call=call, column="completions")
+        check_has_template(prompts, self.tokenizer, call=call)
         if completion_ended is None:
             completion_ended = self._ended(completion_ids) if completion_ids is not None else [True] * len(prompts)
         texts = zip(prompts, completions, completion_ended, strict=True)
@@ -117,6 +120,10 @@ class LearnedReward:
         check_ids(ids, self.tokenizer, self.module.config, call=self._call)
         keys = [prompt if isinstance(prompt, str) else repr(prompt) for prompt in prompts]
         return score_sequences(self.module, ids, keys, pad_token_id=self._pad_token_id, batch_size=self.batch_size)
+
+    def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
+        """Raise a ValueError for messages that its tokenizer has no chat template for."""
+        check_has_template(columns.get("prompts", ())[:1] if rows else (), self.tokenizer, call=self._call)
 
     def token_ids(self, prompt: Text, completion: Text, ended: bool = True) -> list[int]:
         """The tokens of prompt and completion as the reward model was trained to read them."""

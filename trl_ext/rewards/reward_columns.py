@@ -58,7 +58,6 @@ give the parameter a default.
     """
     if isinstance(reward, ReadsColumns):
         reward.check_columns(columns, rows)
-        return
     missing = [name for name in _required(reward) if name not in columns and name not in GIVEN]
     if missing and rows:
         name, sampled = getattr(reward, "__name__", type(reward).__name__), missing[0] in SAMPLED

@@ -13,6 +13,7 @@ from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.sequences.prompt_rows import check_completions, lacks_prompts, one_split, read_prompts
+from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
@@ -151,6 +152,8 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
         )
     if args.mix_dataset and defaults_of(args)["mix_dataset"] is False:
         _check_mixed(grower.dataset, trainer)
+    firsts = [rows["prompt"][0] for rows in (grower.dataset, eval_dataset) if rows is not None]
+    check_template_is_asked(firsts, args.chat_template_kwargs, call=trainer)
     if eval_dataset is None:  # whose prompts the policy would complete itself
         _refuse_idle_sampling(grower, trainer)
     for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):

@@ -17,6 +17,10 @@ from trl_ext.sequences.texts import Text
 TemplateKwargs = Mapping[str, Any] | None  # for the chat template: what `chat_template_kwargs` hold, and `tools`
 
 
+class NoTemplate(ValueError):
+    """Messages, and a tokenizer without a chat template."""
+
+
 def prompt_ids(prompt: Text, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None) -> list[int]:
     """The tokens after which a completion begins: of messages, with the header of the assistant's turn."""
     if isinstance(prompt, str):
@@ -100,7 +104,12 @@ def _rendered(
 def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs, **how: bool):
     try:
         return tokenizer.apply_chat_template(with_text(messages), **how, **(template_kwargs or {}))
-    except ValueError:  # transformers', which says what it lacks
+    except ValueError as error:  # transformers', which says what it lacks
+        if tokenizer.chat_template is None and "chat_template" in str(error):
+            raise NoTemplate(
+                "the tokenizer has no chat template, without which messages do not become tokens. Give one that has, set "
+                "`tokenizer.chat_template`, or give text"
+            ) from error
         raise
     except Exception as error:  # a template is a program, which may do anything
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from trl_ext.sequences.template_check import check_template
+from trl_ext.sequences.template_check import check_has_template, check_template
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
@@ -40,6 +40,7 @@ def check_windows(
     """
     prompts = list(prompts)
     rows = range(len(prompts)) if rows is None else list(rows)
+    check_has_template(prompts, tokenizer, call=call)
     if unread_tokens(tokenizer, config):
         check_vocabulary(tokenizer, config, call=call)
         check_ids((prompt_ids(prompt, tokenizer, template_kwargs) for prompt in prompts), tokenizer, config, call=call)
