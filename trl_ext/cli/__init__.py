@@ -1,7 +1,10 @@
 """The command `trl-ext`."""
 
 import argparse
+import difflib
+import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from trl_ext import __version__
@@ -9,15 +12,40 @@ from trl_ext.cli.generate import add_generate
 from trl_ext.cli.plan import add_plan
 from trl_ext.trainer_kit.commands import ends_in_one_line
 
+TRAINING = {  # by name: module, class, what it does
+    "reward": ("train_reward", "RewardCommand", "train a reward model on pairs"),
+    "ppo": ("train_ppo", "PPOCommand", "train a policy with PPO on rewards"),
+    "raft": ("train_raft", "RAFTCommand", "train a policy with RAFT on rewards"),
+    "rest": ("train_raft", "ReSTCommand", "train a policy with ReST on rewards"),
+}
 
-def main(argv: list[str] | None = None) -> None:
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand; what is slow to import is imported only then. All of them end by `ends_in_one_line`."""
-    args = _parser().parse_args(argv)
+    parser, commands = _parsers()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command not in TRAINING:
+        refuse_unknown(rest[0], commands.choices[args.command])
     with ends_in_one_line(f"trl-ext {args.command}", when_stopped=args.when_stopped):
-        args.run(args)
+        train(args.command, rest) if args.command in TRAINING else args.run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def train(command: str, argv: Sequence[str]) -> None:
+    """Run one of the commands that train, whose flags are those of TRL's parser."""
+    from trl_ext.cli.training_command import main as run
+
+    module, name, _ = TRAINING[command]
+    run(getattr(importlib.import_module(f"trl_ext.cli.{module}"), name), argv)
+
+
+def refuse_unknown(flag: str, parser: argparse.ArgumentParser) -> None:
+    """End with a command's own usage, and the near flag, for one that it does not have."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = difflib.get_close_matches(flag.partition("=")[0], known, n=1)
+    parser.error(f"there is no flag {flag}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     parser = argparse.ArgumentParser(prog="trl-ext", description="RLHF trainers and rewards on top of TRL.")
     parser.add_argument("--version", action="version", version=f"trl-ext {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
@@ -28,9 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of data order, initial heads and sampling")
     demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
     demo.set_defaults(run=_demo, when_stopped="The same command begins anew, over what it has written.")
+    for name, (_, _, text) in TRAINING.items():
+        command = commands.add_parser(name, help=text, add_help=False)
+        command.set_defaults(when_stopped="What is saved is kept: the same command goes on from there.")
     add_generate(commands)
     add_plan(commands)
-    return parser
+    return parser, commands
 
 
 def _demo(args: argparse.Namespace) -> None:

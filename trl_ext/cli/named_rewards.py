@@ -8,12 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 
-def named_reward(name: str) -> object:
+def named_reward(name: str, *, flag: str = "--reward") -> object:
     """What a name stands for, as trainers take it in `reward_funcs`.
 
     Args:
         name: `module:name` or `path/to/file.py:name` of a callable in TRL's protocol (of a class, one is made without
             arguments), or else the path or hub id of a reward model, which is given back as it is.
+        flag: By which it was named.
 
     Raises:
         ValueError: If there is no such thing, or it is not callable.
@@ -30,12 +31,12 @@ def named_reward(name: str) -> object:
         reward = attrgetter(attribute)(_module(place))
     except Exception as error:  # a module may raise anything while it is imported
         raise ValueError(
-            f"--reward {name}: it cannot be imported ({type(error).__name__}: {error}). Give module:name or "
+            f"{flag} {name}: it cannot be imported ({type(error).__name__}: {error}). Give module:name or "
             "path/to/file.py:name."
         ) from error
     reward = reward() if isinstance(reward, type) else reward
     if not callable(reward):
-        raise ValueError(f"--reward {name}: it is {reward!r}, which cannot be called. Name a reward function.")
+        raise ValueError(f"{flag} {name}: it is {reward!r}, which cannot be called. Name a reward function.")
     return reward
 
 

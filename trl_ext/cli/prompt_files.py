@@ -1,5 +1,6 @@
 """Files of prompts, as people have them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -20,23 +21,35 @@ def read_prompts(path: Path, column: str) -> Dataset:
         ValueError: If it is missing, damaged, without rows or without the column, or for the first prompt that is none.
     """
     call = f"--prompts {path}"
+    dataset = read_file(path, [column], call=call)
+    images = {"image", "images"} & set(dataset.column_names)
+    if images:
+        raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
+    return _with_prompts(dataset, column, call=call)
+
+
+def read_file(path: Path, texts: Sequence[str], *, call: str) -> Dataset:
+    """The rows of a file, of which there must be some.
+
+    Args:
+        path: The file.
+        texts: Columns that hold text or messages, and must be of one kind each.
+        call: Who asks, for messages.
+    """
     if not path.is_file():
         raise ValueError(f"{call}: there is no such file. Give the path of a {', '.join(READERS)} file.")
     if path.suffix not in READERS:
         raise ValueError(f"{call}: expected a file that ends in {', '.join(READERS)}. Convert it to one of these.")
     try:
-        dataset = read_rows(path, text=[column], convert={column: with_text}, needed=[column])
+        dataset = read_rows(path, text=texts, convert=dict.fromkeys(texts, with_text), needed=texts)
     except MixedColumn as error:
         raise ValueError(f"{call}: {error}. Give one kind in all rows.") from error
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{call}: it cannot be read ({reason}). It is damaged or not what its name says.") from error
     if not len(dataset):
-        raise ValueError(f"{call}: it has no rows. Give at least one prompt.")
-    images = {"image", "images"} & set(dataset.column_names)
-    if images:
-        raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
-    return _with_prompts(dataset, column, call=call)
+        raise ValueError(f"{call}: it has no rows. Give at least one.")
+    return dataset
 
 
 def _with_prompts(dataset: Dataset, column: str, *, call: str) -> Dataset:

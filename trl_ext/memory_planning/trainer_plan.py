@@ -1,6 +1,7 @@
 """The plan of a run that is about to begin, read off its trainer's models and options."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -63,21 +64,28 @@ def run_plan(
         bits=loaded_bits(base),
         dtype=str(base.dtype).removeprefix("torch."),
         lora=_rank(model),
-        batch=max(batch or micro_batch * args.gradient_accumulation_steps, micro_batch),
-        micro_batch=micro_batch,
+        **args_settings(args) | ({"batch": max(batch, micro_batch)} if batch else {}),
         prompt_length=prompt_length,
         completion_length=completion_length,
-        gradient_checkpointing=bool(args.gradient_checkpointing),
-        reentrant=bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)),
         value_model=value_model is not None,
         reward_models=len(learned),
         reward_batch=max([reward.batch_size for reward in learned], default=1),
         autocast=base.dtype == torch.float32 and bool(args.bf16 or args.fp16),
-        optimizer=_optimizer(args),
         shared=all(_on_same_base(other, base) for other in others),
-        device="cuda" if args.device.type == "cuda" else "cpu",
         **settings,
     )
+
+
+def args_settings(args: TrainingArguments) -> dict[str, Any]:
+    """What a trainer's config says of a plan, by the names of `memory_plan`'s arguments."""
+    return {
+        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        "micro_batch": args.per_device_train_batch_size,
+        "gradient_checkpointing": bool(args.gradient_checkpointing),
+        "reentrant": bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)),
+        "optimizer": _optimizer(args),
+        "device": "cuda" if args.device.type == "cuda" else "cpu",
+    }
 
 
 def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None) -> int:

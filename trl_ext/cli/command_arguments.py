@@ -1,0 +1,77 @@
+"""What the commands that train are told beside the method's own config; names are TRL's where it has one."""
+
+from dataclasses import dataclass
+
+from trl import ModelConfig
+
+from trl_ext.trainer_kit.config_docs import option
+
+
+@dataclass
+class DataArguments:
+    """Where the rows are."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = option(
+        None, "A .jsonl, .json, .csv or .parquet file, or the hub id of a data set. Columns reach the rewards."
+    )
+    dataset_config: str | None = option(None, "Of a hub data set: which of its configurations.")
+    dataset_train_split: str = option("train", "Of a hub data set: the split to learn from.")
+    eval_dataset_name: str | None = option(
+        None,
+        "Held-out rows, as a file or a hub id. None: of a hub data set its dataset_test_split, where eval_strategy asks.",
+    )
+    dataset_test_split: str = option("test", "Of a hub data set: the split that is held out.")
+    columns: list[str] | None = option(
+        None, "Columns that have other names in the data, as `prompt=question reference=answer`."
+    )
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """Which model, in how many bits, and its adapter."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None, "A causal language model, or an adapter of one: a hub id or a folder."
+    )
+    dtype: str | None = option(
+        None, "float32, bfloat16, float16 or auto. None: as TRL loads it; in 8 or 4 bits bfloat16, on a CPU float32."
+    )
+    use_peft: bool = option(False, "Train an adapter (LoRA). In 8 or 4 bits always.")
+    lora_dropout: float = option(0.0, "Of LoRA's inputs.")
+    lora_target_modules: list[str] | None = option(["all-linear"], "Modules that get LoRA.")
+    load_in_8bit: bool = option(False, "Load the base once, in LLM.int8(), for all roles (`SharedBase`).")
+    load_in_4bit: bool = option(False, "Load the base once, in NF4 with double quantisation, for all roles.")
+
+    @property
+    def bits(self) -> int | None:
+        return 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
+
+
+@dataclass
+class RewardArguments:
+    """What is paid for."""
+
+    _argument_group_name = "rewards"
+
+    reward_funcs: list[str] | None = option(
+        None,
+        "One or several: `r3`; a reward model, or an adapter of one, by path or hub id; a function in TRL's protocol "
+        "as module:name or file.py:name. Weighted by reward_weights.",
+    )
+    relevance_encoder: str | None = option(None, "Of `r3`: path or hub id of a sentence encoder. None: Contriever.")
+
+
+@dataclass
+class RunArguments:
+    """How the command is run."""
+
+    _argument_group_name = "this command"
+
+    dry_run: bool = option(
+        False, "Check config, data and plan, show the first row as the trainer will read it, and train nothing."
+    )
+    card: str | None = option(None, "With dry_run: plan for a card of this size, e.g. 24GB. None: the one at hand.")

@@ -1,0 +1,88 @@
+"""The rows that a command learns from: a file, or a data set of the hub, with its columns renamed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+
+from trl_ext.cli.command_arguments import DataArguments
+from trl_ext.cli.prompt_files import read_file
+from trl_ext.trainer_kit.loading import loading
+from trl_ext.trainer_kit.row_files import READERS
+
+# Columns that hold text or messages, whoever reads them.
+TEXTS = ("prompt", "chosen", "rejected", "completion", "reference", "query_type", "text", "messages")
+
+
+def train_rows(args: DataArguments) -> Dataset:
+    """What is learned from; a ValueError where it is not named, or cannot be read."""
+    if args.dataset_name is None:
+        raise ValueError(
+            f"--dataset_name: expected a {', '.join(READERS)} file, or the hub id of a data set. Give one."
+        )
+    return named_rows(args.dataset_name, args.dataset_train_split, args, flag="--dataset_name")
+
+
+def eval_rows(args: DataArguments, *, asked: bool) -> Dataset | None:
+    """What is held out.
+
+    Args:
+        args: What is named.
+        asked: Whether the config evaluates.
+    """
+    if args.eval_dataset_name is not None:
+        if not asked:
+            raise ValueError(
+                f"--eval_dataset_name {args.eval_dataset_name}: it would not be read. Add --eval_strategy steps or epoch, "
+                "or leave it out."
+            )
+        return named_rows(args.eval_dataset_name, args.dataset_test_split, args, flag="--eval_dataset_name")
+    if not asked:
+        return None
+    if args.dataset_name is None or _is_file(args.dataset_name):
+        raise ValueError("--eval_strategy: expected rows to hold out. Give --eval_dataset_name a file or a hub id.")
+    return named_rows(args.dataset_name, args.dataset_test_split, args, flag="--dataset_name")
+
+
+def named_rows(name: str, split: str, args: DataArguments, *, flag: str) -> Dataset:
+    """The rows at a path or hub id."""
+    call, columns = f"{flag} {name}", column_names(args.columns)
+    if _is_file(name):
+        texts = [columns.get(text, text) for text in TEXTS]
+        rows = read_file(Path(name).expanduser(), texts, call=call)
+    else:
+        with loading(call):
+            rows = load_dataset(name, args.dataset_config, split=split)
+    return renamed(rows, columns, call=call)
+
+
+def column_names(pairs: list[str] | Mapping[str, str] | None) -> dict[str, str]:
+    """Old names by new ones.
+
+    >>> column_names(["prompt=question"])
+    {'prompt': 'question'}
+    """
+    if isinstance(pairs, Mapping):
+        return dict(pairs)
+    pairs = [pairs] if isinstance(pairs, str) else pairs or []
+    for pair in pairs:
+        if not isinstance(pair, str) or pair.count("=") != 1 or not all(pair.split("=")):
+            raise ValueError(f"--columns {pair}: expected NEW=OLD, as in prompt=question.")
+    return dict(pair.split("=") for pair in pairs)
+
+
+def renamed(rows: Dataset, columns: Mapping[str, str], *, call: str) -> Dataset:
+    """The rows with these columns under their new names."""
+    for new, old in columns.items():
+        if old not in rows.column_names:
+            raise ValueError(
+                f"{call}: it has the columns {rows.column_names}, and no {old!r} to be `{new}`. Mend --columns."
+            )
+        if new in rows.column_names and new not in columns.values():
+            raise ValueError(f"{call}: it has a column {new!r} already, beside {old!r}. Mend --columns, or drop one.")
+    return rows.rename_columns({old: new for new, old in columns.items()})
+
+
+def _is_file(name: str) -> bool:
+    path = Path(name).expanduser()
+    return path.suffix in READERS or path.is_file()

@@ -1,0 +1,78 @@
+"""`trl-ext raft` and `trl-ext rest`."""
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, VLLMGenerator
+from trl_ext.cli.command_arguments import RewardArguments
+from trl_ext.cli.roles import Roles
+from trl_ext.cli.train_policy import PolicyCommand
+from trl_ext.cli.training_command import Facts
+from trl_ext.generation.protocol import Generator
+from trl_ext.self_training.self_training_input import checked_args, read_dataset, read_eval_dataset
+from trl_ext.trainer_kit.config_docs import option
+
+
+@dataclass
+class GeneratorArguments:
+    """Who samples."""
+
+    _argument_group_name = "who samples"
+
+    generator: str = option("transformers", "transformers; vllm; or a .parquet or .jsonl file of samples.")
+
+    def made(self) -> Generator | None:
+        """The generator; None for the trainer's own."""
+        if self.generator == "transformers":
+            return None
+        return VLLMGenerator() if self.generator == "vllm" else FileGenerator(self.generator)
+
+
+class RAFTCommand(PolicyCommand):
+    name = "raft"
+    method = "raft"
+    example = "--model_name_or_path MODEL --dataset_name prompts.jsonl --reward_funcs REWARD --output_dir OUT"
+    description = (
+        "RAFT: sample, keep the best, fine-tune on them, in stages whose samples, scores and choices are files. Rows need "
+        "`prompt`; other columns reach the rewards. A stopped run goes on with the same command."
+    )
+    beside = (RewardArguments, GeneratorArguments)
+    trainer_class = RAFTTrainer
+
+    @classmethod
+    def config(cls):
+        return RAFTConfig
+
+    def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> RAFTTrainer | ReSTTrainer:
+        return self.trainer_class(
+            **roles.policy(),
+            reward_funcs=roles.rewards(self.rewards),
+            args=self.args,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            generator=self.others[1].made(),
+        )
+
+    def check(self, facts: Facts) -> None:
+        name = self.trainer_class.__name__
+        checked_args(self.args, self.model.model_name_or_path, None, trainer=name, config=self.config())
+        read_dataset(facts.train, trainer=name, completions=self.args.mix_dataset)
+        read_eval_dataset(facts.evaluation, self.args, trainer=name)
+        super().check(facts)
+
+    def planned(self) -> dict:
+        return {"batch": self.args.generation_batch_size} if self.args.generation_batch_size else {}
+
+
+class ReSTCommand(RAFTCommand):
+    name = "rest"
+    method = "rest"
+    description = RAFTCommand.description.replace(
+        "RAFT: sample, keep the best", "ReST: sample, keep what passes a threshold"
+    )
+    trainer_class = ReSTTrainer
+
+    @classmethod
+    def config(cls):
+        return ReSTConfig

@@ -1,0 +1,114 @@
+"""What the commands that train have in common: they read, show what they would do, or do it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, Trainer
+
+from trl_ext.cli.command_arguments import DataArguments, ModelArguments, RunArguments
+from trl_ext.cli.command_parser import CommandParser
+from trl_ext.cli.data_rows import eval_rows, train_rows
+from trl_ext.cli.dry_run import Line, show
+from trl_ext.cli.plan import the_card
+from trl_ext.cli.roles import Roles, base_and_adapter
+from trl_ext.memory_planning.plan_report import print_plan
+from trl_ext.memory_planning.planning import MemoryPlan
+from trl_ext.sequences.tokenizers import tokenizer_beside
+from trl_ext.trainer_kit.loading import loading
+from trl_ext.trainer_kit.seeds import check_seed
+
+FROM_THE_BEGINNING = ("false", "no", "0")  # what resume_from_checkpoint may say instead of a folder
+
+
+@dataclass
+class TrainingCommand:
+    """One command: its dataclasses read from flags and YAML, and what is made of them.
+
+    Args:
+        args: The trainer's config.
+        data, model, run: What is read, loaded, and done.
+        others: What only this command is told, in the order of `beside`.
+    """
+
+    args: Any
+    data: DataArguments
+    model: ModelArguments
+    run: RunArguments
+    others: list[Any]
+
+    name: ClassVar[str]
+    example: ClassVar[str]
+    description: ClassVar[str]
+    beside: ClassVar[tuple[type, ...]] = ()
+
+    @classmethod
+    def config(cls) -> type:
+        """The trainer's."""
+        raise NotImplementedError
+
+    def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> Trainer:
+        raise NotImplementedError
+
+    def check(self, facts: "Facts") -> None:
+        """Raise a ValueError for what the trainer would refuse of config and rows, without a model."""
+        raise NotImplementedError
+
+    def first_row(self, facts: "Facts") -> list[Line]:
+        """As the trainer will read it."""
+        raise NotImplementedError
+
+    def plan(self, facts: "Facts") -> MemoryPlan:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run before a weight is loaded."""
+
+    train: Dataset
+    evaluation: Dataset | None
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+
+
+def main(command: type[TrainingCommand], argv: Sequence[str]) -> None:
+    """Read the flags and the YAML of a command, and do what they ask for."""
+    kinds = (command.config(), *command.beside, DataArguments, ModelArguments, RunArguments)
+    call = f"trl-ext {command.name}"
+    parser = CommandParser(kinds, prog=call, example=f"{call} {command.example}", description=command.description)
+    args, *others, data, model, run = parser.read(argv)
+    check_seed(args.seed, call=f"--seed {args.seed}")
+    asked = command(args, data, model, run, others)
+    train, evaluation = train_rows(data), eval_rows(data, asked=args.eval_strategy != "no")
+    (dry_run if run.dry_run else learn)(asked, train, evaluation)
+
+
+def learn(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) -> None:
+    """Train; what a stopped run has left is gone on with."""
+    args = command.args
+    given = args.resume_from_checkpoint
+    trainer = command.trainer(Roles(command.model, args), train, evaluation)
+    trainer.train(resume_from_checkpoint=given not in FROM_THE_BEGINNING and (given or True))
+    trainer.save_model()
+    if trainer.accelerator.is_main_process:
+        print(f"Saved in {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=command.data.dataset_name)
+
+
+def dry_run(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) -> None:
+    """Check and show what a run would begin with. Ends with code 1 where it would not fit the card."""
+    base, adapter = base_and_adapter(command.model)
+    call = f"--model_name_or_path {command.model.model_name_or_path}"
+    with loading(call):
+        config = AutoConfig.from_pretrained(base, revision=command.model.model_revision)
+    facts = Facts(train, evaluation, tokenizer_beside(adapter, base, call=call), config)
+    command.check(facts)
+    plan, (card, card_name) = command.plan(facts), the_card(command.run.card)
+    print_plan(plan, card, card_name=card_name)
+    held_out = "" if evaluation is None else f", {len(evaluation)} held out"
+    show(f"{len(train)} rows{held_out}; the first one, as it will be read", command.first_row(facts))
+    if card is not None and plan.verdict(card) == "does not fit":
+        raise SystemExit(1)
