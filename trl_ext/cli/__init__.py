@@ -22,10 +22,9 @@ TRAINING = {  # by name: module, class, what it does
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand; what is slow to import is imported only then. All of them end by `ends_in_one_line`."""
-    parser, commands = _parsers()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
     if rest and args.command not in TRAINING:
-        refuse_unknown(rest[0], commands.choices[args.command])
+        refuse_unknown(rest[0], args.own)
     with ends_in_one_line(f"trl-ext {args.command}", when_stopped=args.when_stopped):
         train(args.command, rest) if args.command in TRAINING else args.run(args)
 
@@ -45,7 +44,7 @@ def refuse_unknown(flag: str, parser: argparse.ArgumentParser) -> None:
     parser.error(f"there is no flag {flag}." + (f" Did you mean {near[0]}?" if near else ""))
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trl-ext", description="RLHF trainers and rewards on top of TRL.")
     parser.add_argument("--version", action="version", version=f"trl-ext {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
@@ -61,7 +60,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
         command.set_defaults(when_stopped="What is saved is kept: the same command goes on from there.")
     add_generate(commands)
     add_plan(commands)
-    return parser, commands
+    for command in commands.choices.values():
+        command.set_defaults(own=command)
+    return parser
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """`trl-ext reward`."""
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.cli.dry_run import Line, read_as
@@ -8,9 +9,9 @@ from trl_ext.cli.roles import Roles, planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings
-from trl_ext.reward_modeling.preference_data import check_pairs, columns_of
+from trl_ext.reward_modeling.preference_data import check_max_length, check_pairs, columns_of
 from trl_ext.reward_modeling.preference_rows import SIDES
-from trl_ext.sequences.token_ids import message_ids, prompt_and_completion_ids, row_template_kwargs
+from trl_ext.sequences.token_ids import prompt_and_completion_ids, row_template_kwargs, whole_ids
 from trl_ext.sequences.windows import model_window
 
 
@@ -30,33 +31,27 @@ class RewardCommand(TrainingCommand):
         return ImitationRewardTrainer(**roles.scorer(), args=self.args, train_dataset=train, eval_dataset=evaluation)
 
     def check(self, facts: Facts) -> None:
+        if self.args.imitation_coef:
+            check_max_length(self.args, facts.config)
         for name, rows in (("train", facts.train), ("eval", facts.evaluation)):
             if rows is not None:
                 check_pairs(rows, columns_of(rows, name), name, complete=self.args.imitation_coef > 0)
 
     def first_row(self, facts: Facts) -> list[Line]:
         rows = check_pairs(facts.train.select([0]), columns_of(facts.train, "train"), "train")
-        row, lines = rows[0], []
-        for side in SIDES:
-            lines += self._side(row, side, facts)
-        return lines
+        return [line for side in SIDES for line in self._side(rows[0], side, facts.tokenizer)]
 
-    def _side(self, row: dict, side: str, facts: Facts) -> list[Line]:
-        """One completion with its prompt, where it is known where that ends."""
+    def _side(self, row: dict, side: str, tokenizer: PreTrainedTokenizerBase) -> list[Line]:
+        """One completion, behind its prompt where that is known."""
         if side not in row:
-            return [Line(side, "is given as tokens")]
-        template_kwargs = row_template_kwargs(row)
-        if not row.get("prompt"):
-            whole = row[side]
-            ids = (
-                facts.tokenizer(whole + (facts.tokenizer.eos_token or ""))["input_ids"]
-                if isinstance(whole, str)
-                else message_ids(whole, facts.tokenizer, template_kwargs)
-            )
-            return [read_as(side, ids, facts.tokenizer)]
-        parts = prompt_and_completion_ids(row["prompt"], row[side], facts.tokenizer, template_kwargs)
-        names = (f"prompt of {side}", f"{side}, its end included")
-        return [read_as(name, ids, facts.tokenizer) for name, ids in zip(names, parts, strict=True)]
+            return [Line(side, "given as tokens")]
+        prompt, template_kwargs = row.get("prompt"), row_template_kwargs(row)
+        if not prompt:
+            nothing = "" if isinstance(row[side], str) else []
+            return [read_as(side, whole_ids(nothing, row[side], tokenizer, template_kwargs), tokenizer)]
+        parts = prompt_and_completion_ids(prompt, row[side], tokenizer, template_kwargs)
+        names = (f"prompt of {side}", f"{side}, with its end")
+        return [read_as(name, ids, tokenizer) for name, ids in zip(names, parts, strict=True)]
 
     def plan(self, facts: Facts) -> MemoryPlan:
         length = self.args.max_length or model_window(facts.config) or 2 * UNKNOWN_LENGTH

@@ -31,6 +31,7 @@ from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_ta
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
+    check_max_length,
     check_pair_tokens,
     check_pairs,
     columns_of,
@@ -149,7 +150,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         self.add_callback(self.memory)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
-            self._check_max_length()
+            check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
             self.data_collator = WithPromptLengths(self.data_collator)
@@ -286,14 +287,6 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
                 stacklevel=3,
             )
         return head
-
-    def _check_max_length(self) -> None:
-        window = model_window(self.model.config)
-        if window is not None and self.args.max_length is not None and self.args.max_length > window:
-            raise ValueError(
-                f"ImitationRewardConfig(max_length={self.args.max_length}): the model's window has {window} positions. "
-                f"Set max_length={window} (pairs with longer completions are dropped), or less."
-            )
 
 
 def _imitates(args: RewardConfig) -> bool:

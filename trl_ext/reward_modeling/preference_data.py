@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from trl import RewardConfig
 
 from trl_ext.reward_modeling.preference_rows import (
     CONVERSATIONS,
@@ -22,6 +23,7 @@ from trl_ext.sequences.common_prefix import common_length
 from trl_ext.sequences.prompt_rows import one_split
 from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
+from trl_ext.sequences.windows import model_window
 
 FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
 LARGEST = torch.finfo(torch.float32).max  # margins become float32
@@ -222,3 +224,13 @@ def check_pair_tokens(
     for dataset in datasets if unread_tokens(tokenizer, config) else ():
         for column in ("chosen_ids", "rejected_ids") if isinstance(dataset, Dataset) else ():
             check_ids(dataset[column], tokenizer, config, call=call)
+
+
+def check_max_length(args: RewardConfig, config: PretrainedConfig) -> None:
+    """Raise a ValueError for sequences that would pass the model's window."""
+    window = model_window(config)
+    if window is not None and args.max_length is not None and args.max_length > window:
+        raise ValueError(
+            f"{type(args).__name__}(max_length={args.max_length}): the model's window has {window} positions. Set "
+            f"max_length={window} (pairs with longer completions are dropped), or less."
+        )

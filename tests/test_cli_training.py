@@ -1,0 +1,297 @@
+"""`trl-ext reward`, `ppo`, `raft` and `rest`, in process, with models of a few numbers."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftConfig
+from safetensors.torch import load_file
+from tiny import byte_tokenizer, tiny_config, tiny_llama, tiny_reward_model
+from transformers import AutoModelForSequenceClassification
+
+from trl_ext.cli import TRAINING, main
+from trl_ext.cli.command_arguments import DataArguments
+from trl_ext.cli.data_rows import named_rows
+from trl_ext.cli.dry_run import shortened
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+PROMPTS = [{"question": f"say {word}", "wanted": 3} for word in ("it", "that", "so", "more")] * 4
+FITS = ["--max_length", "64"]  # of the models below, which have a window of 256
+PAIRS = [{"prompt": f"say {i}", "chosen": " yes, and so", "rejected": " no"} for i in range(8)]
+REWARDS = """
+def nearness(completions, wanted, **columns):
+    return [-float(abs(len(text) - want)) for text, want in zip(completions, wanted, strict=True)]
+"""
+SHORT = """
+model_name_or_path: model
+dataset_name: prompts.jsonl
+columns: [prompt=question]
+reward_funcs: [rewards.py:nearness]
+output_dir: out
+max_completion_length: 4
+per_device_train_batch_size: 4
+max_steps: 1
+learning_rate: 1e-3
+report_to: none
+"""
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with models, rows, rewards and YAML files, which no test changes."""
+    folder = tmp_path_factory.mktemp("cli")
+    tokenizer = byte_tokenizer()
+    for name, model in (("model", tiny_llama(tokenizer)), ("scorer", tiny_reward_model(tokenizer))):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    big = tiny_config(
+        tokenizer,
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        max_position_embeddings=4096,
+    )
+    big.save_pretrained(folder / "7b")  # a configuration alone: nothing else is read of it
+    tokenizer.save_pretrained(folder / "7b")
+    write_rows(folder / "prompts.jsonl", PROMPTS)
+    write_rows(folder / "pairs.jsonl", PAIRS)
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "short.yaml").write_text(SHORT)
+    return folder
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch) -> Path:
+    """A new folder that sees what is in `place`, and that a command is run in."""
+    for path in place.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as raised:
+        main(argv)
+    told = capsys.readouterr().err
+    assert raised.value.code == 2 and "Traceback" not in told, told
+    return told
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+def test_ppo_from_a_yaml_file_and_flags(here, capsys):
+    main(["ppo", "--config", "short.yaml", "--use_peft", "--lora-r", "4"])
+    told = capsys.readouterr()
+    assert "Saved in out." in told.out and "use_cpu=true and bf16=false" in told.err
+    assert PeftConfig.from_pretrained("out").r == 4
+    record = json.loads(Path("out/trl_ext_run.json").read_text())
+    assert record["config"]["learning_rate"] == 1e-3 and record["config"]["max_steps"] == 1
+
+
+def test_the_same_command_goes_on(here, capsys):
+    main(["ppo", "--config=short.yaml", "--save_steps", "1"])
+    begun = weights(Path("out"))
+    told = refused(capsys, "ppo", "--config", "short.yaml", "--save_steps", "1", "--beta", "0.2")
+    assert "beta" in told
+    main(["ppo", "--config", "short.yaml", "--save_steps", "1", "--max_steps", "2", "--accept_changes", "max_steps"])
+    assert Path("out/checkpoint-2").is_dir()
+    assert any(not torch.equal(tensor, begun[name]) for name, tensor in weights(Path("out")).items())
+
+
+def test_reward_in_eight_bits_and_ppo_over_it(here, capsys):
+    """The base is loaded once; the reward model's adapter becomes reward and critic on it."""
+    bits = ["--load_in_8bit", "--per_device_train_batch_size", "4", "--max_steps", "1", "--report_to", "none"]
+    main(
+        [
+            "reward",
+            "--model_name_or_path",
+            "model",
+            "--dataset_name",
+            "pairs.jsonl",
+            "--output_dir",
+            "rm",
+            *bits,
+            *FITS,
+        ]
+    )
+    assert PeftConfig.from_pretrained("rm").task_type == "SEQ_CLS"
+    options = ["--load_in_8bit", "--reward_funcs", "rm", "--value_model", "rm"]
+    main(["ppo", "--config", "short.yaml", *options])
+    assert PeftConfig.from_pretrained("out").task_type == "CAUSAL_LM"
+    assert "base" not in json.loads(Path("out/trl_ext_run.json").read_text())["config"]
+
+
+def test_a_whole_reward_model(here):
+    options = ["--output_dir", "rm", "--max_steps", "1", "--report_to", "none", *FITS]
+    main(["reward", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", *options])
+    assert AutoModelForSequenceClassification.from_pretrained("rm").config.num_labels == 1
+
+
+def test_raft_and_rest_with_a_reward_model_beside_a_function(here):
+    options = ["--reward_funcs", "scorer", "rewards.py:nearness", "--reward_weights", "1", "0.5"]
+    options += ["--num_generations", "2", "--drop_truncated", "false", "--num_stages", "1"]
+    main(["raft", *adjusted(here, "raft"), *options, "--stage_batch_size", "4"])
+    assert list(Path("raft").glob("**/*.parquet"))
+    main(["rest", *adjusted(here, "rest"), *options, "--thresholds", "0"])
+    assert list(Path("rest").glob("**/*.parquet"))
+
+
+def adjusted(here: Path, method: str) -> list[str]:
+    """The YAML file without what only PPO takes."""
+    lines = [line for line in SHORT.splitlines() if not line.startswith(("max_steps", "output_dir"))]
+    (here / f"{method}.yaml").write_text("\n".join([*lines, f"output_dir: {method}"]))
+    return ["--config", f"{method}.yaml"]
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_help_begins_with_what_is_new_and_an_example(command, here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as raised:
+        main([command, "--help"])
+    told = capsys.readouterr().out
+    assert raised.value.code == 0 and told.startswith(f"usage: trl-ext {command} --model_name_or_path MODEL")
+    order = ["adds:", "data:", "model:", "--dry_run", "further options, of TRL", "--adam_beta1"]
+    places = [told.index(words) for words in order]
+    assert places == sorted(places)
+    assert "--learning-rate" not in told  # each flag once
+
+
+def test_an_unknown_flag_names_the_near_one(here, capsys):
+    told = refused(capsys, "ppo", "--config", "short.yaml", "--learning-rat", "3")
+    assert "there is no flag --learning-rat. Did you mean 'learning_rate'?" in told
+    assert told.startswith("usage: trl-ext ppo --model_name_or_path")
+    assert "Did you mean --gpu?" in refused(capsys, "plan", "llama-2-7b", "--gpus", "24GB")
+    assert "'4' belongs to no flag" in refused(capsys, "ppo", "4", "--beta", "0.1")
+    assert "invalid float value: 'much'" in refused(capsys, "ppo", "--beta", "much")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bata: 1\n", "there is no option 'bata'. Did you mean 'beta'?"),
+        ("learning-rate: 1\n", "Did you mean 'learning_rate'?"),
+        ("beta: !!python/object/apply:os.system [touch done]\n", "no tags"),
+        ("beta: [1\n", "expected a YAML file"),
+        ("- beta\n", "got list"),
+        ("", "got NoneType"),
+        ("env: {LD_PRELOAD: x.so}\n", "would set LD_PRELOAD"),
+        ("env: {PATH: /tmp}\n", "would set PATH"),
+        ("env: [HF_HOME]\n", "expected `env` to hold variables"),
+        ("env: {1: x}\n", "would set 1"),
+        ("config: other.yaml\n", "there is no option 'config'"),
+        ("beta: -1\n", "PPOConfig(beta=-1)"),
+    ],
+)
+def test_a_yaml_file_that_is_wrong(text, message, here, capsys):
+    (here / "wrong.yaml").write_text(text)
+    assert message in refused(capsys, "ppo", "--config", "wrong.yaml")
+    assert not Path("done").exists()
+
+
+def test_a_yaml_file_that_is_not_there(here, capsys):
+    assert "No such file" in refused(capsys, "ppo", "--config", "none.yaml")
+    (here / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "expected a YAML file" in refused(capsys, "ppo", "--config", "bytes.yaml")
+    assert "expected the path of a YAML file" in refused(capsys, "ppo", "--config")
+
+
+def test_variables_that_a_file_may_set(here, monkeypatch, capsys):
+    monkeypatch.setenv("TRL_EXT_TRIED", "no")
+    (here / "env.yaml").write_text(SHORT + "env: {TRL_EXT_TRIED: 'yes'}\n")
+    main(["ppo", "--config", "env.yaml", "--dry_run"])
+    assert os.environ["TRL_EXT_TRIED"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "there is no such file"),
+        ("empty.jsonl", b"", "it has no rows"),
+        ("cut.jsonl", b'{"question": "a", "wanted": 1}\n{"questi', "it cannot be read"),
+        ("binary.jsonl", bytes(range(128, 256)), "it cannot be read"),
+        ("binary.parquet", b"PAR1" + bytes(64), "it cannot be read"),
+        ("rows.xml", b"<a/>", "expected a file that ends in"),
+        ("other.jsonl", b'{"text": "a"}\n', "no 'question' to be `prompt`"),
+        ("twice.jsonl", b'{"question": "a", "prompt": "b"}\n', "has a column 'prompt' already"),
+    ],
+)
+def test_data_files_that_are_wrong(name, content, message, here, capsys):
+    if content is not None:
+        (here / name).write_bytes(content)
+    told = refused(capsys, "ppo", "--config", "short.yaml", "--dataset_name", name)
+    assert f"--dataset_name {name}" in told and message in told and told.count("\n") <= 2
+
+
+def test_what_is_not_named(here, capsys):
+    assert "--dataset_name: expected" in refused(capsys, "ppo", "--model_name_or_path", "model")
+    data = ["--dataset_name", "prompts.jsonl", "--columns", "prompt=question", "--dry_run"]
+    assert "--model_name_or_path: expected" in refused(capsys, "ppo", *data)
+    data = [*data, "--model_name_or_path", "model"]
+    assert "--reward_funcs: expected a reward" in refused(capsys, "ppo", *data)
+    assert "--reward_funcs none.py:f: it cannot be imported" in refused(
+        capsys, "ppo", *data, "--reward_funcs", "none.py:f"
+    )
+    assert "expected NEW=OLD" in refused(capsys, "ppo", "--dataset_name", "prompts.jsonl", "--columns", "prompt")
+    assert "it would not be read" in refused(
+        capsys, "ppo", "--dataset_name", "pairs.jsonl", "--eval_dataset_name", "x"
+    )
+    assert "expected rows to hold out" in refused(capsys, "ppo", *data, "--eval_strategy", "epoch")
+
+
+def test_dry_run_shows_the_row_and_trains_nothing(here, capsys):
+    main(["ppo", "--config", "short.yaml", "--dry_run"])
+    told = capsys.readouterr().out
+    assert "prompt" in told and "⟦say it⟧  (6 tokens)" in told and "⟦sampled: up to 4 tokens⟧" in told
+    assert "wanted" in told and "(for the rewards)" in told and "train" in told
+    main(["reward", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", "--dry_run", *FITS])
+    told = capsys.readouterr().out
+    assert f"⟦ yes, and so{byte_tokenizer().eos_token}⟧" in told and "prompt of rejected" in told
+    assert not Path("out").exists()
+
+
+def test_dry_run_refuses_what_training_would(here, capsys):
+    config = ["ppo", "--config", "short.yaml", "--dry_run"]
+    assert "--reward_weights [1.0, 2.0]" in refused(capsys, *config, "--reward_weights", "1", "2")
+    assert "passes the model's window" in refused(capsys, *config, "--max_completion_length", "100000")
+    (here / "few.jsonl").write_text('{"question": "a", "wanted": 1}\n')
+    assert "has 1 prompts" in refused(capsys, *config, "--dataset_name", "few.jsonl")
+    write_rows(here / "unwanted.jsonl", [{"question": "a"}] * 8)
+    assert "reads the column `wanted`" in refused(capsys, *config, "--dataset_name", "unwanted.jsonl")
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_examples_for_7b_fit_24gb(command, here, capsys):
+    write_rows(here / "asked.jsonl", [{"prompt": "x" * 512}] * 2048)
+    data = "pairs.jsonl" if command == "reward" else "asked.jsonl"
+    config = ["--config", str(CONFIGS / f"{command}_7b_24gb.yaml"), "--model_name_or_path", "7b"]
+    options = [command, *config, "--dataset_name", data, "--dry_run", "--card"]
+    main([*options, "24GB"])
+    assert "24GB, 23.5 GiB: fits" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as raised:
+        main([*options, "4GB"])
+    assert raised.value.code == 1
+
+
+def test_samples_are_not_markup(here, capsys):
+    write_rows(here / "marked.jsonl", [{"question": "[bold red]x[/] [/nothing]", "wanted": 1}] * 4)
+    main(["ppo", "--config", "short.yaml", "--dataset_name", "marked.jsonl", "--dry_run"])
+    assert "[bold red]x[/] [/nothing]" in capsys.readouterr().out
+
+
+def test_rows_by_name(here):
+    rows = named_rows("prompts.jsonl", "train", DataArguments(columns=["prompt=question"]), flag="--dataset_name")
+    assert isinstance(rows, Dataset) and rows.column_names == ["prompt", "wanted"]
+    assert shortened("a" * 700) == "a" * 300 + " … " + "a" * 300

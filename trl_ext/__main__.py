@@ -1,6 +1,0 @@
-"""`python -m trl_ext`, which is `trl-ext`: for `accelerate launch -m trl_ext ppo …`."""
-
-from trl_ext.cli import main
-
-if __name__ == "__main__":
-    main()
