@@ -33,6 +33,12 @@ def test_a_failing_run_saves_its_state(tmp_path):
         class state:
             log_history: ClassVar = [1, 2]
 
+        accelerator = None
+
+        def add_callback(self, callback): ...
+
+        def remove_callback(self, callback): ...
+
         def train(self, resume_from_checkpoint=None):
             raise KeyError("reward server is gone")
 

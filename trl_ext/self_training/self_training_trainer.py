@@ -342,10 +342,12 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         super().log(logs, start_time)
 
     def _say(self, text: str) -> None:
-        """Show on the progress bar what is going on."""
+        """Show on the progress bar what is going on; between parts of a Grow, a run may also be stopped."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.set_description(text)
+        if self._stop is not None:
+            self._stop.between_parts()
 
     def _pass_over(self, steps: int) -> None:
         self._globalstep_last_logged += steps  # the mean loss is over steps that were made

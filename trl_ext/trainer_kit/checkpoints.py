@@ -31,6 +31,7 @@ from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
+from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
 
 
 def newest_complete_checkpoint(output_dir: str | Path, required: Needed = ()) -> str | None:
@@ -58,9 +59,12 @@ class ResumableTrainer(OutputDirWatch):
     nothing was finished yet, it begins. A checkpoint that is given by its path must be whole, and written by as many
     processes as there are. When training raises, whatever was logged so far is in `trainer_state.json` of the output
     folder, beside the checkpoints. An error for lack of memory says in which phase, and what would need less.
+
+    Ctrl-C or SIGTERM, once, end it after the step it is at with a checkpoint and a `RunStopped`; twice, at once.
     """
 
     memory: Explains
+    _stop: StopWatch | None = None  # while it trains
 
     def _checkpoint_files(self) -> tuple[str, ...]:
         """Names of the files, besides Trainer's own, without which a checkpoint is not complete."""
@@ -72,14 +76,29 @@ class ResumableTrainer(OutputDirWatch):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         checkpoint = self._open(resume_from_checkpoint)
+        self._stop = stop = StopWatch(self.accelerator)
+        self.add_callback(stop)
         try:
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            with stop.listening():
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
             self._keep_log()
             raise torch.OutOfMemoryError(self._out_of_memory(error)) from error
         except BaseException:
             self._keep_log()
             raise
+        finally:
+            self.remove_callback(stop)
+            self._stop = None
+        if stop.stopped_at is not None:
+            raise RunStopped(self._stopped(stop.stopped_at))
+        return output
+
+    def _stopped(self, step: int) -> str:
+        how = "save_only_model=True keeps what going on would need out of it"
+        if not self.args.save_only_model:
+            how = "train(resume_from_checkpoint=True) goes on from it"
+        return f"after step {step} of {self.state.max_steps}, with checkpoint-{step} ({how})"
 
     def _open(self, resume: str | PathLike | bool | None) -> str | None:
         """Check all that can be checked, then make the output_dir this run's; the checkpoint to go on from."""

@@ -47,7 +47,7 @@ def ends_in_one_line(call: str, *, when_stopped: str, folder: Path = PACKAGE) ->
             yield
         sys.stdout.flush()
     except KeyboardInterrupt as error:
-        _end(f"{call}: stopped. {when_stopped}", error, STOPPED)
+        _end(f"{call}: stopped{f' {error}' if str(error) else ''}. {when_stopped}", error, STOPPED)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would complain of it
         raise SystemExit(READER_GONE) from error

@@ -1,0 +1,92 @@
+"""Ctrl-C and SIGTERM while a trainer trains."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from checkpoint_case import KINDS, STEPS, assert_same, make, trained
+from self_training_case import trainer as raft_trainer
+from transformers import TrainerCallback
+
+from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.stopping import SIGNALS, RunStopped
+
+
+class Signals(TrainerCallback):
+    """Sends this process signals as a step begins."""
+
+    def __init__(self, step: int, *numbers: int):
+        self.step, self.numbers = step, numbers
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("kind", "number"), [*zip(KINDS, 2 * SIGNALS, strict=False)])
+def test_it_ends_after_the_step_and_goes_on_to_the_same_weights(kind, number, tmp_path, capfd):
+    whole = make(kind, tmp_path / "whole")
+    whole.train()
+    stopped = make(kind, tmp_path / "stopped", parts={"callbacks": [Signals(2, number)]})
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(RunStopped, match=rf"after step 2 of {STEPS}, with checkpoint-2 \(train\(resume_from"):
+        stopped.train()
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    assert "Stopping after this step, with a checkpoint." in capfd.readouterr().err
+    assert stopped.state.global_step == 2
+    again = make(kind, tmp_path / "stopped")
+    again.train(resume_from_checkpoint=True)
+    assert_same(trained(whole), trained(again))
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(2, signal.SIGINT, signal.SIGTERM)]})
+    with pytest.raises(KeyboardInterrupt) as raised:
+        trainer.train()
+    assert not isinstance(raised.value, RunStopped) and trainer.state.global_step == 1
+
+
+def test_a_run_at_its_last_step_is_complete(tmp_path):
+    trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(STEPS, signal.SIGINT)]})
+    trainer.train()
+    assert trainer.state.global_step == STEPS
+
+
+def test_a_grow_stops_between_its_parts(tmp_path):
+    calls = []
+
+    def reward(completions, **columns):
+        calls.append(len(completions))
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return [float(len(text)) for text in completions]
+
+    trainer = raft_trainer(tmp_path, reward_funcs=reward)
+    with pytest.raises(RunStopped, match="what was sampled is kept"):
+        trainer.train()
+    assert len(calls) == 1 and list(Path(tmp_path).glob("grow-000/*.parquet"))
+    raft_trainer(tmp_path, reward_funcs=reward).train(resume_from_checkpoint=True)
+
+
+def test_another_thread_takes_no_signals(tmp_path):
+    trainer = make("ppo", tmp_path)
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join(120)
+    assert trainer.state.global_step == STEPS
+
+
+def test_without_optimizers_it_cannot_go_on(tmp_path):
+    trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(2, signal.SIGINT)]}, save_only_model=True)
+    with pytest.raises(RunStopped, match="save_only_model=True keeps what going on would need out of it"):
+        trainer.train()
+
+
+def test_a_command_says_where_it_stopped(capsys):
+    with pytest.raises(SystemExit) as raised, ends_in_one_line("cmd", when_stopped="Give it again."):
+        raise RunStopped("after step 2 of 4")
+    assert raised.value.code == 130
+    assert capsys.readouterr().err == "cmd: stopped after step 2 of 4. Give it again.\n"

@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM: a run that is asked to stop ends after the step it is at, with a checkpoint."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunStopped(KeyboardInterrupt):
+    """A run was asked to stop, and has ended; the message says after which step, and how it goes on.
+
+    A KeyboardInterrupt, so that what follows in a program is not done as if the run were complete.
+    """
+
+
+class StopWatch(TrainerCallback):
+    """Listens for signals while a trainer trains; a second one stops at once, as without this.
+
+    Several processes stop together: each looks after each step whether any of them was asked.
+
+    Args:
+        accelerator: The trainer's.
+
+    Attributes:
+        asked: The signal that came, None before.
+        stopped_at: The step after which the run has ended.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.asked: signal.Signals | None = None
+        self.stopped_at: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, signals are taken; from another thread than the main one they cannot be, and nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+        if self.accelerator.is_main_process:
+            said = "\nStopping after this step, with a checkpoint. Once more: at once, without one.\n"
+            os.write(sys.__stderr__.fileno(), said.encode())  # a handler must not enter a buffer that may be in use
+
+    def between_parts(self) -> None:
+        """Raise a RunStopped where a single process was asked to stop, and what it has done so far is on disk anyway."""
+        if self.asked is not None and self.accelerator.num_processes == 1:
+            raise RunStopped("before its next step; what was sampled is kept")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._anyone_asked() and state.global_step < state.max_steps:
+            self.stopped_at = state.global_step
+            control.should_save = control.should_training_stop = True
+
+    def _anyone_asked(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked is not None
+        asked = torch.tensor(int(self.asked is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
