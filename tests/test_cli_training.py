@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_config, tiny_llama, tiny_reward_model
 from transformers import AutoModelForSequenceClassification
 
-from trl_ext.cli import TRAINING, main
+from trl_ext.cli import main
 from trl_ext.cli.command_arguments import DataArguments
 from trl_ext.cli.data_rows import named_rows
 from trl_ext.cli.dry_run import shortened
 
+TRAINING = ("reward", "ppo", "raft", "rest")
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 PROMPTS = [{"question": f"say {word}", "wanted": 3} for word in ("it", "that", "so", "more")] * 4
 FITS = ["--max_length", "64"]  # of the models below, which have a window of 256

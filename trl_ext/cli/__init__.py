@@ -12,29 +12,27 @@ from trl_ext.cli.generate import add_generate
 from trl_ext.cli.plan import add_plan
 from trl_ext.trainer_kit.commands import ends_in_one_line
 
-TRAINING = {  # by name: module, class, what it does
-    "reward": ("train_reward", "RewardCommand", "train a reward model on pairs"),
-    "ppo": ("train_ppo", "PPOCommand", "train a policy with PPO on rewards"),
-    "raft": ("train_raft", "RAFTCommand", "train a policy with RAFT on rewards"),
-    "rest": ("train_raft", "ReSTCommand", "train a policy with ReST on rewards"),
+BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their modules, and what they do
+    "reward": ("train_reward", "train a reward model on pairs"),
+    "ppo": ("train_ppo", "train a policy with PPO on rewards"),
+    "raft": ("train_raft", "train a policy with RAFT on rewards"),
+    "rest": ("train_rest", "train a policy with ReST on rewards"),
+    "score": ("score", "score a file of prompts and completions; pairs for DPO"),
+    "evaluate": ("evaluate", "sample held-out prompts from policies, and compare them"),
 }
+GOES_ON = "What is saved is kept: the same command goes on from there."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand; what is slow to import is imported only then. All of them end by `ends_in_one_line`."""
     args, rest = _parser().parse_known_args(argv)
-    if rest and args.command not in TRAINING:
+    if rest and args.command not in BY_DATACLASS:
         refuse_unknown(rest[0], args.own)
     with ends_in_one_line(f"trl-ext {args.command}", when_stopped=args.when_stopped):
-        train(args.command, rest) if args.command in TRAINING else args.run(args)
-
-
-def train(command: str, argv: Sequence[str]) -> None:
-    """Run one of the commands that train, whose flags are those of TRL's parser."""
-    from trl_ext.cli.training_command import main as run
-
-    module, name, _ = TRAINING[command]
-    run(getattr(importlib.import_module(f"trl_ext.cli.{module}"), name), argv)
+        if args.command in BY_DATACLASS:
+            importlib.import_module(f"trl_ext.cli.{BY_DATACLASS[args.command][0]}").main(rest)
+        else:
+            args.run(args)
 
 
 def refuse_unknown(flag: str, parser: argparse.ArgumentParser) -> None:
@@ -55,9 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of data order, initial heads and sampling")
     demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
     demo.set_defaults(run=_demo, when_stopped="The same command begins anew, over what it has written.")
-    for name, (_, _, text) in TRAINING.items():
-        command = commands.add_parser(name, help=text, add_help=False)
-        command.set_defaults(when_stopped="What is saved is kept: the same command goes on from there.")
+    for name, (_, text) in BY_DATACLASS.items():
+        commands.add_parser(name, help=text, add_help=False).set_defaults(when_stopped=GOES_ON)
     add_generate(commands)
     add_plan(commands)
     for command in commands.choices.values():

@@ -72,7 +72,8 @@ class CommandParser(TrlParser):
         given, unknown = self.parse_known_args(flags, Namespace(**dict.fromkeys(WITHOUT_A_CARD)))
         if unknown:
             self._refuse(unknown[0])
-        if all(getattr(given, name) is None and name not in values for name in WITHOUT_A_CARD):
+        trains = any(action.dest == "use_cpu" for action in self._actions)
+        if trains and all(getattr(given, name) is None and name not in values for name in WITHOUT_A_CARD):
             self._choose_device()
         return self.parse_args_and_config(argv)
 

@@ -1,5 +1,6 @@
 """`trl-ext ppo`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -10,6 +11,7 @@ from trl_ext.cli.data_rows import named_rows
 from trl_ext.cli.roles import Roles
 from trl_ext.cli.train_policy import PolicyCommand
 from trl_ext.cli.training_command import Facts
+from trl_ext.cli.training_command import main as run
 from trl_ext.ppo.ppo_input import check_text, read_data
 from trl_ext.trainer_kit.config_docs import option
 
@@ -73,3 +75,8 @@ class PPOCommand(PolicyCommand):
             "reference": self.args.beta != 0,
             "batch": self.args.generation_batch_size // self.args.world_size,
         }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    run(PPOCommand, argv)

@@ -1,16 +1,19 @@
-"""`trl-ext raft` and `trl-ext rest`."""
+"""`trl-ext raft`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
 
-from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, VLLMGenerator
+from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, VLLMGenerator
 from trl_ext.cli.command_arguments import RewardArguments
 from trl_ext.cli.roles import Roles
 from trl_ext.cli.train_policy import PolicyCommand
 from trl_ext.cli.training_command import Facts
+from trl_ext.cli.training_command import main as run
 from trl_ext.generation.protocol import Generator
 from trl_ext.self_training.self_training_input import checked_args, read_dataset, read_eval_dataset
+from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
 from trl_ext.trainer_kit.config_docs import option
 
 
@@ -44,7 +47,7 @@ class RAFTCommand(PolicyCommand):
     def config(cls):
         return RAFTConfig
 
-    def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> RAFTTrainer | ReSTTrainer:
+    def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> SelfTrainingTrainer:
         return self.trainer_class(
             **roles.policy(),
             reward_funcs=roles.rewards(self.rewards),
@@ -65,14 +68,6 @@ class RAFTCommand(PolicyCommand):
         return {"batch": self.args.generation_batch_size} if self.args.generation_batch_size else {}
 
 
-class ReSTCommand(RAFTCommand):
-    name = "rest"
-    method = "rest"
-    description = RAFTCommand.description.replace(
-        "RAFT: sample, keep the best", "ReST: sample, keep what passes a threshold"
-    )
-    trainer_class = ReSTTrainer
-
-    @classmethod
-    def config(cls):
-        return ReSTConfig
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    run(RAFTCommand, argv)

@@ -1,5 +1,7 @@
 """`trl-ext reward`."""
 
+from collections.abc import Sequence
+
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -7,6 +9,7 @@ from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.cli.dry_run import Line, read_as
 from trl_ext.cli.roles import Roles, planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
+from trl_ext.cli.training_command import main as run
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings
 from trl_ext.reward_modeling.preference_data import check_max_length, check_pairs, columns_of
@@ -63,3 +66,8 @@ class RewardCommand(TrainingCommand):
             completion_length=length // 2,
             imitation=self.args.imitation_coef > 0,
         )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    run(RewardCommand, argv)

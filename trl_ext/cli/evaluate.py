@@ -1,0 +1,148 @@
+"""`trl-ext evaluate`: policies on held-out prompts, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets
+from rich.console import Console
+from rich.table import Table
+
+from trl_ext.cli.command_arguments import DataArguments, RewardArguments
+from trl_ext.cli.command_parser import CommandParser
+from trl_ext.cli.data_rows import train_rows
+from trl_ext.cli.roles import named
+from trl_ext.evaluation import Evaluation, evaluate
+from trl_ext.shared_base.shared_base import SharedBase
+from trl_ext.trainer_kit.config_docs import option
+from trl_ext.trainer_kit.own_folders import check_is_folder
+from trl_ext.trainer_kit.whole_files import written_whole
+
+EXAMPLE = "trl-ext evaluate --policies START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START"
+DESCRIPTION = (
+    "Sample held-out prompts from policies, and measure: rewards, KL to a reference, length, ends, variety. Each policy is "
+    "compared with the first, prompt by prompt."
+)
+
+
+@dataclass
+class EvaluateArguments:
+    """Who is looked at, and how."""
+
+    _argument_group_name = "what is evaluated"
+
+    policies: list[str] | None = option(
+        None, "Models or adapters, by path or hub id; the first is what others are compared with."
+    )
+    base: str | None = option(None, "What adapters go on, by path or hub id. None: the base that each names.")
+    load_in_8bit: bool = option(False, "Load that base once, in LLM.int8().")
+    load_in_4bit: bool = option(False, "Load that base once, in NF4.")
+    reference: str | None = option(None, "What KL is measured to, e.g. where training began. None: no KL.")
+    references_column: str = option("reference", "Answers whose perplexity is measured, where there is such a column.")
+    max_completion_length: int = option(512, "In tokens, as in training.")
+    num_samples: int = option(1, "Completions per prompt.")
+    temperature: float = option(1.0, "Of sampling; 0 takes the likeliest token.")
+    batch_size: int | None = option(None, "Completions sampled at once. None: what memory allows.")
+    seed: int = option(0, "The same seed gives the same samples.")
+    output: str | None = option(None, "A .parquet file for the samples, each with its scores.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    kinds = (EvaluateArguments, RewardArguments, DataArguments)
+    args, rewards, data = CommandParser(kinds, prog="trl-ext evaluate", example=EXAMPLE, description=DESCRIPTION).read(
+        argv
+    )
+    output = _checked(args)
+    rows, functions = train_rows(data), [named(name, rewards) for name in rewards.reward_funcs or []]
+    base = shared_base(args)
+    evaluations = {name: _evaluated(name, rows, functions, base, args) for name in args.policies}
+    console = Console(highlight=False)
+    console.print(measures_table(evaluations))
+    for name, evaluation in list(evaluations.items())[1:]:
+        console.print(differences_table(name, evaluation, args.policies[0], evaluations[args.policies[0]]))
+    if output is not None:
+        with written_whole(output) as partial:
+            samples_of(evaluations).to_parquet(partial)
+        print(f"{output}: samples with their scores")
+
+
+def _checked(args: EvaluateArguments) -> Path | None:
+    """Where samples go; a ValueError for what cannot be evaluated."""
+    if not args.policies:
+        raise ValueError("--policies: expected one or several models or adapters, by path or hub id. Give one.")
+    if len({*args.policies}) < len(args.policies):
+        raise ValueError(f"--policies {' '.join(args.policies)}: one is named twice. Give each once.")
+    if (args.load_in_8bit or args.load_in_4bit) and args.base is None:
+        raise ValueError("--load_in_8bit, --load_in_4bit: expected --base, which is loaded so. Give it.")
+    if args.output is None:
+        return None
+    path = Path(args.output).expanduser()
+    if path.suffix != ".parquet":
+        raise ValueError(f"--output {args.output}: expected a name that ends in .parquet.")
+    if path.exists():
+        raise ValueError(f"--output {args.output}: there is a file of that name. Give another, or remove it.")
+    check_is_folder(path.parent, call=f"--output {args.output}")
+    return path
+
+
+def shared_base(args: EvaluateArguments) -> SharedBase | str | None:
+    """The base, loaded once where it is to be in fewer bits."""
+    bits = 8 if args.load_in_8bit else 4 if args.load_in_4bit else None
+    return args.base if bits is None else SharedBase.from_pretrained(args.base, bits=bits)
+
+
+def _evaluated(name: str, rows: Dataset, functions: list, base, args: EvaluateArguments) -> Evaluation:
+    return evaluate(
+        name,
+        rows,
+        functions,
+        base=base,
+        max_completion_length=args.max_completion_length,
+        reference=args.reference,
+        references_column=args.references_column,
+        num_samples=args.num_samples,
+        temperature=args.temperature,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+
+
+def measures_table(evaluations: dict[str, Evaluation]) -> Table:
+    """A row per measure, a column per policy, ± its standard error."""
+    table = Table("", *(shown(name) for name in evaluations), title="means ± standard errors", title_justify="left")
+    for measure in dict.fromkeys(key for evaluation in evaluations.values() for key in evaluation.summary):
+        table.add_row(measure, *(_cell(evaluation, measure) for evaluation in evaluations.values()))
+    return table
+
+
+def differences_table(name: str, evaluation: Evaluation, first: str, other: Evaluation) -> Table:
+    """What differs, and whether so many prompts could have shown it."""
+    table = Table("", "difference", "seen from", "", title=f"{shown(name)} less {shown(first)}", title_justify="left")
+    for measure, found in evaluation.compare(other).items():
+        difference = f"{found['difference']:+.4g} ± {found['error']:.2g}"
+        resolved = abs(found["difference"]) >= found["detectable"]
+        table.add_row(measure, difference, f"{found['detectable']:.2g}", "" if resolved else "not resolved")
+    return table
+
+
+def shown(name: str, length: int = 24) -> str:
+    """A policy's name, whose end tells it from others.
+
+    >>> shown("out/" + 20 * "x" + "/checkpoint-8")
+    '…xxxxxxxxxx/checkpoint-8'
+    """
+    return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def _cell(evaluation: Evaluation, measure: str) -> str:
+    value, error = evaluation.summary.get(measure), evaluation.errors.get(measure)
+    if value is None:
+        return "·"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+
+
+def samples_of(evaluations: dict[str, Evaluation]) -> Dataset:
+    """All samples, each with its policy."""
+    parts = [each.samples.add_column("policy", [name] * len(each.samples)) for name, each in evaluations.items()]
+    return concatenate_datasets(parts)
