@@ -120,6 +120,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
     _name = "PPO"
     _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}  # noqa: RUF012
     _row_ids = "prompt_ids"
+    _shown = ("score", "kl_per_completion", "completions/mean_length", "explained_variance")
     _rates = ("learning_rate", "critic_learning_rate")
 
     def __init__(

@@ -97,6 +97,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         "  author = {Rui Zheng and others},\n  year = 2023,\n  eprint = {arXiv:2307.04964}\n}",
     }
 
+    _shown = ("accuracy", "margin", "ranking_loss", "imitation_loss")
+
     def __init__(
         self,
         model: str | PreTrainedModel,

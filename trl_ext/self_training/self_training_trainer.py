@@ -107,6 +107,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     """
 
     _tag_names = ["trl", "trl-ext", "self-training"]  # noqa: RUF012 - as TRL declares it
+    _shown = ("stage", "grow/score", "grow/score_kept", "grow/kept", "loss", "score")
     _name = "Self-training"
     config_class = SelfTrainingConfig
     _harmless, _needs_record = HARMLESS, True

@@ -27,6 +27,7 @@ from trl_ext.trainer_kit.checkpoint_files import (
     rng_file,
     written_by,
 )
+from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, together
@@ -64,6 +65,7 @@ class ResumableTrainer(OutputDirWatch):
     """
 
     memory: Explains
+    _shown: tuple[str, ...] = ()  # what is logged and matters, for a notebook
     _stop: StopWatch | None = None  # while it trains
 
     def _checkpoint_files(self) -> tuple[str, ...]:
@@ -76,6 +78,7 @@ class ResumableTrainer(OutputDirWatch):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         checkpoint = self._open(resume_from_checkpoint)
+        show_in_notebook(self, self._shown)
         self._stop = stop = StopWatch(self.accelerator)
         self.add_callback(stop)
         try:
