@@ -41,9 +41,18 @@ class CommandParser(TrlParser):
         prog: The command, e.g. "trl-ext ppo".
         example: The shortest call that works, for usage and help.
         description: What the command does.
+        words: The flag that words before the first flag belong to; None: there may be none.
     """
 
-    def __init__(self, dataclass_types: Sequence[type], *, prog: str, example: str, description: str):
+    def __init__(
+        self,
+        dataclass_types: Sequence[type],
+        *,
+        prog: str,
+        example: str,
+        description: str,
+        words: str | None = None,
+    ):
         super().__init__(
             dataclass_types,
             prog=prog,
@@ -52,6 +61,7 @@ class CommandParser(TrlParser):
             formatter_class=OneName,
             allow_abbrev=False,
         )
+        self.words = words
 
     def read(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """One instance of each dataclass.
@@ -62,6 +72,8 @@ class CommandParser(TrlParser):
             SystemExit: With the command's usage and code 2, for a flag that there is not.
         """
         argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+        if self.words and argv and not argv[0].startswith("-"):
+            argv = [f"--{self.words}", *argv]
         flags, values = list(argv), {}
         if "--config" in flags:
             at = flags.index("--config")

@@ -18,7 +18,7 @@ from trl_ext.trainer_kit.config_docs import option
 from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.whole_files import written_whole
 
-EXAMPLE = "trl-ext evaluate --policies START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START"
+EXAMPLE = "trl-ext evaluate START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START"
 DESCRIPTION = (
     "Sample held-out prompts from policies, and measure: rewards, KL to a reference, length, ends, variety. Each policy is "
     "compared with the first, prompt by prompt."
@@ -50,9 +50,9 @@ class EvaluateArguments:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     kinds = (EvaluateArguments, RewardArguments, DataArguments)
-    args, rewards, data = CommandParser(kinds, prog="trl-ext evaluate", example=EXAMPLE, description=DESCRIPTION).read(
-        argv
-    )
+    args, rewards, data = CommandParser(
+        kinds, prog="trl-ext evaluate", example=EXAMPLE, description=DESCRIPTION, words="policies"
+    ).read(argv)
     output = _checked(args)
     rows, functions = train_rows(data), [named(name, rewards) for name in rewards.reward_funcs or []]
     base = shared_base(args)
