@@ -28,6 +28,7 @@ pytestmark = [
 ]
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES |= {"num_hidden_layers": 2, "max_position_embeddings": 256}
+CACHE_BLOCK = 16  # tokens
 LONG = "It was the best of times, it was the worst of times, "  # several blocks of vLLM's prefix cache
 PARTS = [Part(0, (0, 1), (LONG + "it was", LONG + "we had")), Part(1, (2, 3), ("say it", "why?"))]
 
@@ -67,28 +68,72 @@ def ids(samples: list[dict]) -> list[list[int]]:
     return [sample["completion_ids"] for sample in samples]
 
 
+@pytest.fixture(scope="module")
+def generator():
+    """One vLLM for all tests that can share it."""
+    one = vllm()
+    one.expect(SIZES["max_position_embeddings"])
+    yield one
+    one.close()
+
+
 def vllm(**options) -> VLLMGenerator:
     return VLLMGenerator(**{"dtype": "float32", "engine_kwargs": {"enforce_eager": True}} | options)
 
 
 @pytest.mark.parametrize("rank", [8, 16])
-def test_greedy_is_our_own_samplers(base, rank):
+def test_greedy_is_our_own_samplers(base, generator, rank):
     policy = adapted(base, rank)
     ours = ask(TransformersGenerator(), policy)
-    assert ids(ask(vllm(), policy)) == ids(ours)
+    assert ids(ask(generator, policy)) == ids(ours)
     with policy.model.disable_adapter():
         assert ids(ask(TransformersGenerator(), policy)) != ids(ours)
 
 
 def test_each_grow_has_the_adapter_as_it_is_then(base):
-    policy = adapted(base)
-    before = ids(ask(vllm(), policy))
+    """Of one vLLM, which keeps the prompts' keys and values: five blocks of them are the same in both."""
+    policy, generator = adapted(base), vllm()
+    assert len(policy.prompt_ids(PARTS[0].prompts[0])) > 3 * CACHE_BLOCK
+    before = ids(ask(generator, policy))
+    first = generator._process
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if "lora_B" in name:
                 parameter.neg_()
-    after = ids(ask(vllm(), policy))
+    after = ids(ask(generator, policy))
     assert after == ids(ask(TransformersGenerator(), policy)) and after != before
+    assert generator._process is first
+    assert [path.name for path in first.folder.glob("policy-*")] == ["policy-2"]
+    ask(generator, policy, max_completion_length=80)  # a larger window than it was started with
+    assert generator._process is not first
+    generator.close()
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_p": 0.8, "temperature": 1.3}, {"top_k": 5}])
+def test_log_probs_are_those_that_the_tokens_were_drawn_with(base, generator, settings):
+    policy = adapted(base)
+    policy.model.generation_config.eos_token_id = [1, *range(10, 20)]
+    samples = ask(generator, policy, num_generations=4, **{"temperature": 1.0} | settings)
+    assert {sample["ended"] for sample in samples} == {True, False}
+    for sample in samples:
+        assert len(sample["log_probs"]) == len(sample["completion_ids"])
+        torch.testing.assert_close(
+            torch.tensor(sample["log_probs"]), drawn_with(policy.model, sample, settings), atol=1e-3, rtol=0
+        )
+
+
+@torch.no_grad()
+def drawn_with(model, sample: dict, settings: dict) -> torch.Tensor:
+    """Our own log-probabilities of a completion at that temperature, among the tokens that were left."""
+    prompt, chosen = sample["prompt_ids"], torch.tensor(sample["completion_ids"])
+    logits = model(torch.tensor([prompt + sample["completion_ids"]])).logits[0, len(prompt) - 1 : -1]
+    logits = logits / settings.get("temperature", 1.0)
+    ranked, order = logits.sort(descending=True)
+    before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)  # joint share of the likelier ones
+    rank = torch.arange(logits.size(-1)).expand_as(ranked)
+    out = (before >= settings.get("top_p", 1.0)) | (rank >= settings.get("top_k", logits.size(-1)))
+    kept = torch.full_like(logits, -math.inf).scatter(1, order, ranked.masked_fill(out, -math.inf))
+    return kept.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
 
 
 def test_a_policy_without_adapter_is_served_whole(base):
@@ -98,11 +143,16 @@ def test_a_policy_without_adapter_is_served_whole(base):
     assert ids(ask(vllm(), policy)) == ids(ask(TransformersGenerator(), policy))
 
 
-def test_first_tokens_have_the_policys_distribution(base):
+def test_first_tokens_have_the_policys_distribution(base, generator):
     """χ² of 2000 samples over the tokens that are expected at least 10 times, the rest as one; at most its 99.9 % quantile."""
     policy, count = adapted(base), 2000
     samples = ask(
-        vllm(), policy, [Part(0, (0,), ("say it",))], num_generations=count, max_completion_length=1, temperature=1.0
+        generator,
+        policy,
+        [Part(0, (0,), ("say it",))],
+        num_generations=count,
+        max_completion_length=1,
+        temperature=1.0,
     )
     with torch.no_grad():
         logits = policy.model(torch.tensor([policy.prompt_ids("say it")])).logits[0, -1]
@@ -114,10 +164,10 @@ def test_first_tokens_have_the_policys_distribution(base):
     assert degrees > 5 and statistic < degrees + 3.09 * math.sqrt(2 * degrees) + 6
 
 
-def test_ends_and_stop_tokens(base):
+def test_ends_and_stop_tokens(base, generator):
     policy = adapted(base)
     policy.model.generation_config.eos_token_id = [1, *range(10, 20)]
-    samples = ask(vllm(), policy, num_generations=16, temperature=1.0)
+    samples = ask(generator, policy, num_generations=16, temperature=1.0)
     ends = policy.end_token_ids()
     assert {sample["ended"] for sample in samples} == {True, False}
     for sample in samples:
@@ -126,9 +176,9 @@ def test_ends_and_stop_tokens(base):
         assert not ends & set(sample["completion_ids"][:-1])
 
 
-def test_same_seeds_same_samples(base):
+def test_same_seeds_same_samples(base, generator):
     policy = adapted(base)
-    once, again = (ids(ask(vllm(), policy, num_generations=4, temperature=1.0, seed=3)) for _ in range(2))
+    once, again = (ids(ask(generator, policy, num_generations=4, temperature=1.0, seed=3)) for _ in range(2))
     assert once == again and len({tuple(sample) for sample in once}) > 4
 
 

@@ -18,7 +18,7 @@ from trl_ext import LearnedReward, SharedBase
 from trl_ext.cli import main
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
-from trl_ext.generation.vllm_generator import VLLMGenerator
+from trl_ext.generation.vllm_requests import request_of
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.trainer_kit.trl_versions import add_end_tokens, end_tokens
 
@@ -189,11 +189,10 @@ def test_the_transformers_generator_on_text():
 
 @pytest.mark.parametrize(("prompts", "ends"), [(tuple(CHATS[:2]), [1, END]), (("say it", "why?"), [1])])
 @pytest.mark.filterwarnings("ignore:Policy.end_token_ids")
-def test_vllm_is_told(tmp_path, prompts, ends):
-    spec = VLLMGenerator()._specification(
-        [Part(0, (0, 1), prompts)], Sampling(), Policy(chat_llama(SOON), TOKENIZER), tmp_path
-    )
-    assert spec["end_token_ids"] == ends
+def test_vllm_is_told(prompts, ends):
+    policy = Policy(chat_llama(SOON), TOKENIZER)
+    request = request_of([Part(0, (0, 1), prompts)], Sampling(), policy, prompts_at_once=128)
+    assert request["end_token_ids"] == ends
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -1,11 +1,19 @@
 """vLLM's route, through a stand-in module that has vLLM's signatures and refusals and samples with transformers."""
 
+import gc
 import importlib.util
 import json
 import os
+import pickle
+import shutil
+import signal
+import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,20 +23,23 @@ from resized_case import grown_adapter
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM
 
-from trl_ext.generation import vllm_generator, vllm_process, vllm_worker
+from trl_ext.generation import card_turns, vllm_answers, vllm_generator, vllm_process, vllm_worker
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.vllm_generator import VLLMGenerator
+from trl_ext.generation.vllm_process import VLLMError
 from trl_ext.trainer_kit.seeds import stable_seed
 
 STAND_IN = """
 import os
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm.lora.request import LoRARequest
 
-ENGINE_ARGS = {"max_model_len", "enable_lora", "max_lora_rank", "max_num_seqs"}  # further ones that LLM passes on
+ENGINE_ARGS = {"max_model_len", "enable_lora", "max_lora_rank", "max_num_seqs", "logprobs_mode",
+               "kv_cache_memory_bytes", "enable_sleep_mode"}  # further ones that LLM passes on
 log = []
 
 
@@ -44,6 +55,7 @@ class SamplingParams:
     stop_token_ids: list[int] | None = None
     max_tokens: int | None = 16
     detokenize: bool = True
+    logprobs: int | None = None
 
     def __post_init__(self):
         assert 0 <= self.min_p <= 1 and 0 < self.top_p <= 1 and self.top_k >= -1 and self.temperature >= 0
@@ -74,20 +86,43 @@ class LLM:
             raise TypeError(f"EngineArgs.__init__() got an unexpected keyword argument {set(kwargs) - ENGINE_ARGS}")
         assert kwargs.get("max_lora_rank", 16) in (1, 8, 16, 32, 64, 128, 256, 320, 512)
         self.args = {"model": model, "dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization} | kwargs
-        self.model = AutoModelForCausalLM.from_pretrained(model).eval()
+        self.model = self.base = AutoModelForCausalLM.from_pretrained(model).eval()
         self.eos = AutoTokenizer.from_pretrained(tokenizer or model).eos_token_id
-        self.calls = []
+        self.calls, self.loras, self.naps, self.llm_engine = [], {}, [], self
         log.append(self)
 
+    def sleep(self, level=1):
+        self.naps.append(f"sleep {level}")
+
+    def wake_up(self, tags=None):
+        self.naps.append("wake")
+
+    def add_lora(self, request):
+        assert isinstance(request, LoRARequest) and request.lora_int_id > 0 and self.args["enable_lora"]
+        assert request.lora_int_id not in self.loras and os.path.isdir(request.lora_path)
+        name = request.lora_name
+        if isinstance(self.model, PeftModel):
+            self.model.load_adapter(request.lora_path, name)
+        else:
+            self.model = PeftModel.from_pretrained(self.model, request.lora_path, name).eval()
+        assert self.model.peft_config[name].r <= self.args["max_lora_rank"]
+        self.loras[request.lora_int_id] = request
+        return True
+
+    def remove_lora(self, lora_id):
+        self.model.delete_adapter(self.loras.pop(lora_id).lora_name)
+        return True
+
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None, priority=None):
-        if os.environ.get("STAND_IN_DIES_AT") == str(len(self.calls)):
+        deaths = os.environ.get("STAND_IN_DIES")  # a file with the number of deaths that are left; of a prompt of three bytes
+        if deaths and any(len(prompt["prompt_token_ids"]) == 3 for prompt in prompts) and int(open(deaths).read()):
+            left = int(open(deaths).read()) - 1
+            open(deaths, "w").write(str(left))
             raise RuntimeError("CUDA out of memory, says the stand-in")
         self.calls.append((prompts, sampling_params, lora_request))
         if lora_request is not None:
-            assert isinstance(lora_request, LoRARequest) and lora_request.lora_int_id > 0 and self.args["enable_lora"]
-            if not isinstance(self.model, PeftModel):
-                self.model = PeftModel.from_pretrained(self.model, lora_request.lora_path).eval()
-            assert self.model.peft_config["default"].r <= self.args["max_lora_rank"]
+            assert self.loras[lora_request.lora_int_id] == lora_request
+            self.model.set_adapter(lora_request.lora_name)
         return [self.answer(p["prompt_token_ids"], s) for p, s in zip(prompts, sampling_params, strict=True)]
 
     def answer(self, ids, params):
@@ -98,14 +133,18 @@ class LLM:
     @torch.no_grad()
     def sample(self, ids, params, index):
         generator, done, reason, stop = torch.Generator().manual_seed(params.seed + index), [], "length", None
+        logprobs = None if params.logprobs is None else []
+        assert logprobs is None or self.args["logprobs_mode"] == "processed_logprobs"
         while len(done) < params.max_tokens and reason == "length":
             logits = self.model(torch.tensor([[*ids, *done]])).logits[0, -1]
             greedy = params.temperature == 0
             p = None if greedy else (logits / params.temperature).softmax(-1)
             done.append(int(logits.argmax() if greedy else torch.multinomial(p, 1, generator=generator)))
+            if logprobs is not None:
+                logprobs.append({done[-1]: SimpleNamespace(logprob=p[done[-1]].log().item())})
             if done[-1] == self.eos or done[-1] in (params.stop_token_ids or []):
                 reason, stop = "stop", None if done[-1] == self.eos else done[-1]
-        return CompletionOutput(index, "", done, None, None, reason, stop)
+        return CompletionOutput(index, "", done, None, logprobs, reason, stop)
 """
 LORA = """
 from dataclasses import dataclass
@@ -127,6 +166,8 @@ def folder(tmp_path_factory):
     (folder / "stand_in" / "vllm" / "__init__.py").write_text(STAND_IN)
     (folder / "stand_in" / "vllm" / "lora" / "__init__.py").write_text("")
     (folder / "stand_in" / "vllm" / "lora" / "request.py").write_text(LORA)
+    (folder / "stand_in" / "vllm-0.31.0.dist-info").mkdir()
+    (folder / "stand_in" / "vllm-0.31.0.dist-info" / "METADATA").write_text("Name: vllm\nVersion: 0.31.0\n")
     tiny_llama(byte_tokenizer()).save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
     return folder
@@ -156,12 +197,33 @@ def stand_in(folder, monkeypatch):
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
-    @contextmanager
-    def here(folder, variables):
-        vllm_worker.main(str(folder / "spec.json"))
-        yield SimpleNamespace(poll=lambda: 0, returncode=0)
+    class Here:
+        """vLLM's process in this one, which says what it is told in JSON."""
 
-    monkeypatch.setattr(vllm_generator, "worker", here)
+        is_alive, is_busy = True, False
+
+        def __init__(self, engine, variables, folder):
+            self.engine, self.folder = engine, folder
+            self.vllm = vllm_worker.Engine(json.loads(json.dumps(engine)))
+
+        serves = vllm_process.VLLMProcess.serves
+
+        def ask(self, request):
+            request = json.loads(json.dumps(request))
+            self.vllm.take(request["adapter"])
+            yield from json.loads(json.dumps(list(self.vllm.parts(request))))
+
+        def wake(self):
+            pass
+
+        def sleep(self):
+            pass
+
+        def close(self):
+            self.is_alive = False
+            shutil.rmtree(self.folder)
+
+    monkeypatch.setattr(vllm_generator, "VLLMProcess", Here)
     yield importlib.import_module("vllm")
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         sys.modules.pop(name, None)
@@ -196,7 +258,8 @@ def test_the_engine_gets_base_and_adapter_unmerged(stand_in, adapted, folder):
         "model": str(folder / "base"),
         "dtype": "bfloat16",
         "gpu_memory_utilization": 0.5,
-        "max_model_len": len("say it") + 5,
+        "max_model_len": 16,  # 6 + 5, rounded up
+        "logprobs_mode": "processed_logprobs",
         "max_num_seqs": 7,
         "enable_lora": True,
         "max_lora_rank": 16,  # the next that vLLM takes above 9
@@ -217,7 +280,7 @@ def test_settings_reach_every_prompt(stand_in, adapted):
         byte_tokenizer()(text)["input_ids"] for part in PARTS for text in part.prompts
     ]
     assert [p.seed for p in params] == [stable_seed(5, row) for row in (4, 2, 7, 9)]
-    assert adapter.lora_int_id == 1
+    assert (adapter.lora_int_id, adapter.lora_name) == (1, "policy-1")
     expected = {"n": 3, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.1}
     expected |= {"max_tokens": 5, "stop_token_ids": [1, *range(10, 60)]}
     assert {name: vars(params[0])[name] for name in expected} == expected
@@ -278,6 +341,53 @@ def test_a_policy_without_adapter_is_served_whole(stand_in, base):
         ask(Policy(base, byte_tokenizer()), VLLMGenerator("other"))
 
 
+def test_log_probs_are_those_that_the_tokens_were_drawn_with(stand_in, adapted):
+    for sample in ask(adapted, temperature=0.7):
+        prompt, ids = sample["prompt_ids"], sample["completion_ids"]
+        with torch.no_grad():
+            logits = adapted.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(sample["log_probs"]), expected)
+    assert {sample["log_probs"] for sample in ask(adapted, temperature=0.0)} == {None}  # nothing is drawn
+
+
+def test_each_call_sends_a_new_adapter_to_the_same_vllm(stand_in, adapted):
+    """Of a new number, name and folder, since what vLLM keeps of a prompt it keeps under these."""
+    generator, says = VLLMGenerator(), []
+    for _ in range(2):
+        samples = ask(adapted, generator, temperature=0.0)
+        assert [s["completion_ids"] for s in samples] == [greedy(adapted.model, s["prompt"]) for s in samples]
+        says.append([s["completion_ids"] for s in samples])
+        with torch.no_grad():
+            for name, parameter in adapted.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.neg_()
+    assert says[0] != says[1]
+    [llm] = stand_in.log
+    sent = [adapter for *_, adapter in llm.calls]
+    assert (
+        len({a.lora_int_id for a in sent}) == len({a.lora_name for a in sent}) == len({a.lora_path for a in sent}) == 2
+    )
+    assert llm.loras == {2: sent[1]} and [Path(a.lora_path).exists() for a in sent] == [False, True]
+
+
+def test_vllm_is_started_anew_where_more_must_fit(stand_in, adapted):
+    generator = VLLMGenerator()
+    lengths = []
+    for length in (5, 9, 12, 40, 3):
+        ask(adapted, generator, parts=[Part(0, (0,), ("say it",))], max_completion_length=length)
+        lengths.append(stand_in.log[-1].args["max_model_len"])
+    assert lengths == [16, 16, 32, 64, 64] and len(stand_in.log) == 3
+    adapted.model.add_adapter("wide", LoraConfig(r=20, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.model.set_adapter("wide")
+    ask(adapted, generator)
+    assert stand_in.log[-1].args["max_lora_rank"] == 32 and len(stand_in.log) == 4
+    expecting = VLLMGenerator()
+    expecting.expect(100)
+    ask(adapted, expecting)
+    assert stand_in.log[-1].args["max_model_len"] == 128
+
+
 def test_another_tokenizer_is_refused(stand_in, adapted, tmp_path):
     adapted.tokenizer.add_tokens(["<new>"])
     with pytest.raises(ValueError, match=r"generator with another tokenizer.*engine_kwargs=\{'tokenizer'"):
@@ -306,7 +416,7 @@ def test_the_policy_is_off_the_card_just_as_long(stand_in, adapted, monkeypatch)
         finally:
             steps.append("on")
 
-    monkeypatch.setattr(vllm_generator, "off_the_card", off)
+    monkeypatch.setattr(card_turns, "off_the_card", off)
     answers = VLLMGenerator().generate(PARTS, Sampling(num_generations=1, max_completion_length=2), adapted)
     next(answers)
     assert steps == ["off"]
@@ -325,59 +435,181 @@ def test_the_policy_is_off_the_card_just_as_long(stand_in, adapted, monkeypatch)
     ],
 )
 def test_the_end_token_is_last(ids, stop_reason, whole):
-    spec = {"end_token_ids": [1, 12], "sampling": {"num_generations": 1}}
-    output = SimpleNamespace(index=0, token_ids=ids, finish_reason="stop", stop_reason=stop_reason)
-    assert vllm_worker.completions(SimpleNamespace(outputs=[output]), spec) == [(whole, True)]
+    """And a log-probability that nobody knows is none, of no token of the sample."""
+    request = {"end_token_ids": [1, 12], "sampling": {"num_generations": 1}}
+    logprobs = [{token: SimpleNamespace(logprob=-token / 10)} for token in ids]
+    output = SimpleNamespace(index=0, token_ids=ids, finish_reason="stop", stop_reason=stop_reason, logprobs=logprobs)
+    log_probs = [-token / 10 for token in ids] if ids == whole else None
+    assert vllm_answers.completions(SimpleNamespace(outputs=[output]), request) == [(whole, True, log_probs)]
 
 
 def test_what_was_cut_has_no_end_token():
-    spec = {"end_token_ids": [1], "sampling": {"num_generations": 1}}
-    output = SimpleNamespace(index=0, token_ids=(5, 6), finish_reason="length", stop_reason=None)
-    assert vllm_worker.completions(SimpleNamespace(outputs=[output]), spec) == [([5, 6], False)]
+    request = {"end_token_ids": [1], "sampling": {"num_generations": 1}}
+    output = SimpleNamespace(index=0, token_ids=(5, 6), finish_reason="length", stop_reason=None, logprobs=None)
+    assert vllm_answers.completions(SimpleNamespace(outputs=[output]), request) == [([5, 6], False, None)]
 
 
-def test_the_worker_ends_when_its_parent_is_gone():
-    codes, (ours, parents) = [], os.pipe()
-    waiting = threading.Thread(target=vllm_worker.end_with_parent, args=(ours, codes.append))
+def test_the_worker_ends_when_its_parent_is_gone(tmp_path):
+    """And takes its folder along, which nobody else would remove after a kill."""
+    taken, codes, (ours, parents) = [], [], os.pipe()
+    (tmp_path / "its own").mkdir()
+    listening = (ours, taken.append, tmp_path / "its own", codes.append)
+    waiting = threading.Thread(target=vllm_worker.listen, args=listening)
     waiting.start()
+    os.write(parents, b'{"do": "sleep"}\n{"do": ')
+    os.write(parents, b'"wake"}\n')
     waiting.join(0.05)
     assert not codes
     os.close(parents)  # as the system does when the parent is killed
     waiting.join(5)
-    assert codes == [vllm_worker.PARENT_IS_GONE]
+    assert codes == [vllm_worker.PARENT_IS_GONE] and taken == [{"do": "sleep"}, {"do": "wake"}]
+    assert not list(tmp_path.iterdir())
     os.close(ours)
 
 
 def test_the_workers_environment(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     card = torch.device("cuda", 1)
-    alone = vllm_process.environment(card, {"engine": {}})
-    assert alone["CUDA_VISIBLE_DEVICES"] == "6" and "LOCAL_RANK" not in alone
-    assert vllm_process.environment(card, {"engine": {"tensor_parallel_size": 2}})["CUDA_VISIBLE_DEVICES"] == "4,6"
-    assert vllm_process.environment(torch.device("cpu"), {"engine": {}})["CUDA_VISIBLE_DEVICES"] == "4,6"
+    alone = vllm_process.environment(card, {})
+    assert alone["CUDA_VISIBLE_DEVICES"] == "6" and not {"LOCAL_RANK", "PYTORCH_CUDA_ALLOC_CONF"} & set(alone)
+    assert vllm_process.environment(card, {"tensor_parallel_size": 2})["CUDA_VISIBLE_DEVICES"] == "4,6"
+    assert vllm_process.environment(torch.device("cpu"), {})["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
 def test_without_vllm(stand_in, adapted, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r'pip install "trl-ext\[vllm\]"'):
+    with pytest.raises(ImportError, match=r'VLLMGenerator: vLLM is not installed. pip install "trl-ext\[vllm\]"'):
         ask(adapted)
 
 
+@pytest.fixture
+def process(folder, monkeypatch, tmp_path):
+    """Makes generators whose vLLM is the stand-in, in a process of its own, which dies as often as it is told."""
+    monkeypatch.syspath_prepend(str(folder / "stand_in"))
+    monkeypatch.setenv("PYTHONPATH", f"{folder / 'stand_in'}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("STAND_IN_DIES", str(tmp_path / "deaths"))
+    (tmp_path / "work").mkdir()
+
+    def make(deaths=0, **options):
+        (tmp_path / "deaths").write_text(str(deaths))
+        return VLLMGenerator(prompts_at_once=1, work_dir=tmp_path / "work", **options)
+
+    return make
+
+
+def running(generator) -> int:
+    """The number of the process that runs."""
+    return generator._process._children[-1].pid
+
+
+def gone(pid: int, seconds: float = 20) -> bool:
+    """Whether a process that is not waited for here, or has been, ends within some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+GREEDY = Sampling(num_generations=1, max_completion_length=5, temperature=0.0)
+
+
 @pytest.mark.slow
-def test_a_process_of_its_own_whose_vllm_dies(folder, adapted, monkeypatch, tmp_path):
+def test_a_process_of_its_own_whose_vllm_dies_twice(process, adapted, tmp_path):
     """What was finished before comes first, then an error with vLLM's own words; nothing is left behind."""
-    monkeypatch.setenv("PYTHONPATH", str(folder / "stand_in"))
-    monkeypatch.setenv("STAND_IN_DIES_AT", "2")
-    generator = VLLMGenerator(prompts_at_once=1, work_dir=tmp_path)
-    answers = generator.generate(PARTS, Sampling(num_generations=1, max_completion_length=5, temperature=0.0), adapted)
+    answers = process(deaths=2).generate(PARTS, GREEDY, adapted)
     for part in PARTS[:2]:
         came, samples = next(answers)
         assert came == part
         assert [s["completion_ids"] for s in samples] == [greedy(adapted.model, s["prompt"]) for s in samples]
     with pytest.raises(RuntimeError, match=r"(?s)ended with code 1 and left 1 of 3 parts.*out of memory, says the"):
         next(answers)
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.slow
+def test_one_process_for_all_calls_which_is_started_anew_when_it_dies(process, adapted, tmp_path):
+    generator = process(deaths=1)
+    first = ask(adapted, generator, temperature=0.0)  # in which it died once
+    assert [s["completion_ids"] for s in first] == [greedy(adapted.model, s["prompt"]) for s in first]
+    one = running(generator)
+    assert ask(adapted, generator, temperature=0.0) == first and running(generator) == one
+    [folder] = (tmp_path / "work").iterdir()
+    assert [path.name for path in folder.glob("policy-*")] == ["policy-2"]
+    os.kill(one, signal.SIGKILL)  # between the calls
+    assert ask(adapted, generator, temperature=0.0) == first and running(generator) != one
+    copy = pickle.loads(pickle.dumps(generator))
+    assert copy._process is None and deepcopy(generator)._process is None
+    last = running(generator)
+    del generator
+    gc.collect()
+    assert gone(last) and not list((tmp_path / "work").iterdir())
+    assert ask(adapted, copy, temperature=0.0) == first
+    copy.close()
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.slow
+def test_a_call_that_nobody_reads_to_its_end(process, adapted, tmp_path):
+    generator = process()
+    answers = generator.generate(PARTS, GREEDY, adapted)
+    next(answers)
+    with pytest.raises(ValueError, match=r"VLLMGenerator.generate: the call before has not been read to its end"):
+        next(generator.generate(PARTS, GREEDY, adapted))
+    left = running(generator)
+    answers.close()
+    assert gone(left) and not list((tmp_path / "work").iterdir())
+    assert len(ask(adapted, generator)) == 12
+    generator.close()
+
+
+@pytest.mark.slow
+def test_an_adapter_that_vllm_refuses_is_not_tried_again(process, adapted):
+    generator = process(engine_kwargs={"max_lora_rank": 8})
+    with pytest.raises(VLLMError, match=r"(?s)ended with code 4 and left 3 of 3 parts.*AssertionError"):
+        ask(adapted, generator)
+
+
+@pytest.mark.slow
+def test_a_base_that_vllm_cannot_load(process, adapted, tmp_path):
+    with pytest.raises(
+        VLLMError, match=r"(?s)code 4 and could not be started with \{'model'.*unexpected keyword.*'warp'"
+    ):
+        ask(adapted, process(engine_kwargs={"warp": 9}))
+    assert not list((tmp_path / "work").iterdir())
+
+
+KILLED = """
+import os, sys, signal
+from test_vllm_generator import *
+folder, work = Path(sys.argv[1]), sys.argv[2]
+options = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "lora_alpha": 64}
+model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base").eval(), LoraConfig(r=9, **options))
+generator = VLLMGenerator(work_dir=work)
+ask(Policy(model, byte_tokenizer()), generator)
+print(running(generator), flush=True)
+if sys.argv[3] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["kill", "regular"])
+def test_vllm_ends_with_its_parent(process, folder, tmp_path, end):
+    process()
+    path = f"{os.environ['PYTHONPATH']}:{Path(__file__).parent}"
+    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "work"), end]
+    parent = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert parent.stdout, parent.stderr
+    assert gone(int(parent.stdout)) and not list((tmp_path / "work").iterdir())
+    assert parent.returncode == (-signal.SIGKILL if end == "kill" else 0)
 
 
 def test_settings():

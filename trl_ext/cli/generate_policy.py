@@ -2,7 +2,6 @@
 
 import warnings
 from argparse import Namespace
-from importlib.util import find_spec
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -12,6 +11,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl_ext import generation
 from trl_ext.generation.endpoint_answers import public_url
 from trl_ext.generation.protocol import Generator, Policy
+from trl_ext.generation.vllm_checks import check_installed
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.trainer_kit.device import default_device
 from trl_ext.trainer_kit.loading import loading
@@ -55,8 +55,7 @@ def _generator(args: Namespace) -> Generator:
     if args.generator == "transformers":
         return generation.TransformersGenerator(batch_size=args.batch_size)
     if args.generator == "vllm":
-        if find_spec("vllm") is None:  # asked before a model is loaded for it
-            raise ImportError('--generator vllm: vLLM is not installed. pip install "trl-ext[vllm]"')
+        check_installed(call="--generator vllm")  # before a model is loaded for it
         return generation.VLLMGenerator(dtype=args.dtype)
     if args.generator == "endpoint":
         return generation.EndpointGenerator(args.model, args.base_url)

@@ -16,6 +16,7 @@ from trl_ext.cli.named_rewards import named_reward
 from trl_ext.cli.prompt_files import read_prompts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
+from trl_ext.generation.vllm_generator import VLLMGenerator
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
@@ -48,6 +49,8 @@ def generate(args: Namespace) -> None:
         write_record(files.parts, record)  # only now that all else is in order
         sample(files, parts, generator, sampling, policy, schema=sampled_schema(prompts, policy, record))
         del policy  # rewards may need its memory
+        if isinstance(generator, VLLMGenerator):
+            generator.close()  # and its own
     score_missing(files, parts, scorer, prompts)
     files.finish(len(parts), {})
     tell(files, console)

@@ -10,7 +10,7 @@ that dies has lost at most the part it was at.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -135,6 +135,21 @@ class Generator(Protocol):
     def settings(self) -> dict[str, Any]:
         """What decides its samples besides `Sampling`, as JSON takes it: a resumed run must have the same."""
         ...
+
+
+@runtime_checkable
+class ChecksPolicy(Protocol):
+    """A generator that can tell beforehand whether it serves a policy: trainers ask it when they are built."""
+
+    def check_policy(self, policy: Policy, sampling: Sampling) -> None:
+        """Raise an error, usually a ValueError, for what it cannot serve."""
+        ...
+
+
+def check_generator(generator: Generator, policy: Policy, sampling: Sampling) -> None:
+    """`check_policy` of a generator that has it."""
+    if isinstance(generator, ChecksPolicy):
+        generator.check_policy(policy, sampling)
 
 
 OWN_GENERATORS = ("transformers", "vllm")  # those that sample the policy, and so cost forward passes of it

@@ -1,129 +1,138 @@
-"""vLLM for one Grow, in a process of its own: reads a specification, writes each finished part.
+"""vLLM in a process of its own: started once, then told what to do line by line.
 
-    python -m trl_ext.generation.vllm_worker spec.json
+    python -m trl_ext.generation.vllm_worker engine.json 5
 
-`VLLMGenerator` starts it. It ends by itself when its standard input closes, that is, when its parent is gone.
+It reads JSON lines from its standard input, {"do": "answer", "request": FILE}, {"do": "sleep"} or {"do": "wake"}, and
+writes to the given descriptor {"part": 3} for each part whose file is there, and {"done": true} when it is ready for the
+next line, first when vLLM has been loaded. `VLLMProcess` starts it. It ends by itself, and removes its folder, when its
+standard input closes, that is, when its parent is gone.
 """
 
 import json
 import os
+import queue
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trl_ext.sequences.tokenizers import tokenizer_beside, tokenizer_fingerprint
+from trl_ext.generation.vllm_answers import batches, completions, sampling_params
 from trl_ext.trainer_kit.whole_files import written_whole
 
-PARENT_IS_GONE = 3
+REFUSED, PARENT_IS_GONE = 4, 3  # exit codes
 
 
-def main(spec_path: str) -> None:
-    """Make all parts that the specification names.
+class Engine:
+    """vLLM with the adapter that it was sent last.
 
     Args:
-        spec_path: A JSON file, as `VLLMGenerator` writes it.
+        engine: Arguments of `vllm.LLM`.
     """
-    spec = json.loads(Path(spec_path).read_text())
-    check_tokenizer(spec["engine"], spec["tokenizer"])
-    try:
-        from vllm import LLM
+
+    def __init__(self, engine: dict[str, Any]):
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError('VLLMGenerator needs vLLM: pip install "trl-ext[vllm]"') from error
+        self.llm = LLM(**engine)
+        self.adapter = self.lora = None
+
+    def take(self, adapter: dict[str, Any] | None) -> None:
+        """Serve this adapter from now on, and forget the one before, whose folder is removed.
+
+        vLLM keeps keys and values by an adapter's name and path, so that each needs its own.
+
+        Args:
+            adapter: Its `id`, `name` and `path`, and the `folder` that was made for it; None: the model alone.
+        """
         from vllm.lora.request import LoRARequest
-    except ImportError as error:
-        raise ImportError('VLLMGenerator needs vLLM: pip install "trl-ext[vllm]"') from error
-    llm = LLM(**spec["engine"])
-    adapter = LoRARequest("policy", 1, spec["adapter"]) if spec["adapter"] else None
-    for parts in batches(spec["parts"], spec["prompts_at_once"]):
-        prompts = [prompt for part in parts for prompt in part["prompts"]]
-        outputs = llm.generate(
-            [{"prompt_token_ids": prompt["ids"]} for prompt in prompts],
-            [sampling_params(spec, seed=prompt["seed"]) for prompt in prompts],
-            use_tqdm=False,
-            lora_request=adapter,
-        )
-        answers = iter(outputs)
-        for part in parts:
-            done = [completions(next(answers), spec) for _ in part["prompts"]]
-            with written_whole(part_file(Path(spec["folder"]), part["index"])) as partial:
-                partial.write_text(json.dumps(done))
+
+        self.lora = adapter and LoRARequest(adapter["name"], adapter["id"], adapter["path"])
+        if self.lora is not None:
+            self.llm.llm_engine.add_lora(self.lora)
+        if self.adapter is not None and self.adapter != adapter:
+            self.llm.llm_engine.remove_lora(self.adapter["id"])
+            shutil.rmtree(self.adapter["folder"], ignore_errors=True)
+        self.adapter = adapter
+
+    def parts(self, request: dict[str, Any]) -> Iterator[tuple[int, list[list]]]:
+        """Each part's number, and for each of its prompts the samples as `completions` makes them."""
+        for parts in batches(request["parts"], request["prompts_at_once"]):
+            prompts = [prompt for part in parts for prompt in part["prompts"]]
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": prompt["ids"]} for prompt in prompts],
+                [sampling_params(request, seed=prompt["seed"]) for prompt in prompts],
+                use_tqdm=False,
+                lora_request=self.lora,
+            )
+            answers = iter(outputs)
+            for part in parts:
+                yield part["index"], [completions(next(answers), request) for _ in part["prompts"]]
+
+    def do(self, command: dict[str, Any], say: Callable[..., None]) -> None:
+        """What a line of the parent asks for; `say` tells it what has been done."""
+        if command["do"] == "sleep":
+            self.llm.sleep(level=1)
+        elif command["do"] == "wake":
+            self.llm.wake_up()
+        else:
+            request = json.loads(Path(command["request"]).read_text())
+            with refusals():
+                self.take(request["adapter"])
+            for index, answers in self.parts(request):
+                with written_whole(part_file(Path(request["folder"]), index)) as partial:
+                    partial.write_text(json.dumps(answers))
+                say(part=index)
 
 
 def part_file(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.json"
 
 
-def check_tokenizer(engine: dict[str, Any], fingerprint: str) -> None:
-    """Raise if ids of the policy's tokenizer mean something else to the model that vLLM serves."""
-    served = engine.get("tokenizer") or engine["model"]
-    theirs = tokenizer_fingerprint(tokenizer_beside(served, call=f"VLLMGenerator(model={engine['model']!r})"))
-    if theirs != fingerprint:
-        raise ValueError(
-            f"VLLMGenerator(model={engine['model']!r}): a generator with another tokenizer: {served} has the "
-            f"vocabulary {theirs}, the policy has {fingerprint}. Give the model that the policy was made from, or, if "
-            "tokens were only added, engine_kwargs={'tokenizer': a folder with the policy's tokenizer}."
-        )
+@contextmanager
+def refusals() -> Iterator[None]:
+    """End the process for an error here in a way that says: again would be no better."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        sys.exit(REFUSED)
 
 
-def batches(parts: Iterable[dict], prompts_at_once: int) -> Iterator[list[dict]]:
-    """Parts that are sampled together, so that small ones keep the card full.
-
-    >>> sizes = [2, 2, 3, 1]
-    >>> [len(batch) for batch in batches([{"prompts": ["?"] * size} for size in sizes], 4)]
-    [2, 2]
-    """
-    batch: list[dict] = []
-    for part in parts:
-        batch.append(part)
-        if sum(len(part["prompts"]) for part in batch) >= prompts_at_once:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def sampling_params(spec: dict[str, Any], *, seed: int):
-    """One prompt's settings. vLLM refuses several samples at temperature 0, which would be equal anyway.
-
-    Text is made from the ids by the policy's tokenizer, so vLLM need not.
-    """
-    from vllm import SamplingParams
-
-    sampling = spec["sampling"]
-    return SamplingParams(
-        n=1 if sampling["temperature"] == 0 else sampling["num_generations"],
-        temperature=sampling["temperature"],
-        top_p=sampling["top_p"],
-        top_k=sampling["top_k"],
-        min_p=sampling["min_p"] or 0.0,
-        repetition_penalty=sampling["repetition_penalty"],
-        max_tokens=sampling["max_completion_length"],
-        seed=seed,
-        stop_token_ids=spec["end_token_ids"],
-        detokenize=False,
-    )
-
-
-def completions(output, spec: dict[str, Any]) -> list[tuple[list[int], bool]]:
-    """The token ids of a prompt's samples, each with whether it came to its own end, with its end token."""
-    ends, samples = spec["end_token_ids"], []
-    for sampled in sorted(output.outputs, key=lambda sampled: sampled.index):
-        ids, ended = list(sampled.token_ids), sampled.finish_reason == "stop"
-        if ended and not (ids and ids[-1] in (*ends, sampled.stop_reason)):
-            ids += ends[:1] if sampled.stop_reason is None else [sampled.stop_reason]
-        samples.append((ids, ended))
-    return samples * (spec["sampling"]["num_generations"] // len(samples))
-
-
-def end_with_parent(descriptor: int, end: Callable[[int], None] = os._exit) -> None:
-    """End the process when the pipe that the parent holds closes, so that no card stays taken after a kill.
+def listen(descriptor: int, take: Callable[[dict], None], folder: Path, end: Callable[[int], None] = os._exit) -> None:
+    """Take each line that the parent writes; when its pipe closes, remove the folder and end, so that no card stays taken.
 
     Read without a buffer: a thread that holds a buffer's lock would abort the interpreter at its regular end.
     """
-    os.read(descriptor, 1)
+    unread = b""
+    while read := os.read(descriptor, 65536):
+        *lines, unread = (unread + read).split(b"\n")
+        for line in lines:
+            take(json.loads(line))
+    shutil.rmtree(folder, ignore_errors=True)
     end(PARENT_IS_GONE)
 
 
+def main(engine_path: str, answers: int) -> None:
+    """Load vLLM as the file says, then do what each line asks for; `answers`: the descriptor to write to."""
+    os.set_inheritable(answers, False)  # what vLLM starts must not keep it open when this process has died
+    commands: queue.Queue = queue.Queue()
+    listening = (sys.stdin.fileno(), commands.put, Path(engine_path).parent)
+    threading.Thread(target=listen, args=listening, daemon=True).start()
+
+    def say(**what) -> None:
+        os.write(answers, json.dumps(what).encode() + b"\n")
+
+    with refusals():
+        engine = Engine(json.loads(Path(engine_path).read_text()))
+    while True:
+        say(done=True)
+        engine.do(commands.get(), say)
+
+
 if __name__ == "__main__":
-    threading.Thread(target=end_with_parent, args=(sys.stdin.fileno(),), daemon=True).start()
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

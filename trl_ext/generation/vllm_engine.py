@@ -1,0 +1,58 @@
+"""The arguments that vLLM is started with, and the whole policy where that is what it serves."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PretrainedConfig
+
+from trl_ext.generation.protocol import Policy
+from trl_ext.generation.vllm_checks import RANKS, installed_vllm, rank_of, served_config
+
+LOG_PROBS = "processed_logprobs"  # of the distribution that a token is drawn from
+CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where vLLM itself would take a share of all memory
+CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+
+def engine_of(policy: Policy, model: str, *, dtype: str, tokens: int, cache: int | None) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, apart from those that a user gives it directly.
+
+    Args:
+        policy: Whose adapter it is to serve, if it has one.
+        model: Id or path that it loads.
+        dtype: "auto" is the checkpoint's, where vLLM's own "auto" makes 16 bits of 32.
+        tokens: Longest prompt with completion, rounded up to a power of two within the model's window, so that it is
+            seldom started anew for a longer one.
+        cache: Bytes of keys and values; None: see `CPU_CACHE`.
+    """
+    config = served_config(model)
+    engine = {"model": model, "dtype": dtype, "max_model_len": room_for(tokens, config), "logprobs_mode": LOG_PROBS}
+    if dtype == "auto" and config.dtype is not None:
+        engine["dtype"] = str(config.dtype).removeprefix("torch.")
+    if cache is None and CPU_CACHE_VARIABLE not in os.environ and (installed_vllm() or ("",))[0] == "vllm-cpu":
+        cache = CPU_CACHE
+    if cache is not None:
+        engine["kv_cache_memory_bytes"] = cache
+    if policy.model.device.type == "cuda":
+        engine["enable_sleep_mode"] = True
+    if isinstance(policy.model, PeftModel):
+        engine |= {"enable_lora": True, "max_lora_rank": next(r for r in RANKS if r >= rank_of(policy.model))}
+    return engine
+
+
+def room_for(tokens: int, config: PretrainedConfig) -> int:
+    """The next power of two that is no longer than the window, or what is asked for where that is longer still.
+
+    >>> room_for(300, PretrainedConfig(max_position_embeddings=400)), room_for(129, PretrainedConfig())
+    (400, 256)
+    """
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return max(tokens, min(1 << (tokens - 1).bit_length(), window or 2**31))
+
+
+def save_whole(policy: Policy, folder: Path) -> str:
+    """Save model and tokenizer; returns the path."""
+    policy.model.save_pretrained(folder / "policy")
+    policy.tokenizer.save_pretrained(folder / "policy")
+    return str(folder / "policy")
