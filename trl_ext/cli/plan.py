@@ -56,6 +56,10 @@ def _add_what(parser: ArgumentParser) -> None:
     text = "rank of adapters; 0: train all weights (default: %(default)s)"
     add("--lora", type=int, default=16, metavar="R", help=text)
     add("--optimizer", default="adamw", help="adamw, adamw_8bit or paged_adamw_8bit (default: %(default)s)")
+    add("--generator", default="transformers", help="who samples: transformers or vllm (default: %(default)s)")
+    add("--served-bits", type=int, help="as --bits, of the base that vLLM serves")
+    text = "completions that vLLM holds keys and values of, others wait (default: the batch)"
+    add("--served-at-once", type=int, metavar="N", help=text)
     add("--gpu", metavar="SIZE", help="of the card, e.g. 24GB as sold, or 23.5GiB exactly (default: the one at hand)")
 
 
@@ -68,7 +72,18 @@ def run(args: Namespace) -> None:
     from trl_ext.memory_planning.plan_report import print_plan
     from trl_ext.memory_planning.planning import memory_plan
 
-    names = ("method", "bits", "dtype", "optimizer", "num_generations", *NUMBERS, *SWITCHES)
+    names = (
+        "method",
+        "bits",
+        "dtype",
+        "optimizer",
+        "num_generations",
+        "generator",
+        "served_bits",
+        "served_at_once",
+        *NUMBERS,
+        *SWITCHES,
+    )
     card, card_name = the_card(args.gpu)
     settings = {name: getattr(args, name) for name in names}
     plan = memory_plan(args.model, **settings, lora=args.lora or None)

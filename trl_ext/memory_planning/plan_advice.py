@@ -86,6 +86,15 @@ def _if(condition: Callable[[PlanSettings], bool], value) -> Callable[[PlanSetti
     return lambda settings: [value] if condition(settings) else []
 
 
+def _halves_at_once(settings: PlanSettings) -> list[int]:
+    """Halves of what vLLM holds keys and values of, down to one completion."""
+    found, count = [], (settings.served_at_once or settings.batch) if settings.generator == "vllm" else 1
+    while count > 1:
+        count //= 2
+        found.append(count)
+    return found
+
+
 CHANGES = (
     Change(
         "micro_batch",
@@ -102,6 +111,14 @@ CHANGES = (
         "LearnedReward(batch_size={value})",
         "more, smaller passes; scores are the same",
         lambda settings: _halves("reward_batch")(settings) if settings.rewards else [],
+    ),
+    Change(
+        "served_at_once",
+        "keys and values of at most {value} completions at once in vLLM",
+        "--served-at-once {value}",
+        "VLLMGenerator(kv_cache_memory_bytes=…), the plan's KV cache",
+        "the other completions wait for their turn; the result is the same",
+        _halves_at_once,
     ),
     Change(
         "gradient_checkpointing",
@@ -175,6 +192,14 @@ CHANGES = (
         "SharedBase.from_pretrained(bits=4)",
         "more rounding: check a reward model's accuracy and the policy's start again",
         _if(lambda settings: settings.bits == 8, 4),
+    ),
+    Change(
+        "served_bits",
+        "the base that vLLM serves in 4 bits",
+        "--served-bits 4",
+        'VLLMGenerator(engine_kwargs={{"quantization": "bitsandbytes"}}), with vllm-bnb-plugin',
+        "samples come from a policy that is rounded otherwise than the one that is trained, unless that is in 4 bits too",
+        _if(lambda settings: settings.generator == "vllm" and settings.served_bits is None, 4),
     ),
     Change(
         "completion_length",

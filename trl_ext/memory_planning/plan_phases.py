@@ -21,6 +21,7 @@ from trl_ext.memory_planning.plan_training import (
     training_moments,
     training_pass,
 )
+from trl_ext.memory_planning.plan_vllm import awake, staying
 
 CUDA_CONTEXT = 512 * 2**20  # assumed: the driver's own, which torch does not count
 SLACK = 0.05  # assumed: what torch reserves beyond what it allocates, as a share of that
@@ -54,11 +55,13 @@ class Phase:
 def phases(shape: ModelShape, settings: PlanSettings) -> dict[str, Phase]:
     """Each phase by name, in the order in which a run comes to them."""
     moments = {"load": [loading(shape, settings)]}
+    by_vllm = settings.generator == "vllm"
     if settings.samples:
-        moments |= {"generate": generating(shape, settings), "score": scoring(shape, settings)}
+        sampling = [awake(shape, settings)] if by_vllm else generating(shape, settings)
+        moments |= {"generate": sampling, "score": scoring(shape, settings)}
     moments["train"] = training_moments(shape, settings)
-    staying = residents(shape, settings)
-    return {name: _phase(found, {} if name == "load" else staying, settings) for name, found in moments.items()}
+    stays = {name: staying(shape, settings, name) if by_vllm else residents(shape, settings) for name in moments}
+    return {name: _phase(found, {} if name == "load" else stays[name], settings) for name, found in moments.items()}
 
 
 def _phase(moments: list[Moment], staying: Moment, settings: PlanSettings) -> Phase:

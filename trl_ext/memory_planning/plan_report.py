@@ -26,6 +26,10 @@ def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str) -> None:
         console.print(f"Assumed: {what}.", style="yellow")
     if plan.paged:
         console.print(f"{size(plan.paged)} GiB of optimiser state wait in the computer's memory.")
+    if plan.waiting:
+        each = ", ".join(f"{name} {size(number)}" for name, number in plan.waiting.items())
+        total = size(sum(plan.waiting.values()))
+        console.print(f"{total} GiB wait in the computer's memory when vLLM's turn begins: {each}.")
     console.print()
     console.print(bars(plan, card))
     if card is None:

@@ -53,10 +53,15 @@ def adapters(shape: ModelShape, settings: PlanSettings) -> int:
     The reference is a copy of the policy's adapter where that came as one, as those of a shared base do.
     """
     scorers = settings.has_critic + settings.rewards + (settings.method == "reward")
-    policies = 0 if settings.method == "reward" else 1 + (settings.has_reference and settings.shared)
     each = adapter_params(shape, settings.lora) if settings.lora else 0
     heads = scorers + (settings.method == "ppo" and not settings.value_model)
-    return FP32 * ((policies + scorers) * each + heads * shape.hidden)
+    return policy_adapters(shape, settings) + FP32 * (scorers * each + heads * shape.hidden)
+
+
+def policy_adapters(shape: ModelShape, settings: PlanSettings) -> int:
+    """LoRA weights of the policy and its reference, which are in one model."""
+    policies = 0 if settings.method == "reward" else 1 + (settings.has_reference and settings.shared)
+    return FP32 * policies * adapter_params(shape, settings.lora) if settings.lora else 0
 
 
 def imitation_head(shape: ModelShape, settings: PlanSettings) -> int:

@@ -12,6 +12,8 @@ CHOICES = {
     "dtype": tuple(BYTES_OF),
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "device": ("cuda", "cpu"),
+    "generator": ("transformers", "vllm"),
+    "served_bits": (None, 8, 4),
 }
 SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_batch", "num_generations")
 SWITCHES = ("gradient_checkpointing", "reentrant", "value_model", "reference", "imitation", "autocast", "shared")
@@ -46,16 +48,20 @@ class PlanSettings:
     optimizer: str = "adamw"
     shared: bool = True
     device: str = "cuda"
+    generator: str = "transformers"
+    served_bits: int | None = None
+    served_at_once: int | None = None
 
     def __post_init__(self):
         if self.num_generations is None:
             object.__setattr__(self, "num_generations", 1 if self.method == "ppo" else 8)
-        if self.bits == 16:
-            object.__setattr__(self, "bits", None)
+        for name in ("bits", "served_bits"):
+            if getattr(self, name) == 16:
+                object.__setattr__(self, name, None)
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or value not in choices:
-                hint = ", None for weights that are not quantised" if name == "bits" else ""
+                hint = ", None for weights that are not quantised" if name.endswith("bits") else ""
                 self._refuse(name, f"one of {', '.join(map(str, choices))}", f"Choose one{hint}.")
         for name, least in LEAST.items():
             if not _is_whole(getattr(self, name), least):
@@ -65,6 +71,8 @@ class PlanSettings:
                 self._refuse(name, "True or False", "Mend it.")
         if self.lora is not None and not _is_whole(self.lora, 1):
             self._refuse("lora", "a rank from 1 on, or None for all weights", "Give the r of its LoraConfig.")
+        if self.served_at_once is not None and not _is_whole(self.served_at_once, 1):
+            self._refuse("served_at_once", "a whole number from 1 on, or None for the whole batch", "Mend it.")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -83,6 +91,14 @@ class PlanSettings:
                 f"memory_plan(batch={self.batch}, micro_batch={self.micro_batch}): expected micro_batch ≤ batch, of "
                 "which it is a part. Lower micro_batch, or raise batch."
             )
+
+        if self.generator == "vllm" and not self.samples:
+            raise ValueError(
+                f"memory_plan(method={self.method!r}, generator='vllm'): nothing is sampled. Leave generator out."
+            )
+        for name in ("served_bits", "served_at_once"):
+            if getattr(self, name) is not None and self.generator != "vllm":
+                self._refuse(name, "None, since vLLM alone is served by it", "Give generator='vllm', or leave it out.")
 
     def _refuse(self, name: str, expected: str, remedy: str) -> None:
         raise ValueError(f"memory_plan({name}={getattr(self, name)!r}): expected {expected}. {remedy}")

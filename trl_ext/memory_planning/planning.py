@@ -9,6 +9,7 @@ from trl_ext.memory_planning.plan_advice import Advice, advise
 from trl_ext.memory_planning.plan_phases import Phase, phases
 from trl_ext.memory_planning.plan_roles import paged_bytes
 from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_vllm import waiting
 
 GIB = 2**30
 CAVEAT = "not verified on a GPU"
@@ -44,6 +45,11 @@ class MemoryPlan:
         return paged_bytes(self.shape, self.settings)
 
     @property
+    def waiting(self) -> dict[str, int]:
+        """Bytes that wait in the computer's memory when vLLM's turn on the card begins, by whose they are; not in the peak."""
+        return waiting(self.shape, self.settings)
+
+    @property
     def assumed(self) -> list[str]:
         """What is guessed, a sentence each: of layers of which no kind is known, adapters, and known errors."""
         experts = any(layer.experts and layer.experts.params for layer in self.shape.kinds) and self.settings.bits
@@ -51,6 +57,8 @@ class MemoryPlan:
             "every linear layer has an adapter, which PEFT refuses": self.shape.refuses_adapter and self.settings.lora,
             "experts stay in 16 bits, as bitsandbytes leaves them": experts,
             self.shape.measured: self.shape.measured,
+            "vLLM's share of the card is by arithmetic alone, not measured on a card": self.settings.generator
+            == "vllm",
         }
         layers = [f"{what}: what its linear layers make is kept" for what in self.shape.assumed]
         return layers + [what for what, holds in others.items() if holds]
@@ -110,6 +118,9 @@ def memory_plan(
     optimizer: str = "adamw",
     shared: bool = True,
     device: str = "cuda",
+    generator: str = "transformers",
+    served_bits: int | None = None,
+    served_at_once: int | None = None,
 ) -> MemoryPlan:
     """Predict what a run needs, per device. Nothing is loaded and nothing is measured.
 
@@ -135,6 +146,11 @@ def memory_plan(
         optimizer: "adamw", "adamw_8bit" or "paged_adamw_8bit".
         shared: One base for all roles (`SharedBase`); False: each has its own.
         device: "cuda", or "cpu" for what its kernels do, without context and slack.
+        generator: "transformers", or "vllm": a process beside the run, with which the policy takes turns on the card
+            (`VLLMGenerator`). Not measured on a card.
+        served_bits: As `bits`, of the base that vLLM serves.
+        served_at_once: Of how many completions vLLM holds keys and values, `VLLMGenerator(kv_cache_memory_bytes=…)`; the
+            others wait for their turn. None: of the whole batch.
 
     Raises:
         ValueError: For bad input, or what is no decoder of text.

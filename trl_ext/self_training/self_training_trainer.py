@@ -209,6 +209,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             batch=self.args.generation_batch_size or SAMPLED_AT_ONCE,
             rewards=self.grower.scorer.rewards,
             num_generations=self.args.num_generations,
+            generator="vllm" if self.grower.generator.name == "vllm" else "transformers",
         )
 
     # A run, its folder and its checkpoints
