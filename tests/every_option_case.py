@@ -152,6 +152,12 @@ def falling() -> Callable:
     return score
 
 
+def rarely_drawn(prompts, trainer):
+    """Completions that their sampler hardly ever gives, as it says."""
+    ids = [[20 + i, 31, 42] for i in range(len(prompts))]
+    return {"prompt_ids": [[5]] * len(ids), "completion_ids": ids, "logprobs": [[-7.0] * 3] * len(ids)}
+
+
 def with_dropout():
     return tiny_llama(TOKENIZER, attention_dropout=0.5)
 
@@ -190,6 +196,7 @@ PPO = {
     "gamma": Change(0.5),
     "lam": Change(0.5),
     "whiten_advantages": Change(False),
+    "sampling_weight_cap": Change(1.5, beside={"rollout_func": rarely_drawn}),
     "ptx_coef": Change(1.0, along={"ptx_dataset": TEXT}),
     "ptx_max_length": Change(2, beside={"ptx_coef": 1.0, "ptx_dataset": TEXT}),
     "value_clip": Change(1e-6, beside=CRITIC_STEPS),

@@ -31,6 +31,7 @@ def test_a_checkpoint_by_hand(tmp_path):
         "kl_control": {"beta": 0.5},
         "collapse": {"history": [[4.0, 9.0, 0.25]], "warned": False},
         "ending": {"rollouts": 1, "any_ended": True},
+        "sampling": {"first_kl": None, "first_error": None, "first_distance": None, "lost": 0, "warned": []},
     }  # fmt: skip
     assert sorted(load_file(tmp_path / "ppo_rollouts_1.safetensors")) == ["0.a", "1.a"]
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trl_ext.ppo.advantages import explained_variance
+from trl_ext.ppo.sampling_gap import Mean, gap_terms, means
 from trl_ext.ppo.token_rewards import kl_per_token
 from trl_ext.ppo.value_loss import value_is_clipped
 from trl_ext.trainer_kit.masked import masked_mean, masked_sums, masked_variance
@@ -60,6 +61,20 @@ class PPOMetrics:
             rows = max(self.accelerator.reduce(mask.bool().any(1).float().sum(), reduction="sum").item(), 1.0)
             numbers |= {"kl": total / max(tokens, 1.0), "kl_per_completion": total / rows, "own_length": tokens / rows}
         return self.add(numbers)
+
+    def of_sampling(
+        self, sampled: Tensor, log_probs: Tensor, ref_log_probs: Tensor | None, mask: Tensor, *, cap: float | None
+    ) -> dict[str, Mean]:
+        """Of a batch of rollouts whose sampler gave log-probabilities: `sampling_kl`; with a cap of weights, their mean
+        `sampling_weight`, and `sampling_weight_capped`, the share of tokens that it lowered. All `(B, T)`.
+
+        Returns:
+            The means of all `gap_terms`, over the tokens of which it gave one; nothing where it gave none.
+        """
+        known = mask.bool() & ~sampled.isnan()
+        gap = means(gap_terms(sampled, log_probs, ref_log_probs, cap=cap), known, self.accelerator)
+        self.add({name: mean.value for name, mean in gap.items() if name.startswith("sampling_")})
+        return gap
 
     @torch.no_grad()
     def of_loss(

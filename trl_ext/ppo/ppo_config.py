@@ -81,6 +81,11 @@ class PPOConfig(OlderOptions, GRPOConfig):
     )
     lam: float = option(0.95, "GAE λ in [0, 1]: 0 trusts the critic, 1 the sampled return.")
     whiten_advantages: bool = option(True, "Bring advantages to mean 0 and variance 1 over each batch of rollouts.")
+    sampling_weight_cap: float | None = option(
+        2.0,
+        "Largest weight π / π_sampled of a token's advantage, where another than the policy samples and says how "
+        "probable its tokens were; 1 or more. Larger: less bias, more variance; None: no weights.",
+    )
 
     ptx_coef: float = option(
         0.0,

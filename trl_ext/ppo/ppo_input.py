@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
+from trl_ext.ppo.sampling_gap import read_log_probs
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
@@ -106,6 +107,9 @@ def non_empty(rollout_func: Callable | None) -> Callable | None:
                 f"PPOTrainer(rollout_func=…): expected at least one token per completion, got none in {len(empty)} of "
                 f"{len(completions)}, e.g. row {empty[0]}. An answer that says nothing is the end token alone."
             )
+        if "logprobs" in output:  # TRL says so where it is not
+            call = "PPOTrainer(rollout_func=…)"
+            output = output | {"logprobs": read_log_probs(output["logprobs"], completions, call=call)}
         return output
 
     return checked

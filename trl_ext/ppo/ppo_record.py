@@ -17,12 +17,18 @@ FIXED |= {"value_model": "the critic goes on from its own weights"}
 
 def ppo_record(trainer: GRPOTrainer, text: Dataset | None) -> dict[str, Any]:
     """Data, tokenizer, rewards, and who samples; `text`: the `ptx_dataset`."""
-    rollout = trainer.rollout_func
     return {
         "train_dataset": data_fingerprint(trainer.train_dataset),
         "ptx_dataset": data_fingerprint(text),
         "tokenizer": tokenizer_fingerprint(trainer._tokenizer),
         "reward_funcs": [reward.__name__ for reward in trainer.reward_funcs],
         "reward_settings": reward_settings(trainer.reward_funcs),
-        "generator": None if rollout is None else reward_name(rollout),
+        "generator": None if trainer.rollout_func is None else sampler_name(trainer),
     }
+
+
+def sampler_name(trainer: GRPOTrainer) -> str:
+    """Who samples: a function's name, or an object's class."""
+    if trainer.rollout_func is not None:
+        return reward_name(trainer.rollout_func)
+    return "vLLM" if trainer.use_vllm else "the policy"

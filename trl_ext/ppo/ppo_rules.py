@@ -109,6 +109,7 @@ RULES = TRAINING_RULES | {
     "score_clip": Rule(above=0.0, needs=switched_on("score_scaling")),
     "gamma": Rule(above=0.0, high=1.0),
     "lam": Rule(0.0, 1.0),
+    "sampling_weight_cap": Rule(1.0, needs=without("use_vllm", "there TRL weighs, by vllm_importance_sampling_mode")),
     "ptx_coef": Rule(0.0),
     "ptx_max_length": Rule(2, needs=nonzero("ptx_coef")),
     "value_clip": Rule(above=0.0, needs=(nonzero("value_coef"), CRITIC_MOVES)),

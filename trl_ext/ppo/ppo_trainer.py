@@ -33,8 +33,9 @@ from trl_ext.ppo.ppo_input import (
     non_empty,
     read_data,
 )
-from trl_ext.ppo.ppo_record import FIXED, ppo_record
+from trl_ext.ppo.ppo_record import FIXED, ppo_record, sampler_name
 from trl_ext.ppo.rollout_state import RolloutState, state_files
+from trl_ext.ppo.sampling_gap import check_weight_cap
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.value_function import make_critic, values_beside
@@ -110,6 +111,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
 
     Raises:
         ValueError: For bad input, with the call, what was expected, what came and what to do.
+        RuntimeError: In `train`, where who samples instead of the policy leaves its adapter out.
         FloatingPointError: In `train`, where a loss, a gradient or a rollout's numbers are not finite; it says which.
     """
 
@@ -149,6 +151,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
+        check_weight_cap(args, rollout_func)
         rewards = reward_callables(reward_funcs, reward_processing_classes, args)
         if rollout_func is None:  # which may add columns
             check_columns(rewards, train_dataset, eval_dataset)
@@ -173,7 +176,8 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         self._take_policy(adapters, named_rows(train_dataset, eval_dataset))
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
-        self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights)
+        sampler = sampler_name(self)
+        self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights, sampler)
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.text = text_mix(ptx_dataset, self._tokenizer, self.model.config, args)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))

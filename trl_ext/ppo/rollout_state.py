@@ -13,6 +13,7 @@ from torch import Tensor
 from trl_ext.ppo.collapse import CollapseWatch, EndWatch
 from trl_ext.ppo.kl_control import KLController
 from trl_ext.ppo.ppo_config import PPOConfig
+from trl_ext.ppo.sampling_watch import SamplingWatch
 from trl_ext.ppo.score_scaling import RunningMoments
 
 Batches = list[dict[str, Tensor]]  # one per micro-batch
@@ -23,6 +24,7 @@ TRACKERS = {
     "kl_control": ("beta",),
     "collapse": ("history", "warned"),
     "ending": ("rollouts", "any_ended"),
+    "sampling": ("first_kl", "first_error", "first_distance", "lost", "warned"),
 }
 BATCHING = ("per_device_train_batch_size", "steps_per_generation", "num_iterations")  # by which rollouts are cut
 
@@ -44,6 +46,7 @@ class RolloutState:
         kl_control: β, the price of KL.
         collapse: Signs of a reward that is got around.
         ending: Whether anything ends.
+        sampling: Whether the policy is what is sampled.
     """
 
     def __init__(self, args: PPOConfig):
@@ -53,6 +56,7 @@ class RolloutState:
         self.kl_control = KLController(args.beta, args.kl_target, args.kl_horizon)
         self.collapse = CollapseWatch()
         self.ending = EndWatch()
+        self.sampling = SamplingWatch()
 
     def begin(self) -> None:
         """A batch of rollouts has been sampled to train on."""

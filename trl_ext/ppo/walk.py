@@ -3,6 +3,7 @@
 Shapes: `B` completions of `T` tokens, `N` completions in all processes. A mask is 1 on tokens to learn from.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from trl_ext.ppo.advantages import generalized_advantages
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.rollout_state import RolloutState
+from trl_ext.ppo.sampling_gap import known_log_probs, sampling_weights
 from trl_ext.ppo.token_rewards import kl_per_token, token_rewards
 from trl_ext.rewards.weighted_rewards import weighted_scores
 from trl_ext.trainer_kit.finite_findings import check_rows
@@ -29,12 +31,14 @@ class CompletionWalk:
         accelerator: Whose processes share statistics and means.
         state: What is kept over rollouts: it scales scores and prices KL, and is moved by both.
         reward_weights: One per reward function.
+        sampler: Who samples, for messages.
     """
 
     args: PPOConfig
     accelerator: Accelerator
     state: RolloutState
     reward_weights: Tensor
+    sampler: str = "the sampler"
 
     def __call__(
         self,
@@ -46,7 +50,7 @@ class CompletionWalk:
         *,
         training: bool,
     ) -> dict[str, Tensor]:
-        """Scores, log π and V, KL, token rewards, advantages and returns, whitening.
+        """Scores, log π and V, KL, token rewards, advantages and returns, whitening, the sampler's weights.
 
         Args:
             rollout: The parent's, of this process.
@@ -61,6 +65,8 @@ class CompletionWalk:
         scores = self.scores(rewards, ended, metrics, training=training)
         rollout = rollout | self.own_tokens(rollout, scores)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
+        unknown = torch.full(mask.shape, math.nan, device=mask.device)
+        sampled = rollout.pop("sampling_per_token_logps", unknown)
         log_probs, values = evaluate(rollout)
         kl = None  # β = 0: no reference
         if ref_log_probs is not None:
@@ -81,8 +87,10 @@ class CompletionWalk:
             seen = {"policy's log π": log_probs, "KL to the reference": kl, "value model's output": values}
             seen |= {"reward": token_scores, "advantage": advantages}
             call = f"PPOTrainer.train: rollout {self.state.sampled - 1}"
+            seen |= {"sampler's log π": sampled.masked_fill(sampled.isnan(), 0.0)}
             check_rows({name: x for name, x in seen.items() if x is not None}, mask, self.accelerator, call=call)
-        learned = {"advantages": advantages, "values": values, "returns": returns}
+        weights = self.sampling_weights(sampled, log_probs, ref_log_probs, mask, metrics, training=training)
+        learned = {"advantages": advantages * weights, "values": values, "returns": returns}
         return rollout | learned | {"old_per_token_logps": log_probs}
 
     def scores(self, rewards: Tensor, ended: list[bool], metrics: PPOMetrics, *, training: bool) -> Tensor:
@@ -96,6 +104,29 @@ class CompletionWalk:
         if training:
             self.state.ending.update(seen["completions/eos_ratio"])
         return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
+
+    def sampling_weights(
+        self,
+        sampled: Tensor,
+        log_probs: Tensor,
+        ref_log_probs: Tensor | None,
+        mask: Tensor,
+        metrics: PPOMetrics,
+        *,
+        training: bool,
+    ) -> Tensor:
+        """What advantages are multiplied by, since the sampler is not quite the policy, `(B, T)`; 1 where nothing is known
+        of it, without a cap, and under `use_vllm`, where TRL corrects as its own options say.
+        """
+        call = f"PPOTrainer: log-probabilities of {self.sampler}"
+        sampled, placeholders = known_log_probs(sampled, log_probs, mask, self.accelerator, call=call)
+        cap = None if self.args.use_vllm else self.args.sampling_weight_cap
+        weights = torch.ones_like(log_probs) if cap is None else sampling_weights(log_probs, sampled, cap=cap)
+        gap = metrics.of_sampling(sampled, log_probs, ref_log_probs, mask, cap=cap)
+        if training:
+            call = f"PPOTrainer.train: rollout {self.state.sampled - 1}"
+            self.state.sampling.update(gap, placeholders=placeholders, sampler=self.sampler, call=call)
+        return weights
 
     def own_tokens(self, rollout: dict[str, Tensor], scores: Tensor) -> dict[str, Tensor]:
         """The mask of tokens to learn from, under GRPO's name for it, and how many there are in all processes.
