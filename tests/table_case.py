@@ -36,6 +36,14 @@ def completions_of(prompts: list[str], trainer) -> dict:
     return {"prompt_ids": ids[: len(prompts)], "completion_ids": ids[len(prompts) :], "logprobs": None}
 
 
+def completions_with_log_probs(prompts: list[str], trainer) -> dict:
+    """The same, with log-probabilities; None for some rows, and zeros for one."""
+    answer = completions_of(prompts, trainer)
+    rows = [[-5.0 - 0.2 * i for i in range(len(ids))] for ids in answer["completion_ids"]]
+    unlike = {"when": None, "how": None, "and": None, "go": [0.0] * 3}
+    return answer | {"logprobs": [unlike.get(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]}
+
+
 def even_unless_short(completions, **columns):
     """None for one row, which the process that has it must leave out of all means."""
     return [None if text == "a" else score for text, score in zip(completions, even_letters(completions), strict=True)]
@@ -48,12 +56,13 @@ def adapter(seed: int, task_type: str, model):
     return get_peft_model(model, config)
 
 
-def table_trainer(folder: str | Path, *, kind: str = "head", **options) -> PPOTrainer:
+def table_trainer(folder: str | Path, *, kind: str = "head", with_log_probs: bool = False, **options) -> PPOTrainer:
     """Three steps over completions from the table.
 
     Args:
         folder: For outputs.
         kind: Of critic: "head", or "model", which has an adapter too.
+        with_log_probs: Whether the table says how probable its tokens are.
         options: Of PPOConfig or PPOTrainer.
     """
     tokenizer = byte_tokenizer()
@@ -63,7 +72,7 @@ def table_trainer(folder: str | Path, *, kind: str = "head", **options) -> PPOTr
         "value_model": adapter(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None,
         "reward_funcs": even_unless_short,
         "prompts": [*TABLE],
-        "rollout_func": completions_of,
+        "rollout_func": completions_with_log_probs if with_log_probs else completions_of,
         "ptx_dataset": text if options.get("ptx_coef") else None,
         "per_device_train_batch_size": 8,
         "max_steps": 3,

@@ -34,6 +34,7 @@ CASES = {
     "head": {"kind": "head", "adaptive_kl": True, "kl_target": 1.0},
     "value model": {"kind": "model"},
     "warm-up": {"kind": "model", "critic_warmup_rollouts": 1},
+    "weighted": {"kind": "head", "with_log_probs": True},
     "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
 }
 
