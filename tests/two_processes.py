@@ -1,26 +1,54 @@
 """A script in two processes on this machine (gloo), and how each of them leaves."""
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed
+from forked import start
+
+PATIENCE = 300  # seconds
 
 
 def run_in_two(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
-    """What came of it; torchrun fails if one of the two does."""
-    root = Path(__file__).parent
-    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*launch, str(script), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """What came of it; as with torchrun it fails if one of the two does, and the other is ended."""
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, str(rank)) for rank in range(2)]
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        both = [
+            start(script, *arguments, output=output, **here, **rank)
+            for output, rank in zip(outputs, ranks, strict=True)
+        ]
+        code = _exit_code(both)
+        said = ["".join(path.with_suffix(end).read_text() for path in outputs) for end in (".out", ".err")]
+    return subprocess.CompletedProcess([str(script), *map(str, arguments)], code, *said)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _exit_code(processes: list[BaseProcess]) -> int:
+    """One that is not 0, if there is one; the other then gets a while to say what it has to."""
+    running, until = list(processes), time.monotonic() + PATIENCE
+    while running and (ended := wait([process.sentinel for process in running], max(0, until - time.monotonic()))):
+        running = [process for process in running if process.sentinel not in ended]
+        if any(process.exitcode for process in processes):
+            until = min(until, time.monotonic() + 30)
+    for process in running:
+        process.kill()
+        process.join()
+    return next((process.exitcode for process in processes if process.exitcode), 0)
 
 
 def leave() -> NoReturn:
