@@ -39,3 +39,30 @@ def test_what_passes_the_models_window_is_left_out_aloud():
     with pytest.warns(UserWarning, match=r"1 of 3 samples .* window of 8 tokens .*'file'.* row 0 with 9"):
         read = tokenised(samples, policy)
     assert [(one["prompt"], one["completion"]) for one in read] == [("ab", "12345"), ("abc", "12345")]
+
+
+@pytest.fixture
+def narrow():
+    """A policy whose tokenizer knows `<image>`, which its model has no row for."""
+    tokenizer = tokenizer_with_options()
+    model = tiny_llama(tokenizer)
+    tokenizer.add_tokens(["<image>"])
+    return Policy(model, tokenizer)
+
+
+def test_a_text_with_a_token_that_the_model_cannot_read_is_left_out_aloud(narrow):
+    """It would be asked for again for ever: the same seeds give the same text."""
+    samples = [sample("ab", "c"), sample("ab", "c<image>"), sample("a<image>", "c")]
+    with pytest.warns(
+        UserWarning, match=r"2 of 3 samples .* no embedding for .*'<image>' \(id 259\) in one of 'file'"
+    ):
+        (one,) = tokenised(samples, narrow)
+    assert one["completion"] == "c"
+
+
+def test_ids_of_another_tokenizer_are_refused(narrow):
+    ids = {"prompt_ids": [5], "completion_ids": [6, 300]}
+    with pytest.raises(
+        ValueError, match=r"^the generator 'file', for the prompt of row 0: .* \(id 300\) cannot be read"
+    ):
+        tokenised([sample("ab", "c") | ids], narrow)

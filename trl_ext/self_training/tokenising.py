@@ -5,21 +5,49 @@ import warnings
 from trl_ext.generation.protocol import Policy
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.token_ids import prompt_and_completion_ids
+from trl_ext.sequences.vocabulary import check_ids, embedding_rows, unread_id
 from trl_ext.sequences.windows import model_window
 
 
 def tokenised(samples: list[Sample], policy: Policy) -> list[Sample]:
-    """The samples, with token ids for those without; those that are beyond the model's window are left out, aloud."""
-    for sample in samples:
-        if sample["completion_ids"] is None:
-            sample["prompt_ids"], sample["completion_ids"] = prompt_and_completion_ids(
-                sample["prompt"],
-                sample["completion"],
-                policy.tokenizer,
-                policy.chat_template_kwargs,
-                ended=sample["ended"],
-            )
-    return _within_window(samples, policy)
+    """The samples, with token ids for those without; those that the model cannot read whole are left out, aloud.
+
+    Raises:
+        ValueError: For ids that a generator gave, and that are beyond the model's embedding.
+    """
+    with_ids = [sample for sample in samples if sample["completion_ids"] is not None]
+    texts = [sample for sample in samples if sample["completion_ids"] is None]
+    for sample in with_ids if policy.model is not None else ():
+        call = f"the generator {sample['generator']!r}, for the prompt of row {sample['row']}"
+        check_ids([sample["prompt_ids"], sample["completion_ids"]], policy.tokenizer, policy.model.config, call=call)
+    for sample in texts:
+        sample["prompt_ids"], sample["completion_ids"] = prompt_and_completion_ids(
+            sample["prompt"],
+            sample["completion"],
+            policy.tokenizer,
+            policy.chat_template_kwargs,
+            ended=sample["ended"],
+        )
+    return _within_window(_embedded(samples, policy), policy)
+
+
+def _embedded(samples: list[Sample], policy: Policy) -> list[Sample]:
+    """Those without a token that the model has no embedding for: a text from elsewhere may spell one of the tokenizer's."""
+    if policy.model is None:
+        return samples
+    ids = ([*sample["prompt_ids"], *sample["completion_ids"]] for sample in samples)
+    rows = embedding_rows(policy.model.config)
+    beyond = [unread_id(row, rows) for row in ids]
+    unread = [(sample, id) for sample, id in zip(samples, beyond, strict=True) if id is not None]
+    if unread:
+        first, id = unread[0]
+        warnings.warn(
+            f"{len(unread)} of {len(samples)} samples of this part have a token that the model has no embedding for and are "
+            f"left out, e.g. {policy.tokenizer.convert_ids_to_tokens(id)!r} (id {id}) in one of {first['generator']!r} for "
+            f"the prompt of row {first['row']}. Call model.resize_token_embeddings(len(tokenizer)), or take it out of them.",
+            stacklevel=2,
+        )
+    return [sample for sample, id in zip(samples, beyond, strict=True) if id is None]
 
 
 def _within_window(samples: list[Sample], policy: Policy) -> list[Sample]:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 def unread_tokens(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> dict[str, int]:
     """Tokens beyond the model's embedding, with their ids; none where a config says no size."""
-    rows = _rows(config)
+    rows = embedding_rows(config)
     if rows is None or max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder]) < rows:
         return {}
     return {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
@@ -42,27 +42,30 @@ def check_ids(
     ids: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, call: str
 ) -> None:
     """Raise a ValueError for the first row with an id that the model has no embedding for."""
-    rows = _rows(config)
-    for row in ids if rows is not None else ():
+    rows = embedding_rows(config)
+    for row in ids:
         if (id := unread_id(row, rows)) is not None:
             raise _error(id, tokenizer, config, call)
 
 
-def unread_id(ids: list[int], rows: int) -> int | None:
+def unread_id(ids: list[int], rows: int | None) -> int | None:
     """One of the ids that an embedding of so many rows does not read, the largest or a negative one; None: it reads all.
 
     >>> unread_id([0, 7, 9], 8), unread_id([0, -1], 8), unread_id([0, 7], 8), unread_id([], 8)
     (9, -1, None, None)
     """
+    if rows is None:
+        return None
     return next((id for id in (max(ids, default=0), min(ids, default=0)) if not 0 <= id < rows), None)
 
 
 def is_token(id: int | None, config: PretrainedConfig) -> bool:
     """Whether the model has an embedding for an id."""
-    return id is not None and unread_id([id], _rows(config) or id + 1) is None
+    return id is not None and unread_id([id], embedding_rows(config)) is None
 
 
-def _rows(config: PretrainedConfig) -> int | None:
+def embedding_rows(config: PretrainedConfig) -> int | None:
+    """How many ids a model reads; None where there is no limit."""
     return getattr(config.get_text_config(), "vocab_size", None)  # a model of bytes has none
 
 
@@ -70,7 +73,7 @@ def _error(id: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     if id < 0:
         return ValueError(f"{call}: there is the id {id}, and no token has a negative one. Give a tokenizer's ids.")
     return ValueError(
-        f"{call}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {_rows(config)} rows, so that "
+        f"{call}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {embedding_rows(config)} rows, so that "
         f"{tokenizer.convert_ids_to_tokens(id)!r} (id {id}) cannot be read. Call "
         "model.resize_token_embeddings(len(tokenizer)) and train the new rows, or give the tokenizer that was saved with "
         "the model."
