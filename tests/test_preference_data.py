@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tiny import byte_tokenizer, merging_tokenizer
 
 from trl_ext.reward_modeling.preference_data import check_pairs, prompt_tokens, with_prompt_lengths, without_ties
@@ -183,6 +183,15 @@ def test_margins_that_the_loss_cannot_take(margin, tokens):
     said = f"the margin of row {len(fine)} of the eval dataset is {margin!r}: expected a finite"
     with pytest.raises(ValueError, match=re.escape(said)):
         check_pairs(rows, rows.column_names, "eval")
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_margins_of_a_stream_are_looked_at_as_they_come(complete):
+    rows = [{"chosen": "a", "rejected": "b", "margin": margin} for margin in [0.5] * 40 + [math.nan]]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    read = check_pairs(stream, ["chosen", "rejected", "margin"], "train", complete=complete)
+    with pytest.raises(ValueError, match="the margin of row 40 of the train dataset is nan: expected a finite number"):
+        list(read)
 
 
 @pytest.mark.parametrize("margins", [[0, 3], [0.5, -1e38], [True, False]])

@@ -6,10 +6,12 @@ from datasets import Dataset, IterableDataset
 from encoders import saved_bert
 from ppo_case import PROMPTS, ppo_trainer
 from self_training_case import trainer as raft_trainer
+from tiny import byte_tokenizer, tiny_reward_model
 
 from trl_ext import LengthIncentive, R3Reward, RelevanceReward, RepetitionPenalty, ReSTTrainer
 from trl_ext.cli import main
 from trl_ext.rewards.checked_reward import checked_reward
+from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_columns import check_columns, check_reward_columns
 from trl_ext.rewards.routed_product import Route, RoutedProduct
 
@@ -182,3 +184,35 @@ def test_query_types_are_named_with_their_row(kinds, message):
         names = {"dataset": rows}
         exec(str(raised.value).partition("alone: ")[2], names)
         assert names["dataset"]["query_type"][:] == ["open", "open"]
+
+
+def learned():
+    tokenizer = byte_tokenizer()
+    return LearnedReward(tiny_reward_model(tokenizer), tokenizer)
+
+
+PRODUCT = RoutedProduct((Route("open", (LengthIncentive(),)),))
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "columns", "name", "got"),
+    [
+        (learned, "LearnedReward", {"prompts": ["a"]}, "prompts", "1"),
+        (learned, "LearnedReward", {"prompts": "ab"}, "prompts", "text"),
+        (learned, "LearnedReward", {"prompts": ["a", "b"], "completion_ids": [[1]]}, "completion_ids", "1"),
+        (learned, "LearnedReward", {"prompts": ["a", "b"], "completion_ended": [True] * 3}, "completion_ended", "3"),
+        (RelevanceReward, "RelevanceReward", {"prompts": ["a"]}, "prompts", "1"),
+        (
+            lambda: RelevanceReward(to="reference"),
+            "RelevanceReward",
+            {"prompts": ["a", "b"], "reference": ["c"]},
+            "reference",
+            "1",
+        ),
+        (lambda: PRODUCT, "RoutedProduct", {"query_type": ["open"]}, "query_type", "1"),
+        (lambda: PRODUCT, "RoutedProduct", {"query_type": ["open"] * 2, "prompts": ["a"] * 3}, "prompts", "3"),
+    ],
+)
+def test_one_value_for_each_completion(make, call, columns, name, got):
+    with pytest.raises(ValueError, match=rf"{call}.*\({name}=…\): expected one for each of 2 completions, got {got}"):
+        make()(completions=["x", "y"], **columns)

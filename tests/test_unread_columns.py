@@ -1,11 +1,14 @@
 """A column that looks like a part of the question, and that nobody reads, is named."""
 
+import functools
 import warnings
 
 import pytest
 from datasets import Dataset
 
+from trl_ext.rewards.checked_reward import checked_reward
 from trl_ext.rewards.reward_columns import check_reward_columns
+from trl_ext.rewards.routed_product import Route, RoutedProduct
 from trl_ext.sequences.unread_columns import warn_of_unread
 
 SYSTEM, USER, ANSWER = (
@@ -37,6 +40,12 @@ def test_named_once(columns, name, stream):
     ) as caught:
         warn_of_unread(rows, ["prompt"], call="T(rows=…)")
     assert len(caught) == 1
+
+
+def test_of_a_stream_the_first_rows_are_looked_at():
+    rows = Dataset.from_dict({"prompt": ["b", "b"], "system": ["", "Be brief."]}).to_iterable_dataset()
+    with pytest.warns(UserWarning, match="has a column 'system', of which nothing is read, e.g. 'Be brief.' in row 1"):
+        warn_of_unread(rows, ["prompt"], call="T")
 
 
 def test_all_of_a_row_are_named():
@@ -76,6 +85,17 @@ def test_a_reward_may_read_it():
         check_reward_columns([right], rows, call="T")
     with pytest.warns(UserWarning, match="has a column 'query'"):
         check_reward_columns([blind], rows, call="T")
+
+
+def test_a_factor_of_a_product_may_read_it():
+    def right(completions, query, **columns): ...
+
+    product = RoutedProduct((Route("open", (right,)),))
+    rows = Dataset.from_dict({"prompt": ["a"], "query": ["b"], "query_type": ["open"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for reward in (product, checked_reward(product), functools.partial(product)):
+            check_reward_columns([reward], rows, call="T")
 
 
 @pytest.mark.parametrize("name", ["context", "Question", "messages", "text"])

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -95,12 +96,15 @@ def check_pairs(
 def _check_margins(dataset: Dataset, name: str) -> None:
     """Raise a ValueError for the first margin, where there are any, that the loss cannot take."""
     for row, margin in enumerate(dataset["margin"] if "margin" in dataset.column_names else ()):
-        if not (isinstance(margin, int | float) and abs(margin) <= LARGEST):
-            raise ValueError(
-                f"ImitationRewardTrainer: the margin of row {row} of the {name} dataset is {margin!r}: expected a finite "
-                "number, by how much the chosen completion is the better. Correct it, or drop the row or the column "
-                "`margin`."
-            )
+        _check_margin(margin, row, name)
+
+
+def _check_margin(margin: Any, row: int, name: str) -> None:
+    if not (isinstance(margin, int | float) and abs(margin) <= LARGEST):
+        raise ValueError(
+            f"ImitationRewardTrainer: the margin of row {row} of the {name} dataset is {margin!r}: expected a finite number, "
+            "by how much the chosen completion is the better. Correct it, or drop the row or the column `margin`."
+        )
 
 
 def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
@@ -116,6 +120,8 @@ def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset |
 def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: bool) -> dict:
     """A row, which has two completions, in TRL's shape."""
     where = f"ImitationRewardTrainer: row {index} of the {name} dataset"
+    if "margin" in row:  # of a stream, whose column cannot be read ahead
+        _check_margin(row["margin"], index, name)
     if complete:
         check_complete(row, pair, where)
     if pair != SIDES:

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.rewards.reward_columns import Columns
+from trl_ext.rewards.reward_columns import Columns, check_counts
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.template_check import check_has_template
@@ -110,6 +110,8 @@ class LearnedReward:
             completion_ended: Which completions ended, if that is known. Without both, all are taken to have ended.
         """
         call = f"LearnedReward {self.__name__!r}"
+        given = {"prompts": prompts, "completions": completions}
+        check_counts(given | {"completion_ids": completion_ids, "completion_ended": completion_ended}, call=self._call)
         check_prompts(prompts, call=call, column="prompts", may_be_empty=True)
         check_completions(prompts, completions, call=call, column="completions")
         check_has_template(prompts, self.tokenizer, call=call)

@@ -17,7 +17,7 @@ from trl_ext.rewards.encoder import (
     is_sentence_transformer,
     load_encoder,
 )
-from trl_ext.rewards.reward_columns import Columns
+from trl_ext.rewards.reward_columns import Columns, check_counts
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
 from trl_ext.trainer_kit.config_checks import check_config
@@ -110,6 +110,8 @@ class RelevanceReward:
         return f"relevance_{self.to}"
 
     def __call__(self, *, prompts: list, completions: list, reference: list | None = None, **kwargs) -> list[float]:
+        asked = {"prompts": prompts} if self.to == "prompt" else {"reference": reference}
+        check_counts({"completions": completions} | asked, call="RelevanceReward")
         if self.to == "prompt":
             check_prompts(prompts, call="RelevanceReward", column="prompts", may_be_empty=True)
         answers = [text_of(completion) for completion in completions]

@@ -1,8 +1,9 @@
 """Which columns of the data set a reward reads, asked before anything is sampled."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from datasets import Dataset, IterableDataset
 
@@ -21,6 +22,14 @@ class ReadsColumns(Protocol):
 
     def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
         """Raise a ValueError unless these rows of the columns have what the reward will read, and it can run at all."""
+
+
+@runtime_checkable
+class HasReaders(Protocol):
+    """A reward that hands columns on to others, such as a product to its factors."""
+
+    @property
+    def column_readers(self) -> Sequence[Callable]: ...
 
 
 def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | IterableDataset | None, *, call: str) -> None:
@@ -42,7 +51,7 @@ def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | Iterabl
             check_columns(reward, columns, rows)
         except ValueError as error:
             raise ValueError(f"{call}: {error}") from error
-    named = {name for reward in rewards for name in _parameters(reward)}
+    named = {name for reward in rewards for name in columns_named(reward)}
     warn_of_unread(dataset, ["prompt"], call=call, others=named)
 
 
@@ -69,9 +78,35 @@ give the parameter a default.
         )
 
 
+def check_counts(columns: Mapping[str, Any], *, call: str) -> None:
+    """Raise a ValueError for a column that has not one value for each of the `completions`.
+
+    >>> check_counts({"completions": ["a", "b"], "prompts": ["c"], "trainer_state": None}, call="Judge")
+    Traceback (most recent call last):
+    ...
+    ValueError: Judge(prompts=…): expected one for each of 2 completions, got 1. Give as many.
+    """
+    count = len(columns["completions"])
+    for name, values in columns.items():
+        if isinstance(values, Sequence) and (isinstance(values, str) or len(values) != count):
+            got = "text" if isinstance(values, str) else len(values)
+            raise ValueError(
+                f"{call}({name}=…): expected one for each of {count} completions, got {got}. Give as many."
+            )
+
+
 def own_columns(columns: Mapping) -> list[str]:
     """Names of the data set's columns among what a reward gets."""
     return [name for name in columns if name not in GIVEN]
+
+
+def columns_named(reward: Callable) -> set[str]:
+    """What a reward, or one that it hands its columns on to, asks for by name."""
+    inner = inspect.unwrap(reward)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    further = inner.column_readers if isinstance(inner, HasReaders) else ()
+    return set(_parameters(reward)).union(*map(columns_named, further))
 
 
 def _required(reward: Callable) -> list[str]:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Protocol
 
 from trl_ext.rewards.checked_reward import check_scores
-from trl_ext.rewards.reward_columns import Columns, check_columns, own_columns
+from trl_ext.rewards.reward_columns import Columns, check_columns, check_counts, own_columns
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import Rule
 
@@ -67,17 +67,23 @@ class RoutedProduct:
     def __call__(
         self, *, query_type: list[str] | None = None, log_metric: LogMetric | None = None, **columns
     ) -> list[float]:
+        check_counts({"query_type": query_type, **columns}, call=type(self).__name__)
         routes = self._routes_of(query_type, columns)
         values = self._factor_values(routes, columns)
         if log_metric is not None:
             self._log(log_metric, values, columns)
         return [route.scale * prod(values[f][i] for f in route.factors) for i, route in enumerate(routes)]
 
+    @property
+    def column_readers(self) -> list[Factor]:
+        """The factors of all routes, each once."""
+        return list(dict.fromkeys(factor for route in self.routes for factor in route.factors))
+
     def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
         """Raise a ValueError for a query type without a route, and for what a factor lacks in the rows that ask for it."""
         kinds = columns.get("query_type")
         routes = self._routes_of(kinds if kinds is None else [kinds[i] for i in rows], columns, rows)
-        for factor in dict.fromkeys(factor for route in self.routes for factor in route.factors):
+        for factor in self.column_readers:
             own = [i for i, route in zip(rows, routes, strict=True) if factor in route.factors]
             check_columns(factor, columns, own)
 

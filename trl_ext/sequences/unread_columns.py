@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 WHOLE = ("question", "instruction", "input", "query", "text", "messages")  # may be all that is asked
 ASKING = (*WHOLE, "system", "system_prompt", "history", "context")  # in any case
 LOOKED_AT = 100  # first rows
+OF_A_STREAM = 32  # of one, whose rows may be far away
 
 
 def warn_of_unread(
@@ -18,12 +19,12 @@ def warn_of_unread(
     """Warn of columns that say, in one of the first rows, what is not in the ones that are read.
 
     Args:
-        dataset: Of a stream, the first row is looked at.
+        dataset: Of a stream, fewer rows are looked at.
         read: Columns that the model is shown.
         call: Who asks, and where the rows are from, for the message.
         others: Columns that somebody else reads, such as a reward.
     """
-    for row, values in enumerate(islice(dataset, LOOKED_AT if isinstance(dataset, Dataset) else 1)):
+    for row, values in enumerate(islice(dataset, LOOKED_AT if isinstance(dataset, Dataset) else OF_A_STREAM)):
         shown = [text for name in read for text in _texts(values.get(name))]
         asking = [name for name in values if name.lower() in ASKING and name not in (*read, *others)]
         unread = [name for name in asking if _says_more(name.lower(), values[name], shown)]
