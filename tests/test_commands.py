@@ -89,6 +89,25 @@ def test_ctrl_c_says_how_to_go_on(capsys):
     assert ended(capsys, raises(KeyboardInterrupt())) == (130, "cmd: stopped. Go on so.\n")
 
 
+def test_a_warning_of_ours_is_one_line(tmp_path):
+    """Whichever line it is said of; those of others, and all outside a command, keep their place."""
+    code = (
+        "import warnings; from datasets import Dataset; from trl_ext.trainer_kit.commands import ends_in_one_line\n"
+        "from trl_ext.sequences.unread_columns import warn_of_unread\n"
+        "rows = Dataset.from_dict({'prompt': ['a'], 'input': ['b\\n c']})\n"
+        "with ends_in_one_line('cmd', when_stopped=''):\n"
+        "    warn_of_unread(rows, ['prompt'], call='--prompts x')\n"
+        "    warnings.warn('of others')\n"
+        "warnings.warn('outside')\n"
+    )
+    path = tmp_path / "program.py"
+    path.write_text(code)
+    told = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True).stderr.splitlines()
+    assert told[0].startswith("cmd: warning: --prompts x has a column 'input', of which nothing is read, e.g. 'b")
+    assert [line.partition(" ")[0] for line in told[1::2]] == [f"{path}:6:", f"{path}:7:"]
+    assert told[2::2] == ["  warnings.warn('of others')", "  warnings.warn('outside')"]
+
+
 def test_a_reader_that_goes_is_told_nothing():
     program = "from trl_ext.cli import main; main(['plan', 'llama-2-7b', '--gpu', '24GB']); print('x' * 99999)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

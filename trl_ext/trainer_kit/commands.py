@@ -5,9 +5,11 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from safetensors import SafetensorError
@@ -36,6 +38,7 @@ def ends_in_one_line(call: str, *, when_stopped: str, folder: Path = PACKAGE) ->
     Ctrl-C       code 130 and one line
     `| head`     nothing more is said to a reader that has gone
     a fault      its traceback, as ever: any error but a ValueError, an OSError and an ImportError
+    a warning    of the package's own, one line, without the place and the line of source that Python shows
 
     Args:
         call: The command, for the line.
@@ -43,7 +46,7 @@ def ends_in_one_line(call: str, *, when_stopped: str, folder: Path = PACKAGE) ->
         folder: Of a program outside this package, whose messages then are as much its own words as the package's.
     """
     try:
-        with repeats_left_out():
+        with repeats_left_out(), warnings_in_one_line(call, folder):
             yield
         sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -57,6 +60,40 @@ def ends_in_one_line(call: str, *, when_stopped: str, folder: Path = PACKAGE) ->
         _end(f"{call}: error: {told(error, folder)}", error, BAD_INPUT)
 
 
+@contextmanager
+def warnings_in_one_line(call: str, folder: Path = PACKAGE) -> Iterator[None]:
+    """Inside, what the package or the program in `folder` warns of is shown in one line; of others, as ever.
+
+    It is theirs by where it is said from, whichever line it is said of. Who records warnings gets them as they are.
+    """
+    former = warnings.formatwarning
+
+    def formatted(message, category, filename, lineno, line=None):
+        if _is_own(_said_from(sys._getframe(1)), folder):
+            return f"{call}: warning: {' '.join(str(message).split())}\n"
+        return former(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
+
+
+def _said_from(frame: FrameType | None) -> str:
+    """The file of the first frame outside Python's own `warnings`."""
+    while frame is not None and frame.f_globals.get("__name__") in (
+        "warnings",
+        "_py_warnings",
+    ):  # its name from 3.14 on
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename
+
+
+def _is_own(file: str, folder: Path) -> bool:
+    return any(Path(file).is_relative_to(own) for own in (PACKAGE, folder))
+
+
 def told(error: Exception, folder: Path) -> str:
     """An error in words: as the command raised it, as the system names it, else in one line with its place."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -66,8 +103,7 @@ def told(error: Exception, folder: Path) -> str:
         file = error.filename if isinstance(error, OSError) else None
         where, rest = ("", f" {place}") if file is None else (f"{file}: ", "")
         return f"{where}{os.strerror(number)}. {REMEDIES[number]}{rest}"
-    is_own = any(Path(frame.filename).is_relative_to(own) for own in (PACKAGE, folder))
-    if is_own and (frame.line or "").startswith("raise "):
+    if _is_own(frame.filename, folder) and (frame.line or "").startswith("raise "):
         return (isinstance(error, OSError) and error.strerror) or str(error)  # without "[Errno 28]"
     return f"{' '.join(str(error).split()) or 'no reason is given'} {place}"
 
