@@ -272,6 +272,9 @@ GOOD = {"text": "a", "finish_reason": "stop"}
         {"message": {"role": "assistant", "content": None, "reasoning_content": "Hm"}, "finish_reason": "length"},
         {"message": {"role": "assistant", "content": [{"type": "thinking", "thinking": []}]}},
         {"message": {"content": [{"type": "text", "text": None}]}, "finish_reason": "stop"},
+        {"text": "Seo", "finish_reason": "error"},
+        {"text": "Seo", "finish_reason": "abort"},
+        {"message": {"content": "Seo"}, "finish_reason": "content_filter"},
     ],
 )
 def test_what_has_no_text_is_no_completion(choice):
@@ -298,6 +301,26 @@ def test_choices_without_text_are_asked_for_again_aloud(server):
     assert [body["n"] for body in server.asked] == [3, 2, 1]
     assert [s["completion"][0]["content"] for s in samples] == [f"{s['seed']}.0" for s in samples]
     assert len({s["seed"] for s in samples}) == 3
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "content_filter"])
+def test_what_the_server_failed_at_is_asked_for_again(server, reason):
+    first = stable_seed(0, 0)
+    failed = [{"finish_reason": reason, "text": " half"}]
+    server.spoil = lambda answer, request: answer.update(choices=failed) if request["seed"] == first else None
+    (sample,) = ask(server, num_generations=1)
+    assert sample["seed"] == server.asked[1]["seed"] != first and sample["completion"] != " half"
+    server.spoil = lambda answer, request: answer.update(choices=failed)
+    with pytest.raises(EndpointError, match=f"3 answers without any; the last was .*{reason}"):
+        ask(server, num_generations=1)
+
+
+@pytest.mark.parametrize(("end", "shown"), [({}, "None"), ({"finish_reason": "eos"}, "'eos'")])
+def test_what_does_not_say_how_it_ended_is_taken_as_cut_aloud(server, end, shown):
+    server.spoil = lambda answer, request: answer.update(choices=[{"text": " a", **end}] * request["n"])
+    with pytest.warns(UserWarning, match=rf"says finish_reason={shown}, where .* taken as cut") as caught:
+        samples = ask(server, ["a", "b"], num_generations=2, concurrency=1)
+    assert [sample["ended"] for sample in samples] == [False] * 4 and len(caught) == 1
 
 
 def test_an_answer_without_any_is_asked_for_with_another_seed(server):

@@ -6,6 +6,8 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 EXCERPT = 200  # characters of an answer that a message quotes
+SAID = ("stop", "length")  # how a completion ends
+FAILED = ("error", "abort", "content_filter")  # how none does: what text there is has no end of its own
 SHORTEST_SECRET = 4  # characters; less is found everywhere
 LOGGERS = ("httpx", "httpx2", "openai._base_client")  # which write down the address of each request
 
@@ -15,7 +17,7 @@ class NoText(Exception):
 
 
 def texts_and_ends(answer: str) -> tuple[list[tuple[str, bool]], list[Any]]:
-    """The completions in a server's answer, each with whether it ended, and the choices without text.
+    """The completions in a server's answer, each with whether it ended, and the choices that are none.
 
     Raises:
         json.JSONDecodeError: For what is no JSON.
@@ -30,8 +32,15 @@ def texts_and_ends(answer: str) -> tuple[list[tuple[str, bool]], list[Any]]:
     return texts, [choice for choice, text in found if text is None]
 
 
+def unsaid_ends(answer: str) -> list[Any]:
+    """The completions in a server's answer that say neither that they came to their end nor that they were cut."""
+    choices = json.loads(answer)["choices"]
+    return [choice for choice in choices if text_and_end(choice) and choice.get("finish_reason") not in SAID]
+
+
 def text_and_end(choice: Any) -> tuple[str, bool] | None:
-    """Of a choice of either kind; None where it has no text, also an empty one that did not come to its own end.
+    """Of a choice of either kind; None where it has no text, also an empty one that did not come to its own end, and where
+    the server failed at it, or took some of it away.
 
     >>> text_and_end({"text": " Seoul.", "finish_reason": "stop"})
     (' Seoul.', True)
@@ -42,6 +51,8 @@ def text_and_end(choice: Any) -> tuple[str, bool] | None:
     message = choice.get("message")
     text = _joined(message.get("content") if isinstance(message, dict) else choice.get("text"))
     ended = choice.get("finish_reason") == "stop"
+    if choice.get("finish_reason") in FAILED:
+        return None
     return (text, ended) if text or (text is not None and ended) else None
 
 

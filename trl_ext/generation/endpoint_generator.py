@@ -8,7 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from trl_ext.generation.endpoint_answers import NoText, Secrets, address_and_query, excerpt, public_url, texts_and_ends
+from trl_ext.generation.endpoint_answers import (
+    NoText,
+    Secrets,
+    address_and_query,
+    excerpt,
+    public_url,
+    texts_and_ends,
+    unsaid_ends,
+)
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
@@ -28,8 +36,8 @@ class EndpointGenerator:
     """Asks a server for completions: messages as a chat, text as text to go on from.
 
     Such completions come without token ids, and are not the policy's own: the policy is only trained on them.
-    A server that ignores the number of samples asked for, or gives some without text, is asked again, with another
-    seed, for the rest. At temperature 0 all samples of a prompt are equal, so it is asked for one.
+    A server that ignores the number of samples asked for, or gives some without text or cut off by an error or
+    a filter, is asked again, with another seed, for the rest. What does not say how it ended is taken as cut, aloud. At temperature 0 all samples of a prompt are equal, so it is asked for one.
 
     Args:
         model: Its name on the server.
@@ -65,6 +73,7 @@ class EndpointGenerator:
         api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
         self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)
         self._secrets = Secrets(base_url or "", api_key)
+        self._warned = False
 
     @property
     def base_url(self) -> str:
@@ -138,10 +147,21 @@ class EndpointGenerator:
             first = self._secrets.hidden(excerpt(without[0]))
             warnings.warn(
                 f"{self._call}: {len(without)} of {len(texts) + len(without)} completions of {self._secrets.hidden(excerpt(prompt))} "
-                f"came without text and are asked for again, e.g. {first}",
+                f"came without text, or cut off by the server, and are asked for again, e.g. {first}",
                 stacklevel=2,
             )
+        self._warn_of_unsaid(unsaid_ends(answer))
         return texts
+
+    def _warn_of_unsaid(self, unsaid: list[Any]) -> None:
+        if not unsaid or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self._call}: a completion says finish_reason={unsaid[0].get('finish_reason')!r}, where 'stop' or 'length' says "
+            "how it ended; all such are taken as cut (RAFT and ReST leave them out, unless drop_truncated=False). Said once.",
+            stacklevel=2,
+        )
 
     def _answer(self, prompt: Text, options: dict[str, Any]) -> str:
         """What it sends back, as it is. Errors are raised without their cause, which may repeat a key."""
