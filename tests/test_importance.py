@@ -39,3 +39,13 @@ def test_beyond_the_clip_each_token_adds_its_bound_and_no_gradient():
     assert loss.item() == pytest.approx(-4.5) and metrics == {"ratio": pytest.approx(2.0), "clip_ratio": 1.0}
     loss.backward()
     assert not model.lm_head.weight.grad.any()
+
+
+@pytest.mark.parametrize("apart", [89.0, 1e4])
+def test_a_ratio_beyond_all_floats_moves_nothing(apart):
+    log_probs = torch.tensor([[-1.0, math.log(0.5)]], requires_grad=True)
+    loss = clipped_positive_loss(log_probs, torch.tensor([[-1.0 - apart, math.log(0.5)]]), clip=0.2)
+    torch.testing.assert_close(loss, torch.tensor([[-1.2, -1.0]]))
+    loss.sum().backward()
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[0.0, -1.0]]))
+    assert math.isfinite(importance_loss(*batch(apart), clip=0.2)[1]["ratio"])

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from trl_ext.sequences.log_probs import label_log_probs
 from trl_ext.sequences.training_rows import IGNORED
 
+LARGEST = 80.0  # log ratio; exp of more than 88 is infinite in float32
+
 
 def clipped_positive_loss(log_probs: Tensor, old_log_probs: Tensor, *, clip: float) -> Tensor:
     """What a kept sample's token adds to the loss.
@@ -26,13 +28,18 @@ def clipped_positive_loss(log_probs: Tensor, old_log_probs: Tensor, *, clip: flo
     Returns:
         `(B, L)`, one term per token; the caller averages over the completion's tokens.
     """
-    return -torch.exp(log_probs - old_log_probs).clamp(max=1 + clip)
+    return -_ratios(log_probs, old_log_probs).clamp(max=1 + clip)
+
+
+def _ratios(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    """ρ, finite: an infinite one would be clipped to a finite loss, whose gradient is 0 · ∞."""
+    return torch.exp((log_probs - old_log_probs).clamp(max=LARGEST))
 
 
 def importance_loss(model: nn.Module, inputs: dict[str, Tensor], *, clip: float) -> tuple[Tensor, dict[str, float]]:
     """The loss summed over a batch's completion tokens, with their mean `ratio` and the share beyond 1 + ε, `clip_ratio`."""
     log_probs, old = label_log_probs(model, inputs), inputs["old_log_probs"]
     own = inputs["labels"] != IGNORED
-    ratio = (log_probs - old).detach().exp()[own]
+    ratio = _ratios(log_probs, old).detach()[own]
     metrics = {"ratio": ratio.mean().item(), "clip_ratio": (ratio > 1 + clip).float().mean().item()}
     return clipped_positive_loss(log_probs, old, clip=clip).masked_fill(~own, 0.0).sum(), metrics
