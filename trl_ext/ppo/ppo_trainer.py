@@ -48,7 +48,13 @@ from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
-from trl_ext.trainer_kit.adapters import adapter_tensors, complete_reference, keep_adapters_in_fp32, trains_adapter
+from trl_ext.trainer_kit.adapters import (
+    adapter_tensors,
+    complete_reference,
+    keep_4_bit_layout,
+    keep_adapters_in_fp32,
+    trains_adapter,
+)
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_findings import named_sampling
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
@@ -196,6 +202,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
             turn_off_dropout(self.model)
         complete_reference(self.model)
         keep_adapters_in_fp32(self.model, adapters)
+        keep_4_bit_layout(self.model)
         self._check_texts(datasets)
         set_end_tokens(self)
 

@@ -16,6 +16,7 @@ from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.rewards.reward_models import load_scorer
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.vocabulary import check_vocabulary
+from trl_ext.trainer_kit.adapters import keep_4_bit_layout
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.trl_versions import recompute_activations
 
@@ -31,7 +32,9 @@ def make_critic(
     rate = args.learning_rate * (10 if value_model is None else 1)
     if args.critic_learning_rate is not None:
         rate = args.critic_learning_rate
-    return Critic(value_function(value_model, policy, tokenizer, args), accelerator, learning_rate=rate)
+    module = value_function(value_model, policy, tokenizer, args)
+    keep_4_bit_layout(module)
+    return Critic(module, accelerator, learning_rate=rate)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.windows import model_window
-from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.adapters import adapter_tensors, keep_4_bit_layout, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
@@ -150,6 +150,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         check_pair_tokens([self.train_dataset, *evaluated], self.processing_class, self.model.config)
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
+        keep_4_bit_layout(self.model)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
             check_max_length(args, self.model.config)

@@ -52,7 +52,7 @@ from trl_ext.sequences.answer_rows import check_answers
 from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
-from trl_ext.trainer_kit.adapters import adapter_tensors, keep_adapters_in_fp32
+from trl_ext.trainer_kit.adapters import adapter_tensors, keep_4_bit_layout, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.head_tiles import tiles_for
@@ -177,6 +177,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         if not isinstance(dataset["prompt"][0], str):
             end_with_turn(self.model, self.processing_class, call=name, **(self.args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
+        keep_4_bit_layout(self.model)
 
     def _check_answers(self, dataset: Dataset | None, call: str) -> None:
         policy = self.grower.policy

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.utils import is_bitsandbytes_available
 
+from trl_ext.trainer_kit.adapters import keep_4_bit_layout
 from trl_ext.trainer_kit.offloading import tensor_slots
 
 # What transformers notes on a model that it has loaded quantised, or onto a device.
@@ -43,14 +44,12 @@ def make_shareable(model: PreTrainedModel) -> None:
     """Freeze a model and bring it into the state in which its tensors can be shared, in eval mode.
 
     An 8-bit weight moves to its final place, which bitsandbytes does in the first forward pass. A 4-bit weight keeps
-    its layout: on CPUs with AVX-512 bitsandbytes would repack it in eval mode, rounding its scales, and every other
-    tree would read what its own mode does not expect.
+    its layout, or every other tree would read what its own mode does not expect.
     """
     model.requires_grad_(False).eval()
+    keep_4_bit_layout(model)
     for layer in quantised_linears(model):
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
-        elif layer.weight.CB is not None:
+        if hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:
             layer.init_8bit_state()
 
 

@@ -46,6 +46,17 @@ def keep_adapters_in_fp32(model: PreTrainedModel | PeftModel, originals: dict[st
             parameter.data = originals.get(name, parameter.data).to(parameter.device, torch.float32)
 
 
+def keep_4_bit_layout(model: nn.Module) -> None:
+    """Leave 4-bit weights as training reads them, also in eval mode.
+
+    On CPUs with AVX-512 for bf16, bitsandbytes would repack them there, for good: with scales that are rounded, and in
+    products through which no gradient passes.
+    """
+    for layer in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(layer):
+            layer.support_avx512bf16_for_cpu = False
+
+
 @torch.no_grad()
 def complete_reference(model: PreTrainedModel | PeftModel) -> None:
     """Give TRL's frozen copy of an adapter, `ref`, the rows of tokens that are trained one by one, which TRL does not copy."""
