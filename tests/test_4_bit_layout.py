@@ -5,13 +5,14 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 from ppo_case import ppo_trainer
+from rollouts_case import grpo_trainer, rollout
 from self_training_case import trainer as raft_trainer
 from shared_case import PAIRS, quiet
 from test_ppo_learns import quantised
 from tiny import byte_tokenizer, tiny_reward_model
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, TransformersGenerator
 from trl_ext.trainer_kit.passes import eval_mode
 
 IDS = torch.tensor([byte_tokenizer()("hello world")["input_ids"]])
@@ -48,7 +49,15 @@ def imitation(folder):
     ).model  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [ppo, ppos_value_model, raft, imitation])
+def grpo(folder):
+    one = grpo_trainer(
+        folder, TransformersGenerator(), model=quantised(folder / "base", 4, **SIZES), peft_config=lora()
+    )
+    rollout(one)
+    return one.model
+
+
+@pytest.mark.parametrize("make", [ppo, ppos_value_model, raft, imitation, grpo])
 def test_a_look_in_eval_mode_changes_no_gradient(tmp_path, make):
     """On CPUs with AVX-512 for bf16, bitsandbytes would repack the weights; no gradient passes through those."""
     model = make(tmp_path).train()

@@ -129,7 +129,8 @@ def test_arguments_stand_in_grpos_order(tmp_path):
     theirs, ours = (list(inspect.signature(kind.__init__).parameters.values()) for kind in (GRPOTrainer, PPOTrainer))
     by_position = [p.name for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert by_position == [p.name for p in theirs][: len(by_position)] and by_position[-1] == "peft_config"
-    assert {p.name for p in ours if p.kind is p.KEYWORD_ONLY} == {"rollout_func", "value_model", "ptx_dataset"}
+    own = {"rollout_func", "generator", "value_model", "ptx_dataset"}
+    assert {p.name for p in ours if p.kind is p.KEYWORD_ONLY} == own
     args = ppo_trainer(tmp_path).args
     data, held_out = (Dataset.from_dict({"prompt": prompts}) for prompts in (PROMPTS, ["a"]))
     trainer = PPOTrainer(tiny_llama(byte_tokenizer()), even_letters, args, data, held_out, byte_tokenizer())

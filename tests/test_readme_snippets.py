@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import trl
+from datasets import Dataset
 from encoders import saved_bert
 from shared_case import SIZES, lora, quiet
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 import trl_ext
-from trl_ext import SharedBase
+from trl_ext import SharedBase, TransformersGenerator
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if ">>>" not in block]
@@ -98,3 +100,18 @@ def test_one_base_as_printed(folder, trainer):
     kl = [entry["kl"] for entry in log if "kl" in entry]
     scores = [entry["rewards/my-reward-adapter/mean"] for entry in log if "rewards/my-reward-adapter/mean" in entry]
     assert kl[0] == 0.0 and len(scores) == (1 if trainer == "PPO" else 2)  # PPO reads a rollout four times
+
+
+@pytest.mark.slow
+def test_grpo_sampled_by_a_generator_as_printed(folder, monkeypatch):
+    """PPO's page, with our own sampler in vLLM's place."""
+    text = (Path(trl_ext.__file__).parent / "ppo" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    options = {name: value for name, value in quiet("any", **SAMPLED).items() if name != "output_dir"}
+    monkeypatch.setattr(trl, "GRPOConfig", functools.partial(GRPOConfig, num_generations=2, **options))
+    monkeypatch.setattr(trl_ext, "VLLMGenerator", TransformersGenerator, raising=False)
+    names = {"reward": lambda completions, **_: [float(len(text)) for text in completions]}
+    names["prompts"] = Dataset.from_dict({"prompt": ["why?", "say it"] * 8})
+    exec(code, names)
+    names["trainer"].train()
+    assert names["trainer"].state.global_step == 2 and names["trainer"].rollout_func.generator.name == "transformers"

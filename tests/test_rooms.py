@@ -17,7 +17,7 @@ ROOMS = {  # each room, and those that it may import from
     "shared_base": {"rewards", "sequences", "trainer_kit"},
     "generation": {"sequences", "trainer_kit"},
     "reward_modeling": {"memory_planning", "rewards", "sequences", "trainer_kit"},
-    "ppo": {"memory_planning", "rewards", "sequences", "trainer_kit"},
+    "ppo": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},
     "self_training": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},
     "evaluation": {"generation", "rewards", "self_training", "sequences", "shared_base", "trainer_kit"},
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trl_ext.generation import FileGenerator as FileGenerator
     from trl_ext.generation import TransformersGenerator as TransformersGenerator
     from trl_ext.generation import VLLMGenerator as VLLMGenerator
+    from trl_ext.generation import vllm_rollouts as vllm_rollouts
     from trl_ext.memory_planning import MemoryPlan as MemoryPlan
     from trl_ext.memory_planning import memory_plan as memory_plan
     from trl_ext.ppo import PPOConfig as PPOConfig

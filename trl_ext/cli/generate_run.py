@@ -14,6 +14,7 @@ from trl_ext.cli.generate_policy import make_generator, make_policy
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.cli.prompt_files import read_prompts
+from trl_ext.generation.given_generator import generator_record
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
 from trl_ext.generation.vllm_generator import VLLMGenerator
@@ -127,7 +128,7 @@ def generation_record(args: Namespace, prompts: Dataset, sampling: Sampling, gen
         "tokenizer": args.tokenizer,
         "dtype": args.dtype,
         "sampling": sampling.settings(),
-        "generator": {"name": generator.name} | generator.settings(),
+        "generator": generator_record(generator),
         "reward": args.reward,
         "reward_weights": args.reward_weights,
     }

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.evaluation.comparison import MADE_OF, PERPLEXITY, Evaluation, values_of
 from trl_ext.evaluation.scoring import Rewards, reward_functions
+from trl_ext.generation.given_generator import checked_generator
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.rewards.reward_columns import check_reward_columns
@@ -93,7 +94,8 @@ def evaluate(
         raise ValueError(f"evaluate({references_column=}): expected one of {dataset.column_names}, or None.")
     check_template_is_asked([dataset["prompt"][0]], chat_template_kwargs, call=CALL)
     sampling = Sampling(num_samples, max_completion_length, temperature, seed=seed)
-    generator = generator or TransformersGenerator(batch_size=batch_size)
+    own = TransformersGenerator(batch_size=batch_size)
+    generator = own if generator is None else checked_generator(generator, call="evaluate(generator=…)")
     functions = reward_functions(rewards, max_completion_length=max_completion_length, call="evaluate")
     check_reward_columns(functions, dataset, call=CALL)
     if reference is not None and (generator.name not in OWN_GENERATORS or temperature != 1):

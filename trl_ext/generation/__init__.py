@@ -1,5 +1,5 @@
-"""Who samples: the protocol of a generator, and four of them (transformers, vLLM, an endpoint, a file), with the files
-that samples are kept in."""
+"""Who samples: the protocol of a generator, four of them (transformers, vLLM, an endpoint, a file), their samples as TRL's
+trainers take them, and the files that samples are kept in."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trl_ext.generation.protocol import Part as Part
     from trl_ext.generation.protocol import Policy as Policy
     from trl_ext.generation.protocol import Sampling as Sampling
+    from trl_ext.generation.rollouts import vllm_rollouts as vllm_rollouts
     from trl_ext.generation.transformers_generator import TransformersGenerator as TransformersGenerator
     from trl_ext.generation.vllm_generator import VLLMGenerator as VLLMGenerator
 

@@ -90,11 +90,13 @@ class Policy:
         model: A causal LM, or one with an adapter. None where only an endpoint or a file is asked.
         tokenizer: Its tokenizer.
         chat_template_kwargs: Passed on to the chat template.
+        ends: The tokens that end a completion, where a trainer says which; None: as `end_token_ids` finds them.
     """
 
     model: PreTrainedModel | PeftModel | None
     tokenizer: PreTrainedTokenizerBase
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    ends: frozenset[int] | None = None
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """The tokens after which a completion begins: text as its tokenizer reads it, messages through the template."""
@@ -106,6 +108,8 @@ class Policy:
         Args:
             prompts: Where they are messages, so does the token with which the chat template closes an assistant's turn.
         """
+        if self.ends is not None:
+            return self.ends
         ids = end_ids(self.tokenizer, self.model)
         if all(isinstance(prompt, str) for prompt in prompts):
             return frozenset(ids)
@@ -118,6 +122,7 @@ class Policy:
         return [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Anything that completes prompts. `name` is what a sample records of it."""
 
@@ -139,17 +144,11 @@ class Generator(Protocol):
 
 @runtime_checkable
 class ChecksPolicy(Protocol):
-    """A generator that can tell beforehand whether it serves a policy: trainers ask it when they are built."""
+    """A generator that can say, before anything is sampled, which policies it cannot serve."""
 
     def check_policy(self, policy: Policy, sampling: Sampling) -> None:
-        """Raise an error, usually a ValueError, for what it cannot serve."""
+        """Raise a ValueError for a policy that it cannot sample, with what to do."""
         ...
-
-
-def check_generator(generator: Generator, policy: Policy, sampling: Sampling) -> None:
-    """`check_policy` of a generator that has it."""
-    if isinstance(generator, ChecksPolicy):
-        generator.check_policy(policy, sampling)
 
 
 OWN_GENERATORS = ("transformers", "vllm")  # those that sample the policy, and so cost forward passes of it

@@ -61,6 +61,10 @@ class TransformersGenerator:
                 samples = part_samples(part, sampling, policy, batcher, end_ids)
             yield part, samples
 
+    def check_policy(self, policy: Policy, sampling: Sampling) -> None:
+        """Raise a ValueError for a model that cannot be sampled from here."""
+        checked_model(policy.model)
+
     def settings(self) -> dict[str, Any]:
         return {"generator": self.name}
 

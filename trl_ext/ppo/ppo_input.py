@@ -1,22 +1,18 @@
 """Checks of what `PPOTrainer` is given to start from, made before any token is sampled."""
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
-from trl_ext.ppo.sampling_gap import read_log_probs
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.template_check import check_template_is_asked
-from trl_ext.trainer_kit.adapters import loaded_bits
-from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
 
 Rows = Dataset | IterableDataset
@@ -92,29 +88,6 @@ def check_columns(rewards: list[Callable], train: Rows | None, evaluation: EvalR
             check_reward_columns(rewards, rows, call=f"PPOTrainer({name}=…)")
 
 
-def non_empty(rollout_func: Callable | None) -> Callable | None:
-    """A rollout function whose completions must have a token each: PPO pays the score on the last one. None of None."""
-    if rollout_func is None:
-        return None
-
-    @functools.wraps(rollout_func)
-    def checked(prompts, trainer):
-        output = rollout_func(prompts, trainer)
-        completions = output.get("completion_ids", ())
-        empty = [row for row, ids in enumerate(completions) if len(ids) == 0]
-        if empty:
-            raise ValueError(
-                f"PPOTrainer(rollout_func=…): expected at least one token per completion, got none in {len(empty)} of "
-                f"{len(completions)}, e.g. row {empty[0]}. An answer that says nothing is the end token alone."
-            )
-        if "logprobs" in output:  # TRL says so where it is not
-            call = "PPOTrainer(rollout_func=…)"
-            output = output | {"logprobs": read_log_probs(output["logprobs"], completions, call=call)}
-        return output
-
-    return checked
-
-
 def check_text(dataset: Dataset | None, args: PPOConfig) -> None:
     """Raise a ValueError for text without a weight, or a weight without text."""
     if args.ptx_coef and dataset is None:
@@ -134,29 +107,6 @@ def check_template_options(datasets: dict[str, Rows | None], text: Dataset | Non
     rows = [next(iter(rows), {}) for rows in (*datasets.values(), text) if isinstance(rows, Dataset | IterableDataset)]
     said = [row[name] for row in rows for name in ("prompt", "messages") if row.get(name) is not None]
     check_template_is_asked(said, args.chat_template_kwargs, call="PPOTrainer")
-
-
-def check_sampling(
-    model: str | PreTrainedModel | PeftModel, args: PPOConfig, quantization_config: BitsAndBytesConfig | None
-) -> None:
-    """Raise a ValueError for a quantised base that vLLM would have to follow: TRL sends it the packed weights."""
-    bits = _bits(model, args, quantization_config) if args.use_vllm else None
-    if bits:
-        raise ValueError(
-            f"PPOTrainer(model=…) in {bits} bits with use_vllm=True: vLLM would be sent weights that it cannot read, or that an "
-            "adapter was rounded into. Sample with use_vllm=False, or load the base in bfloat16. RAFT and ReST can: "
-            "VLLMGenerator hands vLLM the adapter alone."
-        )
-
-
-def _bits(model: str | PreTrainedModel | PeftModel, args: PPOConfig, given: BitsAndBytesConfig | None) -> int | None:
-    """8 or 4 for a base that is loaded so, or will be."""
-    if not isinstance(model, str):
-        return loaded_bits(under_adapter(model))
-    given = given or (args.model_init_kwargs or {}).get("quantization_config")
-    config = given or getattr(AutoConfig.from_pretrained(model), "quantization_config", None) or {}
-    settings = config if isinstance(config, dict) else config.to_dict()
-    return next((bits for bits in (8, 4) if settings.get(f"load_in_{bits}bit")), None)
 
 
 def read_data(train: Rows | None, evaluation: EvalRows | None, args: PPOConfig) -> tuple[Rows | None, EvalRows | None]:

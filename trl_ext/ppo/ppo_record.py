@@ -1,10 +1,13 @@
 """What decides a run of PPO besides its config, and what of it all cannot change on the way."""
 
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
 from trl import GRPOTrainer
 
+from trl_ext.generation.given_generator import generator_record
+from trl_ext.generation.rollouts import GeneratorRollouts
 from trl_ext.ppo.rollout_state import BATCHING
 from trl_ext.rewards.checked_reward import reward_name
 from trl_ext.rewards.reward_fingerprints import reward_settings
@@ -23,12 +26,21 @@ def ppo_record(trainer: GRPOTrainer, text: Dataset | None) -> dict[str, Any]:
         "tokenizer": tokenizer_fingerprint(trainer._tokenizer),
         "reward_funcs": [reward.__name__ for reward in trainer.reward_funcs],
         "reward_settings": reward_settings(trainer.reward_funcs),
-        "generator": None if trainer.rollout_func is None else sampler_name(trainer),
+        "generator": _sampler_record(trainer.rollout_func),
     }
 
 
+def _sampler_record(rollout_func: Callable | None) -> dict[str, Any] | str | None:
+    """None: TRL itself."""
+    if isinstance(rollout_func, GeneratorRollouts):
+        return generator_record(rollout_func.generator)
+    return None if rollout_func is None else reward_name(rollout_func)
+
+
 def sampler_name(trainer: GRPOTrainer) -> str:
-    """Who samples: a function's name, or an object's class."""
+    """Who samples: a generator or a function by its name, an object by its class."""
+    if isinstance(trainer.rollout_func, GeneratorRollouts):
+        return trainer.rollout_func.generator.name
     if trainer.rollout_func is not None:
         return reward_name(trainer.rollout_func)
     return "vLLM" if trainer.use_vllm else "the policy"

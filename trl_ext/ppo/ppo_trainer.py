@@ -1,6 +1,6 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
+from trl_ext.generation.protocol import Generator
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
@@ -24,17 +25,17 @@ from trl_ext.ppo.ppo_input import (
     Rows,
     check_columns,
     check_policy,
-    check_sampling,
     check_template_options,
     check_text,
     check_value_model,
     checked_args,
     named_rows,
-    non_empty,
     read_data,
 )
 from trl_ext.ppo.ppo_record import FIXED, ppo_record, sampler_name
+from trl_ext.ppo.prompt_checks import PromptChecks
 from trl_ext.ppo.rollout_state import RolloutState, state_files
+from trl_ext.ppo.samplers import check_sampling, generator_rollouts, non_empty
 from trl_ext.ppo.sampling_gap import check_weight_cap
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
@@ -43,11 +44,7 @@ from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.ppo.walk import CompletionWalk
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.sequences.continuations import as_continuations
-from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.saved_policies import policy_at
-from trl_ext.sequences.text_shapes import with_text
-from trl_ext.sequences.vocabulary import check_vocabulary
-from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import (
     adapter_tensors,
     complete_reference,
@@ -109,6 +106,8 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         reward_processing_classes: Tokenizers of the reward models, None where it is found beside the model.
         callbacks, optimizers, quantization_config, peft_config, rollout_func: As `GRPOTrainer` takes them; no scheduler
             beside the optimizer.
+        generator: Who samples: None for TRL, by `generate` or as the config says; or a `VLLMGenerator`, which is sent the
+            adapter alone, a `TransformersGenerator`, RAFT's own sampler, or anything with their methods.
         value_model: None for a linear head on the policy's last hidden state; or a one-label
             sequence-classification model with the policy's vocabulary, or the path of one, e.g. the reward model.
         ptx_dataset: Text that is learned beside, with `ptx_coef`: rows with `text`, `prompt` and `completion`, or
@@ -146,6 +145,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         peft_config: PeftConfig | None = None,
         *,
         rollout_func: Callable[[list, GRPOTrainer], dict[str, Any]] | None = None,
+        generator: Generator | None = None,
         value_model: str | PreTrainedModel | PeftModel | None = None,
         ptx_dataset: Dataset | None = None,
         **others: None,  # a type checker objects to what is not named above
@@ -157,7 +157,8 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
-        check_weight_cap(args, rollout_func)
+        rollouts = generator_rollouts(generator, rollout_func, args)
+        check_weight_cap(args, rollout_func or rollouts)
         rewards = reward_callables(reward_funcs, reward_processing_classes, args)
         if rollout_func is None:  # which may add columns
             check_columns(rewards, train_dataset, eval_dataset)
@@ -180,6 +181,9 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
                 **others,
             )
         self._take_policy(adapters, named_rows(train_dataset, eval_dataset))
+        if rollouts is not None:
+            self.rollout_func = rollouts  # set here: TRL would warn that it is experimental
+            rollouts.check(self)
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
         sampler = sampler_name(self)
@@ -203,7 +207,8 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         complete_reference(self.model)
         keep_adapters_in_fp32(self.model, adapters)
         keep_4_bit_layout(self.model)
-        self._check_texts(datasets)
+        self.prompts = PromptChecks(self._tokenizer, self.model.config, self.args)
+        self.prompts.of_datasets(datasets)
         set_end_tokens(self)
 
     @property
@@ -211,32 +216,6 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
         """Takes down numbers of training or of evaluation, whichever is on."""
         logged = self._metrics["train" if self.model.training else "eval"]
         return PPOMetrics(self.accelerator, logged, self._logs["advantages"])
-
-    def _check_texts(self, datasets: dict[str, Rows | None]) -> None:
-        """Raise a ValueError for what the model cannot read of the prompts or of padding."""
-        pad = self._tokenizer.pad_token_id
-        check_vocabulary(self._tokenizer, self.model.config, call="PPOTrainer(model=…)", pad_token_id=pad)
-        for name, rows in datasets.items():
-            if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
-                self._check_lengths(rows["prompt"], name)
-
-    def _read_batch(self, inputs: list[dict]) -> list[dict]:
-        """A batch of rollouts, looked at again: of a stream, this is where its rows are first seen."""
-        check_prompts([row.get("prompt") for row in inputs], call="PPOTrainer(batch of rollouts=…)")
-        rows = [row | {"prompt": with_text(row["prompt"])} for row in inputs]
-        self._check_lengths([row["prompt"] for row in rows], "batch of rollouts")
-        return rows
-
-    def _check_lengths(self, prompts: Iterable[str | list], name: str) -> None:
-        """Raise a ValueError for a prompt that, with its completion, would not fit the model's window."""
-        check_windows(
-            prompts,
-            self._tokenizer,
-            self.model.config,
-            max_completion_length=self.args.max_completion_length,
-            call=f"PPOTrainer({name}=…)",
-            template_kwargs=self.args.chat_template_kwargs,
-        )
 
     def _memory_plan(self) -> MemoryPlan:
         return run_plan(
@@ -286,7 +265,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs):
-        inputs = self._read_batch(inputs)
+        inputs = self.prompts.read_batch(inputs)
         aligned = Fraction(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         with (
             outputs_of(self, "_calculate_rewards") as rewards,

@@ -8,7 +8,8 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.generation.protocol import OWN_GENERATORS, check_generator
+from trl_ext.generation.given_generator import check_policy
+from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
@@ -134,7 +135,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
     Before the run, since a run that has begun may not go on with other prompts.
     """
     args, policy, steps = grower.args, grower.policy, grower.schedule.steps_per_improve
-    check_generator(grower.generator, policy, args.sampling(stage=0))
+    check_policy(grower.generator, policy, args.sampling(stage=0))
     if args.importance_clip is not None and grower.generator.name not in OWN_GENERATORS:
         raise ValueError(
             f"{trainer}(generator={grower.generator.name!r}) with importance_clip={args.importance_clip}: its samples are "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trl_ext.generation.given_generator import generator_record
 from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.self_training.grow import Grower
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
@@ -28,7 +29,7 @@ def grow_record(grower: Grower) -> dict[str, Any]:
         "tokenizer": tokenizer_fingerprint(grower.policy.tokenizer),
         "reward_funcs": grower.scorer.names,
         "reward_settings": reward_settings(grower.scorer.rewards),
-        "generator": {"name": grower.generator.name} | grower.generator.settings(),
+        "generator": generator_record(grower.generator),
         "rows_per_step": schedule.rows_per_step,  # also changes with the number of processes
         "steps_per_improve": schedule.steps_per_improve,
         "improves_per_stage": schedule.improves_per_stage,

@@ -21,6 +21,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
+from trl_ext.generation.given_generator import checked_generator
 from trl_ext.generation.protocol import Generator, Policy
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
@@ -156,7 +157,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.held_out_prompts = eval_dataset
         self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
-        self.grower = self._make_grower(train_dataset, generator or self.sampler, self.reward_funcs)
+        self.grower = self._make_grower(train_dataset, generator, self.reward_funcs)
         check_run(self.grower, eval_dataset, trainer=name)
         self._check_answers(train_dataset if args.mix_dataset else None, f"{name}(train_dataset=…)")
         self._check_answers(eval_dataset, f"{name}(eval_dataset=…)")
@@ -183,15 +184,15 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         policy = self.grower.policy
         check_answers(dataset, policy.tokenizer, self.model.config, policy.chat_template_kwargs, call=call)
 
-    def _make_grower(self, dataset: Dataset, generator: Generator, rewards: list[Callable]) -> Grower:
-        args = self.args
+    def _make_grower(self, dataset: Dataset, generator: Generator | None, rewards: list[Callable]) -> Grower:
+        args, call = self.args, f"{type(self).__name__}(generator=…)"
         returns = args.beta or args.restart_from_base
         return Grower(
             args=args,
             schedule=schedule_of(args, len(dataset)),
             dataset=dataset,
             policy=Policy(self.model, self.processing_class, args.chat_template_kwargs or {}),
-            generator=generator,
+            generator=self.sampler if generator is None else checked_generator(generator, call=call),
             scorer=Scorer(rewards, args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
             accelerator=self.accelerator,
             initial=trainable_weights(self.model) if returns else None,

@@ -1,0 +1,32 @@
+"""The generator that a trainer is given: whether it is one, whether it can serve the policy, and what a run notes of it."""
+
+from typing import Any
+
+from trl_ext.generation.protocol import ChecksPolicy, Generator, Policy, Sampling
+
+
+def checked_generator(generator: object, *, call: str) -> Generator:
+    """The generator, or a ValueError for what is none; `call`: where it was given."""
+    if isinstance(generator, type):
+        raise ValueError(
+            f"{call}: expected a generator, got the class {generator.__name__}. Give an object of it, "
+            f"{generator.__name__}(…)."
+        )
+    if not isinstance(generator, Generator):
+        lacks = [name for name in ("name", "generate", "settings") if not hasattr(generator, name)]
+        raise ValueError(
+            f"{call}: expected a generator, e.g. TransformersGenerator() or VLLMGenerator(), got {generator!r}, which has "
+            f"no {' and no '.join(map(repr, lacks))}. Give an object with what trl_ext.generation.Generator names."
+        )
+    return generator
+
+
+def check_policy(generator: Generator, policy: Policy, sampling: Sampling) -> None:
+    """Raise a ValueError for a policy that the generator knows it cannot serve, where it says so."""
+    if isinstance(generator, ChecksPolicy):
+        generator.check_policy(policy, sampling)
+
+
+def generator_record(generator: Generator) -> dict[str, Any]:
+    """Who samples, as a run's record has it: a resumed run must have the same."""
+    return {"name": generator.name} | generator.settings()

@@ -1,0 +1,139 @@
+"""Samples of a `Generator`, as TRL's trainers take them: a `rollout_func`."""
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from transformers import PreTrainedTokenizerBase
+
+from trl_ext.generation.endpoint_generator import EndpointGenerator
+from trl_ext.generation.file_generator import FileGenerator
+from trl_ext.generation.given_generator import check_policy, checked_generator
+from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
+from trl_ext.generation.rollout_checks import checked_samples
+from trl_ext.trainer_kit.adapters import keep_4_bit_layout
+from trl_ext.trainer_kit.processes import together
+from trl_ext.trainer_kit.seeds import stable_seed
+from trl_ext.trainer_kit.trainer_input import refuse_sharding
+from trl_ext.trainer_kit.trl_versions import end_tokens
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig, GRPOTrainer
+
+SAMPLED_BY = ("max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+# Options of GRPOConfig that say how TRL itself samples, which it then does not.
+TRLS_OWN = {
+    "use_vllm": "TRL would run an engine of its own beside the generator, and send it merged weights",
+    "use_transformers_continuous_batching": "TRL does not sample",
+    "generation_kwargs": "no generator reads them",
+    "cache_implementation": "TRL does not sample",
+}
+
+
+def vllm_rollouts(generator: Generator) -> "GeneratorRollouts":
+    """A generator's samples for a plain GRPOTrainer: no merge, no weight sync, no second base in the training process.
+
+        GRPOTrainer(…, rollout_func=vllm_rollouts(VLLMGenerator()))
+
+    Options of sampling are the config's; `use_vllm` stays False. Nothing here corrects for the difference between the
+    probabilities that sampled and those that are trained (vLLM's kernels round otherwise, and its base may be of another
+    precision): TRL's correction runs only where TRL runs vLLM itself. `PPOTrainer(generator=…)` corrects for it.
+
+    Args:
+        generator: Who samples the policy: a `VLLMGenerator`, a `TransformersGenerator`, or anything with their methods.
+
+    Returns:
+        A `rollout_func`. The same run seed, optimizer step, number of the rollout in it and row in the batch of all
+        processes give the same seed, also after a resume; evaluation has seeds of its own.
+    """
+    return GeneratorRollouts(generator, call=f"vllm_rollouts({shown(generator)})")
+
+
+class GeneratorRollouts:
+    """A generator in TRL's `rollout_func` protocol: one completion for each entry of `prompts`, in their order.
+
+    TRL repeats a prompt as often as it wants samples of it, so each entry is a row of its own, with a seed of its own.
+
+    Args:
+        generator: Who samples.
+        call: Where it was given, for messages.
+    """
+
+    def __init__(self, generator: Generator, *, call: str):
+        self.generator, self.call = checked_generator(generator, call=call), call
+        if isinstance(generator, EndpointGenerator | FileGenerator):
+            raise ValueError(
+                f"{call}: its completions are not the policy's, from whose own samples this trainer learns. Give a "
+                "VLLMGenerator or a TransformersGenerator; RAFTTrainer and ReSTTrainer learn from others' completions."
+            )
+        self._checked: WeakSet[GRPOTrainer] = WeakSet()
+        self._counts: dict[str, tuple[int, int]] = {}  # by mode: an optimizer step, and how many rollouts it has had
+
+    def __call__(self, prompts: list, trainer: "GRPOTrainer") -> dict[str, Any]:
+        """`prompt_ids`, `completion_ids` and `logprobs` (None where the generator gives none), a list per prompt."""
+        if trainer not in self._checked:
+            self.check(trainer)
+        first = trainer.accelerator.process_index * len(prompts)
+        part = Part(0, tuple(range(first, first + len(prompts))), tuple(prompts))
+        policy, sampling = policy_of(trainer), sampling_of(trainer.args, seed=self._seed(trainer))
+        with together(trainer.accelerator):
+            with trainer.compute_loss_context_manager():  # its autocast
+                answers = self.generator.generate([part], sampling, policy) or ()
+                samples = [sample for _, samples in answers for sample in samples]
+            samples = checked_samples(samples, part, sampling, policy, call=self.call)
+        log_probs = [sample.get("log_probs") for sample in samples]
+        return {
+            "prompt_ids": [sample["prompt_ids"] for sample in samples],
+            "completion_ids": [sample["completion_ids"] for sample in samples],
+            "logprobs": None if None in log_probs else log_probs,
+        }
+
+    def check(self, trainer: "GRPOTrainer") -> None:
+        """Raise a ValueError for a trainer that cannot be sampled for, or whose policy the generator cannot serve."""
+        refuse_trls_own(trainer.args, call=self.call)
+        why = "a generator is given the whole model, which DeepSpeed and FSDP shard"
+        refuse_sharding(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled, trainer=self.call, why=why)
+        if trainer.tools:
+            raise ValueError(
+                f"{self.call}: tools and environments are not supported. Let TRL sample, or leave them out."
+            )
+        if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
+            raise ValueError(f"{self.call}: a vision-language model is not supported. Let TRL sample.")
+        check_policy(self.generator, policy_of(trainer), sampling_of(trainer.args, seed=0))
+        keep_4_bit_layout(trainer.model)  # a generator may sample in eval mode
+        self._checked.add(trainer)
+
+    def _seed(self, trainer: "GRPOTrainer") -> int:
+        """Of this rollout, by what a checkpoint knows: several in one optimizer step are told apart by their order."""
+        mode, step = "train" if trainer.model.training else "eval", trainer.state.global_step
+        last, count = self._counts.get(mode, (step, 0))
+        count = count if last == step else 0
+        self._counts[mode] = (step, count + 1)
+        return stable_seed(trainer.args.seed, "rollout", mode, step, count)
+
+
+def refuse_trls_own(args: "GRPOConfig", *, call: str) -> None:
+    """Raise a ValueError for an option of TRL's own sampling, which would do nothing."""
+    for name, why in TRLS_OWN.items():
+        value = getattr(args, name)
+        if value:
+            raise ValueError(f"{call} with {name}={value!r}: the generator samples, and {why}. Leave one of them out.")
+
+
+def sampling_of(args: "GRPOConfig", *, seed: int) -> Sampling:
+    """How one completion per prompt is sampled, by a trainer's config."""
+    return Sampling(num_generations=1, seed=seed, **{name: getattr(args, name) for name in SAMPLED_BY})
+
+
+def policy_of(trainer: "GRPOTrainer") -> Policy:
+    """The model that is trained, whose completions end where the trainer says."""
+    return Policy(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        trainer.args.chat_template_kwargs or {},
+        frozenset(end_tokens(trainer)),
+    )
+
+
+def shown(generator: object) -> str:
+    return f"{type(generator).__name__}(…)"
