@@ -53,6 +53,7 @@ SIGNATURES = {  # and where each is used
     ),
     (GRPOTrainer, "_generate_and_score_completions"): (["self", "inputs"], "PPOTrainer, to replace the advantages"),
     (GRPOTrainer, "_generate"): (["self", "prompts"], "PPOTrainer, between the phases of its memory"),
+    (GRPOTrainer, "_prepare_inputs"): (["self", "generation_batch"], "like_lengths, to split a batch of rollouts"),
     (GRPOTrainer, "_compute_loss"): (["self", "model", "inputs"], "PPOTrainer, to add the value loss"),
     (GRPOTrainer, "_get_train_sampler"): (["self", "dataset"], "PPOTrainer, for an order that resuming finds again"),
     (RewardTrainer, "compute_loss"): (LOSS, "ImitationRewardTrainer, to add the imitation term"),
@@ -292,6 +293,57 @@ def test_the_rollout_buffer_is_a_list_of_dicts_of_tensors(tmp_path):
     trainer.train()
     assert trainer._step == 2 and len(trainer._buffered_inputs) == 2
     assert all(isinstance(v, torch.Tensor) for batch in trainer._buffered_inputs for v in batch.values())
+
+
+def test_rollouts_are_shuffled_and_split_by_two_functions_of_the_module(tmp_path):
+    """like_lengths.LikeLengths puts its own in their places, and draws the shuffle behind `_generate`, as TRL's does."""
+    shape = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_iterations": 1}
+    trainer = ppo_trainer(tmp_path, **shape)
+    trainer.model.train()
+    names, called, counts = ("shuffle_sequence_dict", "split_tensor_dict"), [], []
+
+    def watched(name, function):
+        def call(rollout, *count):
+            called.append(name)
+            counts.extend(count)
+            return function(rollout, *count)
+
+        return call
+
+    with replaced(grpo_module, **{name: watched(name, getattr(grpo_module, name)) for name in names}):
+        first = GRPOTrainer._prepare_inputs(trainer, [{"prompt": prompt} for prompt in "abcd"])
+    assert called == [*names] and counts == [2] and len(trainer._buffered_inputs) == 2
+    assert first is trainer._buffered_inputs[0]
+    torch.manual_seed(3)
+    expected = torch.randperm(5)
+    torch.manual_seed(3)
+    assert torch.equal(utils.shuffle_sequence_dict({"row": torch.arange(5)})["row"], expected)
+
+
+def test_the_references_pass_says_its_batch_size_and_the_losss_does_not(tmp_path):
+    """like_lengths.LikeLengths orders rows where `batch_size` is given; nothing else that is given has rows."""
+    trainer = ppo_trainer(tmp_path, beta=0.1, num_iterations=1)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    order, asked = [], []
+
+    def read(model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others):
+        asked.append(
+            (batch_size, compute_entropy, [name for name, value in others.items() if value not in (None, False)])
+        )
+        order.append("read")
+        log_probs = torch.zeros(len(input_ids), logits_to_keep, requires_grad=True)
+        return log_probs, log_probs if compute_entropy else None, None
+
+    def generate(prompts):
+        order.append("generate")
+        return GRPOTrainer._generate(trainer, prompts)
+
+    with replaced(trainer, _get_per_token_logps_and_entropies=read, _generate=generate):
+        rollout = GRPOTrainer._generate_and_score_completions(trainer, [{"prompt": prompt} for prompt in "aabb"])
+        GRPOTrainer._compute_loss(trainer, trainer.model, rollout)
+    assert order == ["generate", "read", "read"]  # the reference's, the loss's
+    assert asked == [(4, False, []), (None, True, [])]
 
 
 def test_reduce_sums_over_processes():

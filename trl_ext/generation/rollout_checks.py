@@ -1,5 +1,6 @@
 """Whether a generator gave what a rollout asked for: a completion per row, in the policy's tokens."""
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 
@@ -111,4 +112,4 @@ def _checked_log_probs(sample: Sample, length: int, where: str) -> list[float] |
             f"{where}, log_probs: expected a number for each of its {length} tokens, got {came}. {MEND}, or leave "
             "`log_probs` out."
         )
-    return list(log_probs)
+    return [math.nan if number is None else number for number in log_probs]

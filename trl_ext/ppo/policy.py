@@ -23,12 +23,6 @@ def whole_sequences(rollout: dict) -> dict[str, Tensor]:
     }
 
 
-def micro_batches(rows: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-    """`size` rows of each tensor at a time; of the last ones, those that are left."""
-    for parts in zip(*(tensor.split(size) for tensor in rows.values()), strict=True):
-        yield dict(zip(rows, parts, strict=True))
-
-
 def turn_off_dropout(model: nn.Module) -> None:
     """All dropout of a model: that of modules, as TRL does, and that which modules hold as a number.
 

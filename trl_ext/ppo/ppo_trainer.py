@@ -16,9 +16,10 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
+from trl_ext.ppo.like_lengths import TOKEN_MEANS, LikeLengths, joined, weigh
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
-from trl_ext.ppo.policy import micro_batches, reference_from, turn_off_dropout, whole_sequences, without_reference
+from trl_ext.ppo.policy import reference_from, turn_off_dropout, whole_sequences, without_reference
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.ppo_input import (
     EvalRows,
@@ -63,7 +64,7 @@ from trl_ext.trainer_kit.trl_versions import end_tokens
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
 
 
-class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
+class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTrainer):
     """PPO with a learned critic (Schulman et al., 2017, arXiv:1707.06347), on top of TRL's GRPO.
 
         reward_t = −β · kl_t + score · 1[t is the last own token]
@@ -88,7 +89,7 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
 
     Besides, each a part with its own file: `CompletionWalk` leads from scores to advantages, `RolloutState` is what it
     keeps over rollouts, `Critic` the value function and its training, `PPOMetrics` what is logged, `TextMix` text that is
-    learned beside, `MemoryWatch` the plan of memory.
+    learned beside, `MemoryWatch` the plan of memory; `LikeLengths` puts rows of like length into a micro-batch.
 
     Relations: λ = 1 learns from the Monte-Carlo return less V, λ = 0 from the one-step TD error; β = 0 loads no reference
     and charges no KL; c_v = 0 leaves a head at V = 0, and with γ = λ = 1 the whitened return in place of a group's
@@ -281,17 +282,20 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
     def _evaluate_policy(self, rollout: dict) -> tuple[Tensor, Tensor]:
         """log π and V of the completion's tokens, `(B, T)` each, as the policy is now.
 
-        A pass of its own: the parent's last one was the reference's. In micro-batches of the size that the parent
-        uses for the reference, so that equal weights give equal bits.
+        A pass of its own: the parent's last one was the reference's. In the micro-batches in which the parent passes for
+        the reference, so that equal weights give equal bits.
         """
-        args, length = self.args, rollout["completion_ids"].size(1)
+        args = self.args
         size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        passes = []
-        for tokens in micro_batches(whole_sequences(rollout), size):
+        places, passes = self._rows_alike(rollout, size), []
+        for part in (self._cut(rollout, rows) for rows in places):
+            tokens, length = whole_sequences(part), part["completion_ids"].size(1)
             with values_beside(self.critic, self.model, detach=args.detach_critic) as values_of:
                 log_probs = self._get_per_token_logps_and_entropies(self.model, **tokens, logits_to_keep=length)[0]
             passes.append((log_probs, values_of(tokens, length)))
-        log_probs, values = (torch.cat(tensors) for tensors in zip(*passes, strict=True))
+        log_probs, values = (
+            joined(places, parts, like=rollout["completion_ids"]) for parts in zip(*passes, strict=True)
+        )
         return log_probs, values
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
@@ -306,7 +310,8 @@ class PPOTrainer(OlderCalls, FiniteSteps, ResumableTrainer, GRPOTrainer):
             policy_loss = super()._compute_loss(model, inputs)  # β = 0: the reward has charged for KL already
         values = values_of(whole_sequences(inputs), inputs["completion_ids"].size(1))
         error = clipped_value_error(values, inputs["values"], inputs["returns"], clip=self.args.value_clip)
-        self.metrics.of_loss(passes[-1][0], values, error, inputs, clip=self.args.value_clip)
+        seen = self.metrics.of_loss(passes[-1][0], values, error, inputs, clip=self.args.value_clip)
+        weigh(self.metrics.logged, (*TOKEN_MEANS, *seen), inputs)
         value_loss = self.args.value_coef * self._mean_over_window(error, inputs)
         terms = {"policy loss": policy_loss, "value loss": value_loss}
         if self.text is not None and self.model.training and not self.rollouts.policy_rests():
