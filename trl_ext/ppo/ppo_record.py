@@ -1,6 +1,6 @@
 """What decides a run of PPO besides its config, and what of it all cannot change on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -11,6 +11,7 @@ from trl_ext.generation.rollouts import GeneratorRollouts
 from trl_ext.ppo.rollout_state import BATCHING
 from trl_ext.rewards.checked_reward import reward_name
 from trl_ext.rewards.reward_fingerprints import reward_settings
+from trl_ext.sequences.texts import last_user_text, text_of
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.fingerprints import data_fingerprint
 
@@ -44,3 +45,16 @@ def sampler_name(trainer: GRPOTrainer) -> str:
     if trainer.rollout_func is not None:
         return reward_name(trainer.rollout_func)
     return "vLLM" if trainer.use_vllm else "the policy"
+
+
+def samples_of(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The last rollouts that a GRPOTrainer keeps for its table of completions, each with its rewards."""
+    names, columns = list(table["rewards"]), list(table["rewards"].values())
+    return [
+        {
+            "prompt": last_user_text(prompt),
+            "completion": text_of(completion),
+            "rewards": dict(zip(names, scores, strict=True)),
+        }
+        for prompt, completion, *scores in zip(table["prompt"], table["completion"], *columns, strict=False)
+    ]

@@ -33,7 +33,7 @@ from trl_ext.ppo.ppo_input import (
     named_rows,
     read_data,
 )
-from trl_ext.ppo.ppo_record import FIXED, ppo_record, sampler_name
+from trl_ext.ppo.ppo_record import FIXED, ppo_record, sampler_name, samples_of
 from trl_ext.ppo.prompt_checks import PromptChecks
 from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.samplers import check_sampling, generator_rollouts, non_empty
@@ -347,6 +347,9 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             yield from super()._row_losses(term, batches, k)
 
     # The run, and saving it
+
+    def _last_samples(self):
+        return samples_of(self._logs)
 
     def _recorded(self):
         return ppo_record(self, self.text and self.text.dataset)

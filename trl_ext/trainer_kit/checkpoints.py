@@ -5,7 +5,7 @@ from contextlib import nullcontext, suppress
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -32,6 +32,7 @@ from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
+from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
 
 
@@ -80,6 +81,8 @@ class ResumableTrainer(OutputDirWatch):
         checkpoint = self._open(resume_from_checkpoint)
         show_in_notebook(self, self._shown)
         self._stop = stop = StopWatch(self.accelerator)
+        log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with)
+        self.add_callback(log)
         self.add_callback(stop)
         try:
             with stop.listening():
@@ -91,11 +94,25 @@ class ResumableTrainer(OutputDirWatch):
             self._keep_log()
             raise
         finally:
+            self.remove_callback(log)
             self.remove_callback(stop)
             self._stop = None
         if stop.stopped_at is not None:
             raise RunStopped(self._stopped(stop.stopped_at))
         return output
+
+    # What a report reads of it
+
+    def _begun(self) -> dict[str, Any]:
+        plan = getattr(self.memory, "plan", None)
+        phases = {} if plan is None else {name: phase.bytes for name, phase in plan.phases.items()}
+        return {"trainer": type(self).__name__, "config": self._run_record()["config"], "plan": phases}
+
+    def _last_samples(self) -> list[dict[str, Any]]:
+        return []
+
+    def _ended_with(self) -> dict[str, Any]:
+        return {"peaks": {phase: reserved for phase, (_, reserved) in getattr(self.memory, "measured", {}).items()}}
 
     def _stopped(self, step: int) -> str:
         how = "save_only_model=True keeps what going on would need out of it"

@@ -1,0 +1,162 @@
+"""What is wrong with a run: a table of rules, each with its sign, its figure, and what to turn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean
+
+import numpy as np
+
+from trl_ext.reporting.finished_runs import Run
+
+LEAST = 5  # values of a curve before anything is said of it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run shows.
+
+    Args:
+        name: What it is called.
+        sign: What was seen, with its figure.
+        turn: What to turn.
+    """
+
+    name: str
+    sign: str
+    turn: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A finding, as long as nobody has looked.
+
+    Args:
+        name: What it is called.
+        look: The sign, with its figure; None where a run does not show it.
+        turn: What to turn.
+    """
+
+    name: str
+    look: Callable[[Run], str | None]
+    turn: str
+
+
+def findings(run: Run) -> list[Finding]:
+    """What the rules find in a run, in their order."""
+    seen = ((rule, rule.look(run)) for rule in RULES)
+    return [Finding(rule.name, sign, rule.turn) for rule, sign in seen if sign is not None]
+
+
+def thirds(values: list[float]) -> tuple[float, float] | None:
+    """Means of the first and of the last third; None of too few values."""
+    if len(values) < LEAST:
+        return None
+    size = len(values) // 3
+    return mean(values[:size]), mean(values[-size:])
+
+
+def last(run: Run, *names: str) -> float | None:
+    """Mean of the last third of the first of some curves that is long enough."""
+    found = next((ends for ends in map(thirds, map(run.values, names)) if ends is not None), None)
+    return None if found is None else found[1]
+
+
+def length_buys_score(run: Run) -> str | None:
+    for score, length in (("score", "completions/mean_length"), ("grow/score", "grow/length")):
+        pairs = run.pairs(score, length)
+        lengths = thirds([length for _, length in pairs])
+        if lengths is None or lengths[1] < 1.3 * lengths[0] or len({score for score, _ in pairs}) < 2:
+            continue
+        correlation = float(np.corrcoef(np.array(pairs).T)[0, 1])
+        if correlation > 0.8:
+            return (
+                f"score follows length (correlation {correlation:.2f}), and completions grew from {lengths[0]:.0f} to "
+                f"{lengths[1]:.0f} tokens"
+            )
+    return None
+
+
+def collapse(run: Run) -> str | None:
+    for name, least in (("perplexity", 1.0), ("grow/distinct_2", 0.0)):
+        ends = thirds(run.values(name))
+        if ends is not None and ends[1] - least < 0.5 * (ends[0] - least):
+            return f"variety fell by half: {name} went from {ends[0]:.3g} to {ends[1]:.3g}"
+    return None
+
+
+def idle_critic(run: Run) -> str | None:
+    explained = last(run, "explained_variance")
+    if explained is None or explained > 0.05 or not run.option("value_coef", 0.1):
+        return None
+    return f"explained_variance is {explained:.2f} in the last third: a constant would do as well"
+
+
+def runaway_kl(run: Run) -> str | None:
+    ends = thirds(run.values("kl_per_completion"))
+    if ends is None or ends[1] < 20 or ends[1] < 3 * max(ends[0], 0.0):
+        return None
+    return f"KL to the reference went from {ends[0]:.1f} to {ends[1]:.1f} nats per completion"
+
+
+def alike(run: Run) -> str | None:
+    spread, level = last(run, "reward_std"), last(run, "reward")
+    if spread is None or level is None or spread > 1e-3 * max(abs(level), 1e-3):
+        return None
+    return f"rewards differ by {spread:.2g} around {level:.3g}: there is nothing to prefer"
+
+
+def endless(run: Run) -> str | None:
+    ended = last(run, "completions/eos_ratio")
+    if ended is None or ended > 0.1:
+        return None
+    return f"{ended:.0%} of the completions end by themselves in the last third; the others are cut"
+
+
+def guessing(run: Run) -> str | None:
+    right = last(run, "eval_accuracy", "accuracy")
+    if right is None or "Reward" not in run.trainer or right > 0.55:
+        return None
+    return f"{right:.0%} of the pairs are ranked right in the last third; chance is 50%"
+
+
+def clipped(run: Run) -> str | None:
+    share = last(run, "clip_ratio/region_mean")
+    if share is None or share < 0.3:
+        return None
+    return f"{share:.0%} of the tokens are clipped in the last third"
+
+
+def still(run: Run) -> str | None:
+    moved = run.values("policy_kl")
+    if len(moved) < LEAST or max(map(abs, moved)) > 1e-5 or run.option("num_iterations", 4) <= 1:
+        return None
+    return f"within its epochs the policy never moved by more than {max(map(abs, moved)):.1g} nats per token"
+
+
+def gamed(run: Run) -> str | None:
+    paid, held = thirds(run.values("score") or run.values("grow/score")), thirds(run.values("eval_score"))
+    if paid is None or held is None or paid[1] <= paid[0] or held[1] >= held[0]:
+        return None
+    return f"score rose from {paid[0]:.3g} to {paid[1]:.3g} while on held-out prompts it fell from {held[0]:.3g} to {held[1]:.3g}"
+
+
+def unscored(run: Run) -> str | None:
+    rows = run.values("rows_unscored") or run.values("grow/unscored")
+    if not any(rows):
+        return None
+    return f"{sum(1 for row in rows if row)} of {len(rows)} batches have completions without any score, at most {max(rows):.0f}"
+
+
+RULES = (
+    Rule("hacking by length", length_buys_score, "Charge for length, lower max_completion_length, or balance the reward's pairs by length."),
+    Rule("collapse", collapse, "Raise beta, lower the learning rate, or stop earlier; look at the completions below."),
+    Rule("a critic that explains nothing", idle_critic, "Raise critic_learning_rate or critic_warmup_rollouts, or begin the value model as the reward model."),
+    Rule("KL that runs away", runaway_kl, "Raise beta, lower the learning rate or num_iterations, or use adaptive_kl with a kl_target."),
+    Rule("all scores alike", alike, "Look at the reward: it must tell completions of one prompt apart. Sample warmer, or with more variety of prompts."),
+    Rule("no end", endless, "Raise max_completion_length, set missing_eos_penalty or stop_tokens, or teach the end by SFT."),
+    Rule("a reward model at chance", guessing, "Check which column is chosen; more pairs, a higher learning rate, or a base that reads them."),
+    Rule("clip fraction out of range", clipped, "Lower the learning rate or num_iterations: most of what is learned is thrown away."),
+    Rule("a learning rate too small to move", still, "Raise learning_rate, ten times at first: 1e-5 with an adapter, 1e-6 in full are the defaults."),
+    Rule("a reward that is got around", gamed, "Stop at the step where the held-out score was highest; look at what the reward pays for."),
+    Rule("completions without a score", unscored, "A reward gave None: see for which rows, and whether a column is missing."),
+)  # fmt: skip

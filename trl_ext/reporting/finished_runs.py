@@ -1,0 +1,115 @@
+"""What a run's folder says of it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trl_ext.trainer_kit.run_log import LOG, lines
+
+Sample = dict[str, Any]  # step, prompt, completion, rewards, score
+SHOWN = 64  # samples that are kept of a Grow
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as far as it has come.
+
+    Args:
+        name: Of its folder.
+        begin: The first line of its file: trainer, config, versions, plan.
+        logs: What was logged, in order, each with its step.
+        samples: Of a few steps, in order.
+        end: The last line, None of a run that is still going, or was killed.
+    """
+
+    name: str
+    begin: dict[str, Any]
+    logs: list[dict[str, Any]]
+    samples: list[Sample]
+    end: dict[str, Any] | None
+
+    @property
+    def trainer(self) -> str:
+        return str(self.begin.get("trainer", "unknown"))
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """Steps and finite values of what is logged under a name."""
+        return [(log["step"], log[name]) for log in self.logs if _is_number(log.get(name))]
+
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.series(name)]
+
+    def pairs(self, one: str, other: str) -> list[tuple[float, float]]:
+        """Of two that are logged together."""
+        return [(log[one], log[other]) for log in self.logs if _is_number(log.get(one)) and _is_number(log.get(other))]
+
+    def option(self, name: str, default: Any = None) -> Any:
+        return self.begin.get("config", {}).get(name, default)
+
+    @property
+    def steps(self) -> int:
+        return max((log["step"] for log in self.logs), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """From its last begin to the last that was logged."""
+        last = max([self.begin["time"], *(log["time"] for log in self.logs)])
+        return last - self.begin["time"]
+
+
+def read_run(folder: str | Path) -> Run:
+    """A run by its folder.
+
+    Raises:
+        ValueError: Where there is none, or nothing was logged yet.
+    """
+    folder, call = Path(folder), f"report of {str(folder)!r}"
+    if not folder.is_dir():
+        raise ValueError(f"{call}: there is no such folder. Give a trainer's output_dir.")
+    found = list(lines(folder / LOG))
+    begins = [line for line in found if line["kind"] == "begin"]
+    if not begins:
+        lacks = f"its {LOG} cannot be read" if (folder / LOG).exists() else f"it has no {LOG}"
+        raise ValueError(
+            f"{call}: {lacks}, which each trainer of trl_ext writes as it runs. Give a trainer's output_dir."
+        )
+    logs = [line for line in found if line["kind"] == "log"]
+    if not logs:
+        raise ValueError(f"{call}: nothing was logged yet. Wait for its first step that is logged (logging_steps).")
+    ends = [i for i, line in enumerate(found) if line["kind"] == "end"]
+    is_over = bool(ends) and found.index(begins[-1]) < ends[-1]
+    samples = [line for line in found if line["kind"] == "sample"] or _of_grows(folder)
+    return Run(folder.resolve().name, begins[-1], logs, samples, found[ends[-1]] if is_over else None)
+
+
+def _of_grows(folder: Path) -> list[Sample]:
+    """Samples of the first and the last finished Grow; the step is the stage."""
+    files = sorted(folder.glob("grow-*.parquet"))
+    return [sample for file in dict.fromkeys(files[:1] + files[-1:]) for sample in _of_grow(file)]
+
+
+def _of_grow(file: Path) -> list[Sample]:
+    try:
+        rows = next(pq.ParquetFile(file).iter_batches(SHOWN), None)
+    except (pa.ArrowException, OSError):
+        return []  # a damaged file: what else is there is shown
+    stage = int(file.stem.split("-")[1])
+    return [] if rows is None else [_sample(row, stage) for row in rows.to_pylist()]
+
+
+def _sample(row: dict[str, Any], stage: int) -> Sample:
+    rewards = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
+    texts = {name: _text(row[name]) for name in ("prompt", "completion")}
+    return {"step": stage, **texts, "rewards": rewards, "score": row.get("score")}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value or [])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,111 @@
+"""The page: one file of HTML, without a network, with text of strangers that stays text."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from trl_ext.reporting.charts import charts
+from trl_ext.reporting.findings import findings
+from trl_ext.reporting.finished_runs import Run, Sample, read_run
+from trl_ext.trainer_kit.whole_files import written_whole
+
+EACH = 3  # completions that are shown of each kind
+TEXT = 1200  # characters of them
+LIMIT = 2_000_000  # bytes of a page
+
+
+def report(folders: Sequence[str | Path], output: str | Path) -> Path:
+    """Write the page of some runs, side by side.
+
+    Args:
+        folders: The output_dirs of trainers of this package.
+        output: The .html file.
+
+    Raises:
+        ValueError: For a folder that is no run, or has logged nothing yet.
+    """
+    runs = [read_run(folder) for folder in folders]
+    html = page(runs)
+    with written_whole(Path(output)) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return Path(output)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The HTML of some runs."""
+    environment = Environment(
+        loader=PackageLoader("trl_ext.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["number"] = number
+    drawn = [(title, Markup(svg)) for title, svg in charts(runs)]  # matplotlib has escaped what it wrote
+    while drawn and sum(len(svg) for _, svg in drawn) > LIMIT - 500_000:
+        drawn.pop()  # the last ones are of single factors, or memory
+    return environment.get_template("page.html.jinja").render(
+        runs=[
+            {
+                "run": run,
+                "state": _state(run),
+                "findings": findings(run),
+                "options": _options(run),
+                "last": _last(run),
+                "groups": _groups(run.samples),
+            }
+            for run in runs
+        ],
+        charts=drawn,
+    )
+
+
+def number(value: Any) -> str:
+    """Short; what is no number stays as it is.
+
+    >>> number(0.123456), number(None)
+    ('0.1235', '·')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "·"
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _state(run: Run) -> str:
+    if run.end is not None:
+        return f"ended after step {run.end['step']}, {run.seconds / 60:.1f} minutes"
+    return f"has not ended: still going, or killed; logged up to step {run.steps}, {run.seconds / 60:.1f} minutes"
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """What a reader asks for first, then the rest."""
+    return dict(sorted(run.begin.get("config", {}).items()))
+
+
+def _last(run: Run) -> dict[str, tuple[float, float]]:
+    """First and last value of all that was logged more than once."""
+    names = dict.fromkeys(name for log in run.logs for name in log if name not in ("kind", "time", "step", "epoch"))
+    values = {name: run.values(name) for name in names}
+    return {name: (found[0], found[-1]) for name, found in values.items() if len(found) > 1}
+
+
+def _groups(samples: list[Sample]) -> list[tuple[str, list[Sample]]]:
+    """Best, worst and other completions of the first and of the last look."""
+    groups = []
+    steps = sorted({sample["step"] for sample in samples})
+    for step in dict.fromkeys(steps[:1] + steps[-1:]):
+        own = [_shown(sample) for sample in samples if sample["step"] == step]
+        ranked = sorted((one for one in own if one["score"] is not None), key=lambda one: one["score"], reverse=True)
+        when = f"step {step}" if any("time" in sample for sample in samples) else f"stage {step + 1}"
+        groups += [(f"{when}: best", ranked[:EACH]), (f"{when}: worst", ranked[EACH:][-EACH:])]
+        others = [one for one in own if one not in ranked[:EACH] and one not in ranked[EACH:][-EACH:]]
+        groups.append((f"{when}: others", others[:: max(1, len(others) // EACH)][:EACH]))
+    return [(title, group) for title, group in groups if group]
+
+
+def _shown(sample: Sample) -> dict[str, Any]:
+    rewards = sample.get("rewards") or {}
+    paid = [value for value in rewards.values() if value is not None and not math.isnan(value)]
+    score = sample.get("score", sum(paid) if paid else None)
+    texts = {name: str(sample.get(name, ""))[:TEXT] for name in ("prompt", "completion")}
+    return texts | {"score": score, "rewards": rewards}

@@ -1,0 +1,115 @@
+"""What a run leaves for its report: one file in its folder, a line of JSON at a time.
+
+    {"kind": "begin", "time": …, "step": 0, "trainer": …, "config": {…}, "versions": {…}, "plan": {phase: bytes}}
+    {"kind": "log", "time": …, "step": 4, "score": 1.2, …}            whatever was logged
+    {"kind": "sample", "step": 4, "prompt": …, "completion": …, "rewards": {name: score}}    of a few steps
+    {"kind": "end", "time": …, "step": 400, "peaks": {phase: bytes}}
+
+Its name begins with an underscore, so that a push to the hub leaves it out: it holds prompts.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from trl_ext.trainer_kit.run_record import as_json
+from trl_ext.trainer_kit.whole_files import written_whole
+
+LOG = "_trl_ext_log.jsonl"
+LOOKS = 6  # at samples within a run, after the first
+SAMPLES = 32  # of each look
+LONGEST = 4000  # characters of a text that are kept
+PACKAGES = ("trl-ext", "trl", "transformers", "peft", "accelerate", "datasets", "torch", "bitsandbytes")
+
+
+class RunLog(TrainerCallback):
+    """Writes the file, in the main process. A run that is gone on with loses the lines behind its checkpoint.
+
+    Args:
+        folder: The run's.
+        begin: What is known as it begins.
+        samples: The last samples with their rewards, as dictionaries of prompt, completion and rewards.
+        end: What is known when it ends.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        begin: Callable[[], dict[str, Any]],
+        samples: Callable[[], list[dict[str, Any]]],
+        end: Callable[[], dict[str, Any]],
+    ):
+        self.path, self.begin, self.samples, self.end = Path(folder) / LOG, begin, samples, end
+        self.looked = -1
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in lines(self.path) if line.get("step", 0) <= state.global_step and state.global_step]
+        self.looked = max((self._look(line["step"], state) for line in kept if line["kind"] == "sample"), default=-1)
+        with written_whole(self.path) as partial:
+            partial.write_text("".join(_written(line) for line in kept), encoding="utf-8")
+        self._add("begin", state, {"versions": versions()} | self.begin())
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not self.path.exists():  # before the run, an evaluation may be logged
+            return
+        self._add(
+            "log", state, {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        )
+        look = self._look(state.global_step, state)
+        samples = self.samples() if look > self.looked else []
+        for sample in samples[:SAMPLES]:
+            self._add("sample", state, {name: _short(value) for name, value in sample.items()})
+        if samples:
+            self.looked = look
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._add("end", state, self.end())
+
+    def _look(self, step: int, state) -> int:
+        return LOOKS * step // max(state.max_steps, 1)
+
+    def _add(self, kind: str, state, values: dict[str, Any]) -> None:
+        line = {"kind": kind, "time": round(time.time(), 3), "step": state.global_step} | values
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_written(line))
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's file, of which a kill may have cut the last."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "kind" in line:
+                yield line
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run stands on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _written(line: dict[str, Any]) -> str:
+    return json.dumps(as_json(line), ensure_ascii=False) + "\n"
+
+
+def _short(value: Any) -> Any:
+    return value[:LONGEST] if isinstance(value, str) else value
