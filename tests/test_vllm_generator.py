@@ -213,8 +213,8 @@ def stand_in(folder, monkeypatch):
             self.vllm.take(request["adapter"])
             yield from json.loads(json.dumps(list(self.vllm.parts(request))))
 
-        def wake(self):
-            pass
+        def wakes(self):
+            return True
 
         def sleep(self):
             pass

@@ -12,8 +12,6 @@ from trl_ext.trainer_kit.offloading import off_the_card
 class Sleeper(Protocol):
     """A process that leaves the card while it sleeps: its weights wait in the computer's memory, its cache is dropped."""
 
-    def wake(self) -> None: ...
-
     def sleep(self) -> None: ...
 
 
@@ -21,7 +19,7 @@ Process = TypeVar("Process", bound=Sleeper)
 
 
 @contextmanager
-def vllms_turn(model: nn.Module, process: Callable[[], Process]) -> Iterator[Process]:
+def vllms_turn(model: nn.Module, awake: Callable[[], Process]) -> Iterator[Process]:
     """vLLM's process, awake, while the training weights are off the card. Not run on a card.
 
         weights to the computer's memory, the allocator's cache emptied → vLLM started, or woken → … →
@@ -32,11 +30,10 @@ def vllms_turn(model: nn.Module, process: Callable[[], Process]) -> Iterator[Pro
 
     Args:
         model: That is trained; must not be called meanwhile.
-        process: Starts vLLM, or gives the process that sleeps.
+        awake: Starts vLLM, or wakes the process that sleeps.
     """
     with off_the_card(model):
-        vllm = process()
-        vllm.wake()
+        vllm = awake()
         try:
             yield vllm
         finally:

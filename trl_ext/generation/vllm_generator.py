@@ -172,11 +172,11 @@ class VLLMGenerator:
         return save_adapter(policy, folder, self._sent)
 
     def _process_for(self, policy: Policy) -> VLLMProcess:
-        """The one that runs, if it serves this policy, else a new one in its place."""
+        """The one that sleeps, woken, if it serves this policy, else a new one in its place."""
         has_adapter = isinstance(policy.model, PeftModel)
         if has_adapter:
             engine = self._engine(policy, base_of(policy.model, self.model))
-            if self._process is not None and self._process.serves(engine):
+            if self._process is not None and self._process.serves(engine) and self._process.wakes():
                 return self._process
         self.close()
         folder = Path(tempfile.mkdtemp(dir=self.work_dir, prefix="trl-ext-vllm-"))

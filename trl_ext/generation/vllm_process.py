@@ -85,9 +85,10 @@ class VLLMProcess:
         """Leave the card. Nothing for one that was not started to sleep, or has ended."""
         self._tell("sleep")
 
-    def wake(self) -> None:
-        """Come back to the card."""
+    def wakes(self) -> bool:
+        """Come back to the card; whether it is alive then."""
         self._tell("wake")
+        return self.is_alive
 
     def close(self) -> None:
         """End it, and remove its folder."""
@@ -127,7 +128,7 @@ class VLLMProcess:
         if self.engine.get("enable_sleep_mode") and self.is_alive:
             self._write({"do": what})
             if not self._is_done():
-                self.close()  # the next call starts it anew
+                self.close()
 
     def _write(self, command: dict[str, Any]) -> None:
         with suppress(BrokenPipeError):  # it has ended, as whoever listens for the answer finds out
