@@ -40,7 +40,9 @@ def draw(model: PreTrainedModel, prompts: list[str], generator: torch.Generator,
     return answer
 
 
-def sampled_trainer(folder, sampled: Callable[[PPOTrainer], PreTrainedModel], change=lambda rows: rows, **options):
+def sampled_trainer(
+    folder, sampled: Callable[[PPOTrainer], PreTrainedModel], change=lambda rows: rows, name="other_engine", **options
+) -> PPOTrainer:
     """A trainer whose completions are drawn from `sampled(trainer)`, their log-probabilities given as `change` has them."""
     generator = torch.Generator().manual_seed(0)
 
@@ -48,6 +50,7 @@ def sampled_trainer(folder, sampled: Callable[[PPOTrainer], PreTrainedModel], ch
         answer = draw(sampled(trainer), prompts, generator)
         return answer | {"logprobs": change(answer["logprobs"])}
 
+    other_engine.__name__ = name
     settings = {"prompts": PROMPTS * 2, "per_device_train_batch_size": 16, "max_completion_length": 6}
     settings |= {"model": tiny_llama(TOKENIZER), "max_steps": 8, "num_iterations": 2}
     return ppo_trainer(folder, rollout_func=other_engine, processing_class=TOKENIZER, **settings | options)

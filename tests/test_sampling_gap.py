@@ -92,6 +92,22 @@ def test_the_weighted_advantage_is_the_weighted_surrogate():
     torch.testing.assert_close(one, other)
 
 
+def test_the_weighted_mean_over_the_samplers_draws_is_the_policys():
+    """Exactly, where no weight is capped: Σ q · (π / q) · A∇log π = Σ π · A∇log π; with a cap nearer than without weights."""
+    torch.manual_seed(0)
+    logits, worth = torch.randn(50), torch.randn(50)
+    policy, sampler = logits.log_softmax(0), (logits + 0.7 * torch.randn(50)).log_softmax(0)
+    advantages = worth - (policy.exp() * worth).sum()
+
+    def gradient(shares):  # ∇ log π(a) = 1[a] − π
+        return shares * advantages - policy.exp() * (shares * advantages).sum()
+
+    own, unweighted = gradient(policy.exp()), gradient(sampler.exp())
+    weighted = {cap: gradient(sampler.exp() * sampling_weights(policy, sampler, cap=cap)) for cap in (2.0, 1e9)}
+    torch.testing.assert_close(weighted[1e9], own)
+    assert (weighted[2.0] - own).norm() < 0.5 * (unweighted - own).norm()
+
+
 def test_under_use_vllm_the_weights_are_trls_alone():
     plain = walked()[0]["advantages"]
     rollout, numbers, _ = walked(SAMPLED, use_vllm=True)
@@ -258,6 +274,25 @@ def test_the_watch_is_in_checkpoints(tmp_path):
     assert other.sampling == one.sampling and other.sampling.lost == 1
     with pytest.raises(RuntimeError, match="without the adapter"):
         other.sampling.update(seen(**LOST), placeholders=0, sampler="vLLM", call="rollout 3")
+
+
+def test_another_sampler_is_compared_with_its_own_first_rollout(tmp_path):
+    """A run that goes on with one of other precision; with the same one, what was seen of it stays."""
+
+    def run(bits=None, **options):
+        settings = {"save_strategy": "steps", "save_steps": 4} | options
+        return sampled_trainer(tmp_path, lambda trainer: rounded(trainer.model, bits), max_steps=8, **settings)
+
+    first = run()
+    first.train()
+    seen_then = first.rollouts.sampling.first_distance
+    checkpoint = str(tmp_path / "checkpoint-4")
+    same = run()
+    same.train(resume_from_checkpoint=checkpoint)
+    assert same.rollouts.sampling.first_distance == seen_then < 1e-5
+    other = run(3, name="three_bits", accept_changes=["generator"])
+    other.train(resume_from_checkpoint=checkpoint)
+    assert other.rollouts.sampling.first_distance > 0.01 and not other.rollouts.sampling.warned
 
 
 # Real samples

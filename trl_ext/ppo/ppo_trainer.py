@@ -38,6 +38,7 @@ from trl_ext.ppo.prompt_checks import PromptChecks
 from trl_ext.ppo.rollout_state import RolloutState, state_files
 from trl_ext.ppo.samplers import check_sampling, generator_rollouts, non_empty
 from trl_ext.ppo.sampling_gap import check_weight_cap
+from trl_ext.ppo.sampling_watch import SamplingWatch
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
 from trl_ext.ppo.value_function import make_critic, values_beside
@@ -376,6 +377,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             self.critic.load(checkpoint)
             if self._changed_names - RATES:  # those rollouts were sampled and scored otherwise
                 self._buffered_inputs = None
+            if "generator" in self._changed_names:
+                self.rollouts.sampling = SamplingWatch()
             if self._changed_names & {"beta", "adaptive_kl"}:
                 self.rollouts.kl_control.beta = self.args.beta
         super()._load_optimizer_and_scheduler(checkpoint)

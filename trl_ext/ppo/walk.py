@@ -86,8 +86,8 @@ class CompletionWalk:
         if training:
             seen = {"policy's log π": log_probs, "KL to the reference": kl, "value model's output": values}
             seen |= {"reward": token_scores, "advantage": advantages}
-            call = f"PPOTrainer.train: rollout {self.state.sampled - 1}"
             seen |= {"sampler's log π": sampled.masked_fill(sampled.isnan(), 0.0)}
+            call = f"PPOTrainer.train: rollout {self.state.sampled - 1}"
             check_rows({name: x for name, x in seen.items() if x is not None}, mask, self.accelerator, call=call)
         weights = self.sampling_weights(sampled, log_probs, ref_log_probs, mask, metrics, training=training)
         learned = {"advantages": advantages * weights, "values": values, "returns": returns}
