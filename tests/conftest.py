@@ -4,16 +4,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import pytest
-import torch
-from tiny import byte_tokenizer, tiny_llama
-from transformers import Trainer
+import pytest  # all else where it is used: xdist's first process reads this file too, and only then starts the others
 
 collect_ignore = ["user_program.py", "trl_1_12_numbers.py"]  # for a type checker, and for TRL 1.12
-torch.set_num_threads(1)  # the models here are smaller than the cost of sharing them between threads
 
 
 def pytest_collection_modifyitems(items):
+    import torch
+
+    torch.set_num_threads(1)  # the models here are smaller than the cost of sharing them between threads
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -38,6 +37,8 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(params=["is_fsdp_enabled", "is_deepspeed_enabled"])
 def sharding_asked_for(request, monkeypatch):
     """Sharding as a trainer finds it where accelerate's environment asks for it."""
+    from transformers import Trainer
+
     made = Trainer.create_accelerator_and_postprocess
 
     def asked_for(self):
@@ -49,9 +50,13 @@ def sharding_asked_for(request, monkeypatch):
 
 @pytest.fixture
 def tokenizer():
+    from tiny import byte_tokenizer
+
     return byte_tokenizer()
 
 
 @pytest.fixture
 def policy(tokenizer):
+    from tiny import tiny_llama
+
     return tiny_llama(tokenizer)

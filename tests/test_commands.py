@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forked import start
 from safetensors import SafetensorError
 from tiny import byte_tokenizer, tiny_llama
 
@@ -147,13 +148,14 @@ def test_generate_is_stopped_and_goes_on(tmp_path, monkeypatch):
     Path("rewards.py").write_text(slow)
     options = ["generate", "--prompts", "prompts.jsonl", "--model", "model", "--output", "samples.parquet"]
     options += ["--num-generations", "2", "--max-completion-length", "4", "--reward", "rewards.py:slow"]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen([*COMMAND, *options], stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths})
-    while not Path("here").exists() and process.poll() is None:
+    Path("command.py").write_text("from trl_ext.cli import main\n\nmain()")
+    process = start("command.py", *options, output=tmp_path / "told")
+    while not Path("here").exists() and process.is_alive():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    told = process.communicate()[1].decode()
-    assert process.returncode == 130 and "Traceback" not in told
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    told = Path("told.err").read_text()
+    assert process.exitcode == 130 and "Traceback" not in told
     assert told.splitlines()[-1] == (
         "trl-ext generate: stopped. What is sampled is kept: the same command goes on from there."
     )
