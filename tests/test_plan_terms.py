@@ -124,7 +124,8 @@ def test_layers_of_other_kinds_by_hand():
     scores = run(at=replace(layer, scores=True))
     assert attention_kept(scores) == attention_kept(run()) + 6 * 2 * 18  # 2 heads, 2 · 3² scores: in fp32, in 16 bits
     assert attention_kept(replace(scores, width=4)) == attention_kept(run(width=4)) + 4 * 2 * 18
-    assert layer_forward(scores) == 3 * 48 + 276 + 6 * 2 * 18
+    assert layer_forward(scores) == 3 * 48 + 276 + 2 * 6 * 2 * 18  # before and after softmax
+    assert layer_forward(run(at=replace(layer, scores=True, narrow=True))) == 3 * 48 + 276 + 4 * 2 * 2 * 18
     fused = replace(layer, fused=True)  # gate and up are made at once
     assert layer_forward(run(at=fused)) == 3 * 48 + 4 * 72
     assert layer_forward(run(at=fused, rank=1, autocast=False)) == 3 * 48 + 2 * 72 + 4 * 4 * 36 + 4 * 24

@@ -14,12 +14,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 
 from trl_ext.memory_planning.layer_kinds import Layer, ModelShape
-from trl_ext.memory_planning.layer_reading import layer_of
-from trl_ext.memory_planning.plan_known_models import MEASURED_LOW, windows_of
+from trl_ext.memory_planning.layer_reading import layer_of, linears_of
+from trl_ext.memory_planning.plan_known_models import windows_of
 
 BUILD_ERRORS = (ValueError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError, LookupError)
+QUANTISED = (nn.Linear, Conv1D)  # what bitsandbytes replaces: these, and no class of their kind
 
 
 def counted_shape(config: PreTrainedConfig, *, name: str, call: str) -> ModelShape:
@@ -37,7 +39,8 @@ def counted_shape(config: PreTrainedConfig, *, name: str, call: str) -> ModelSha
     layers = [layer_of(module, window, model.config, hidden) for module, window in zip(modules, windows, strict=True)]
     tied = head is None or head.weight is embedding
     everything = sum(parameter.numel() for parameter in model.parameters())
-    refused = not _takes_adapter(model)
+    quantised = any(type(part) in QUANTISED for module in modules for part in linears_of(module))
+    refused = not _takes_adapter(model)  # from here on its linear layers are wrapped
     return ModelShape(
         name,
         vocab=embedding.shape[0],
@@ -52,7 +55,7 @@ def counted_shape(config: PreTrainedConfig, *, name: str, call: str) -> ModelSha
         counted=tuple(_adapted(modules, layers, refused)),
         rest=everything - sum(layer.params for layer in layers) - embedding.numel() * (1 if tied else 2),
         refuses_adapter=refused,
-        measured=MEASURED_LOW.get(text.model_type, ""),
+        refuses_bits=not quantised,
     )
 
 

@@ -34,6 +34,7 @@ class Experts:
         inner: I of one.
         params: Weights of all.
         adapted: Whether PEFT's LoRA on all linear layers is on them too; it adds its product to a copy of all weights.
+        states: How many states of I numbers each keeps: with SiLU 4, both halves, the activation and the product.
     """
 
     count: int
@@ -41,6 +42,7 @@ class Experts:
     inner: int
     params: int
     adapted: bool = False
+    states: int = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Layer:
         inner: I: numbers inside the MLP; 0 where there are only experts.
         mlp_kept: Numbers that the MLP keeps: of a gated one 4 I, the gate, its activation, the other half and their
             product.
+        keeps_result: Whether the MLP's activation keeps its result, as ReLU does, so that an adapter's copy is one more.
+        drops: Whether training drops numbers of what attention and the MLP make.
         copies_output: Whether attention's output is copied for the layer that reads it, since its heads come first: so
             where queries are cut out of one product with keys and values, or rotated in part.
         fused: Whether one linear layer makes both halves of the gated MLP.
@@ -63,6 +67,8 @@ class Layer:
         window: Tokens that its keys and values are kept of; None: all.
         experts: Of a mixture.
         scores: Whether attention keeps its matrix of scores (no fused kernel).
+        narrow: Whether their softmax is in compute precision, as where attention has sinks.
+        by_math: Whether torch's attention falls back to products in fp32, since queries share one head of keys as it is.
         assumed: What is guessed of it, in words.
     """
 
@@ -76,11 +82,15 @@ class Layer:
     mlp_kept: int
     norms: tuple[Norm, ...]
     reads: int = 2
+    keeps_result: bool = False
+    drops: bool = False
     copies_output: bool = False
     fused: bool = False
     window: int | None = None
     experts: Experts | None = None
     scores: bool = False
+    narrow: bool = False
+    by_math: bool = False
     assumed: str = ""
 
     @property
@@ -109,7 +119,7 @@ class ModelShape:
         counted: Of another decoder, its layers one by one.
         rest: With these, its weights outside linear layers, embeddings and head.
         refuses_adapter: Whether PEFT refuses a LoRA on all of its linear layers.
-        measured: How far off its architecture was measured to be, in words.
+        refuses_bits: Whether bitsandbytes leaves its linear layers as they are, which are of a class of their own.
     """
 
     name: str
@@ -131,7 +141,7 @@ class ModelShape:
     counted: tuple[Layer, ...] = ()
     rest: int = 0
     refuses_adapter: bool = False
-    measured: str = ""
+    refuses_bits: bool = False
 
     @property
     def queries(self) -> int:

@@ -27,7 +27,7 @@ def layer_of(layer: nn.Module, window: int | None, config: PreTrainedConfig, hid
     inside = set(mixer.modules())
     experts, listed = _experts(layer, config, hidden)
     mlps = [_mlp(part, hidden) for part in layer.modules() if part not in inside | listed]
-    inner, kept = sum(mlp[0] for mlp in mlps), sum(mlp[1] for mlp in mlps)
+    inner, kept, result = (sum(numbers) for numbers in zip(*mlps, strict=True))
     norms = tuple(_norms(layer, heads, hidden))
     unsaid = [heads.pop("assumed"), _unsaid(layer, inside | listed, known=bool(inner or experts))]
     return Layer(
@@ -35,6 +35,8 @@ def layer_of(layer: nn.Module, window: int | None, config: PreTrainedConfig, hid
         adapter=0,
         inner=inner,
         mlp_kept=kept + heads.pop("latent"),
+        keeps_result=bool(result),
+        drops=_drops(layer),
         norms=norms,
         copies_output=len(linears_of(mixer)) == 2 or _rotates_in_part(config),
         fused=any(size == (hidden, 2 * inner) for size in map(_size, linears_of(layer))) and kept >= 4 * inner > 0,
@@ -42,6 +44,8 @@ def layer_of(layer: nn.Module, window: int | None, config: PreTrainedConfig, hid
         window=window,
         experts=experts,
         scores=config._attn_implementation == "eager",
+        narrow=hasattr(mixer, "sinks"),
+        by_math=_attends_by_math(mixer, config),
         assumed=" and ".join(filter(None, unsaid)),
         **heads,
     )
@@ -115,29 +119,47 @@ def _rotates_in_part(config: PreTrainedConfig) -> bool:
     return isinstance(share, float) and share < 1
 
 
-def _mlp(module: nn.Module, hidden: int) -> tuple[int, int]:
-    """I of an MLP right below a module, and the numbers that it keeps of a token; 0, 0 where there is none.
+def _attends_by_math(mixer: nn.Module, config: PreTrainedConfig) -> bool:
+    """Whether torch is handed one head of keys for all queries (Falcon), of which no fused kernel knows."""
+    one_head = getattr(mixer, "multi_query", False) and not getattr(mixer, "new_decoder_architecture", False)
+    return bool(config.model_type == "falcon" and one_head and config._attn_implementation == "sdpa")
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether training drops numbers of a layer's states; dropout inside attention leaves nothing but a seed."""
+    modules = [part for name, part in layer.named_modules() if "attn" not in name.rpartition(".")[2]]
+    share = getattr(layer, "dropout", 0)
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in modules) or (
+        isinstance(share, float) and share > 0
+    )
+
+
+def _mlp(module: nn.Module, hidden: int) -> tuple[int, int, bool]:
+    """I of an MLP right below a module, the numbers that it keeps of a token, and whether its activation keeps its result.
 
     The last linear layer that makes a state is the one down, the others are up: I numbers, or twice that with a gate.
     """
     sizes = [_size(part) for part in module.children() if isinstance(part, nn.Linear | Conv1D)]
     down = max((i for i, size in enumerate(sizes) if size[1] == hidden), default=None)
     if down is None:
-        return 0, 0
+        return 0, 0, False
     inner = sizes[down][0]
     up = sum(outputs for i, (inputs, outputs) in enumerate(sizes) if i != down and inputs == hidden)
     if up < inner:
-        return 0, 0
-    gate = 2 if up >= 2 * inner else 0  # the other half, and the product
-    return inner, inner * (_activation_kept(module) + gate)
+        return 0, 0, False
+    kept, result = _activation_kept(module)
+    if up >= 2 * inner:  # the other half, and the product, which nothing but the layer down needs
+        return inner, inner * (kept + 2), False
+    return inner, inner * kept, result
 
 
-def _activation_kept(module: nn.Module) -> int:
-    """States that an activation function keeps, as it says itself on the meta device, and its result."""
+def _activation_kept(module: nn.Module) -> tuple[int, bool]:
+    """States that an activation keeps, its result among them, as it says on the meta device; whether it needs its result."""
     function = next(
         (getattr(module, name) for name in ACTIVATIONS if callable(getattr(module, name, None))), nn.SiLU()
     )
-    return _states_kept(function, 8) + 1
+    numbers, result = numbers_kept(function, 8)
+    return numbers // 8, result
 
 
 def _states_kept(function: Callable, numbers: int, dtype=torch.float32, *, kept=torch.float32) -> int:
@@ -148,6 +170,16 @@ def _states_kept(function: Callable, numbers: int, dtype=torch.float32, *, kept=
     return len({t.untyped_storage()._cdata for t in saved if t.shape == x.shape and t.dtype == kept})
 
 
+def numbers_kept(function: Callable, numbers: int) -> tuple[int, bool]:
+    """Numbers of a token that a function of so many keeps, with its result, and whether it needs that itself."""
+    x, saved = torch.empty(1, numbers, device="meta", requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        result = function(x)
+    kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in saved if t.numel() > 1}
+    mine = {result.untyped_storage()._cdata: result.untyped_storage().nbytes()}
+    return sum((kept | mine).values()) // x.element_size(), mine.keys() <= kept.keys()
+
+
 def _experts(layer: nn.Module, config: PreTrainedConfig, hidden: int) -> tuple[Experts | None, set[nn.Module]]:
     """A layer's mixture of experts, stacked or listed, and the modules of a list."""
     active = next((value for name in ACTIVE_EXPERTS if isinstance(value := getattr(config, name, None), int)), 1)
@@ -156,8 +188,10 @@ def _experts(layer: nn.Module, config: PreTrainedConfig, hidden: int) -> tuple[E
         if len(weights) > 1:
             down = min(weight.numel() for weight in weights)
             count = weights[0].shape[0]
-            params = sum(weight.numel() for weight in weights)
-            return Experts(count, active, down // (count * hidden), params), set()
+            params, inner = sum(weight.numel() for weight in weights), down // (count * hidden)
+            gate = getattr(part, "_apply_gate", None)
+            states = 4 if gate is None else numbers_kept(gate, 2 * inner)[0] // inner
+            return Experts(count, active, inner, params, states=states), set()
         if name.endswith("experts") and isinstance(part, nn.ModuleList):
             return Experts(len(part), active, _mlp(part[0], hidden)[0], 0), set(part.modules())
     return None, set()

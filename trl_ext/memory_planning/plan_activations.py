@@ -118,6 +118,8 @@ def attention_kept(run: Pass) -> int:
     layer, keys = run.layer, run.layer.queries  # of a batch with padding
     square = run.rows * run.length**2 if layer.heads else 0
     scores = scores_bytes(run)
+    if layer.by_math:  # q, k and v in fp32, and neither a number per head nor the mask
+        return run.tokens * layer.queries * (3 * 4 + run.width) + scores
     return (
         run.width * run.tokens * (2 * layer.queries + 2 * keys)
         + 4 * run.tokens * layer.heads
@@ -127,10 +129,16 @@ def attention_kept(run: Pass) -> int:
 
 
 def scores_bytes(run: Pass) -> int:
-    """The matrix of scores where no fused kernel spares it: (4 + [16 bits] c) · heads · rows · length²."""
-    if not run.layer.scores:
+    """The matrix of scores where no fused kernel spares it: (4 + [16 bits] c) · heads · rows · length².
+
+    Where its softmax is in compute precision c alone, and where torch falls back to fp32 4.
+    """
+    if not (run.layer.scores or run.layer.by_math):
         return 0
-    return (4 + run.width % 4) * run.layer.heads * run.rows * run.length**2
+    width = 4 + run.width % 4
+    if run.layer.by_math or run.layer.narrow:
+        width = 4 if run.layer.by_math else run.width
+    return width * run.layer.heads * run.rows * run.length**2
 
 
 def linears_kept(run: Pass) -> int:
@@ -143,16 +151,17 @@ def linears_kept(run: Pass) -> int:
     once = (layer.reads if layer.inner else 1) * run.shape.hidden + layer.inner
     copies = layer.queries * layer.copies_output
     if run.copies_inputs:
-        copies = max(sum(inputs for inputs, _ in layer.linears) - once, 0)
+        copies = max(sum(inputs for inputs, _ in layer.linears) - once, 0) + layer.keeps_result * layer.inner
     return layer.reads * run.state + run.width * run.tokens * (layer.mlp_kept + copies) + adapters
 
 
 def experts_kept(run: Pass) -> int:
-    """A mixture's: of each token and expert that reads it, the state twice and four inner ones; the router's choice.
+    """A mixture's: of each token and expert that reads it, the state twice and its inner ones; the router's choice.
 
-        c N k (2 H + 4 I) + 32 N k + 4 N E + [adapted] c · (all experts' weights)
+        c N k (2 H + s I) + 32 N k + 4 N E + [adapted] c · (all experts' weights)
 
-    PEFT multiplies with a copy of the weights, to which it has added its own.
+    PEFT multiplies with a copy of the weights, to which it has added its own. Where all weights stay as they are, nothing
+    needs what they read: H + (s − 1) I.
     """
     experts = run.layer.experts
     if experts is None:
@@ -160,12 +169,21 @@ def experts_kept(run: Pass) -> int:
     pairs = run.tokens * experts.active
     merged = run.width * experts.params if experts.adapted and run.rank else 0
     choice = 32 * pairs + 4 * run.tokens * experts.count
-    return run.width * pairs * (2 * run.shape.hidden + 4 * experts.inner) + choice + merged
+    numbers = 2 * run.shape.hidden + experts.states * experts.inner
+    if experts.params and not (run.trains_all or experts.adapted):
+        numbers -= run.shape.hidden + experts.inner
+    return run.width * pairs * numbers + choice + merged
 
 
 def layer_kept(run: Pass) -> int:
     """All that one layer keeps for its backward pass."""
-    return norms_kept(run) + attention_kept(run) + linears_kept(run) + experts_kept(run) + cast_weights(run)
+    computed = norms_kept(run) + attention_kept(run) + linears_kept(run) + experts_kept(run)
+    return computed + dropout_kept(run) + cast_weights(run)
+
+
+def dropout_kept(run: Pass) -> int:
+    """What was dropped of attention's states and the MLP's: 2 N H, a byte each; on a CPU as wide as the states."""
+    return run.layer.drops * 2 * (run.tokens * run.shape.hidden if run.cuda else run.residual)
 
 
 def cast_weights(run: Pass) -> int:
@@ -215,7 +233,9 @@ def layer_forward(run: Pass) -> int:
         mlp += adapter * run.tokens * run.shape.hidden if adapter > run.width else 0
     square = run.rows * run.length**2
     attention = run.width * run.tokens * (4 * layer.queries + 2 * layer.keys) + run.width * square
-    attention += scores_bytes(run)
+    attention += scores_bytes(run) * (
+        4 if layer.narrow else 2
+    )  # before and after softmax; with sinks, and less the largest
     return 3 * run.state + max(mlp, attention, experts_forward(run))
 
 

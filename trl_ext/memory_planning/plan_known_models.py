@@ -27,13 +27,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-# Architectures whose activations were measured to be more than what is counted, and what is said of them.
-MEASURED_LOW = dict.fromkeys(
-    ("opt", "gptj", "falcon", "gpt_oss"),
-    "activations are those of other decoders; for OPT, GPT-J, Falcon and GPT-OSS they were measured 17 to 55 % too low",
-)
-
-
 def _sizes(kind: str, *counts: int, **others) -> dict[str, Any]:
     return dict(zip(FIELDS, (kind, *counts, others.pop("tied", False)), strict=True)) | others
 

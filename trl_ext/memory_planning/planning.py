@@ -1,7 +1,7 @@
 """Will it fit? The peak of memory of a run, phase by phase, before it begins and without weights."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
@@ -50,15 +50,20 @@ class MemoryPlan:
         return waiting(self.shape, self.settings)
 
     @property
+    def keeps_bits(self) -> bool:
+        """Whether it was asked for fewer bits than bitsandbytes can give it."""
+        return self.shape.refuses_bits and self.settings.bits is not None
+
+    @property
     def assumed(self) -> list[str]:
         """What is guessed, a sentence each: of layers of which no kind is known, adapters, and known errors."""
         experts = any(layer.experts and layer.experts.params for layer in self.shape.kinds) and self.settings.bits
         others = {
             "every linear layer has an adapter, which PEFT refuses": self.shape.refuses_adapter and self.settings.lora,
             "experts stay in 16 bits, as bitsandbytes leaves them": experts,
-            self.shape.measured: self.shape.measured,
             "vLLM's share of the card is by arithmetic alone, not measured on a card": self.settings.generator
             == "vllm",
+            "its layers stay in 16 bits, as bitsandbytes leaves those of a class of their own": self.keeps_bits,
         }
         layers = [f"{what}: what its linear layers make is kept" for what in self.shape.assumed]
         return layers + [what for what, holds in others.items() if holds]
@@ -160,7 +165,8 @@ def memory_plan(
 
 
 def _plan(shape: ModelShape, settings: PlanSettings) -> MemoryPlan:
-    return MemoryPlan(shape, settings, phases(shape, settings))
+    counted = replace(settings, bits=None) if shape.refuses_bits else settings
+    return MemoryPlan(shape, settings, phases(shape, counted))
 
 
 def _check_card(card_bytes: int) -> None:

@@ -33,6 +33,14 @@ SIZES |= {
     "qwen3_moe-128": NARROW
     | {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
 }
+BARE = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8}
+SIZES |= {
+    "opt-128": BARE | {"ffn_dim": 352, "word_embed_proj_dim": 128},
+    "gptj-128": BARE | {"n_inner": 352, "rotary_dim": 8},
+    "falcon-128": BARE | {"ffn_hidden_size": 352},
+    "gpt_oss-128": NARROW
+    | {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 96},
+}
 SIZES["llama-1024"] = {
     "hidden_size": 1024,
     "intermediate_size": 2816,
