@@ -10,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_case import PROMPTS, even_letters, logged, ppo_trainer, rollout_of, several_end_tokens
 from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, TrainerCallback
 
+from trl_ext import LearnedReward
 from trl_ext.ppo.critic import CriticCallback
 from trl_ext.trainer_kit.overrides import outputs_of
 
@@ -403,3 +404,26 @@ def test_the_value_model_is_checkpointed_as_the_policy_is(tmp_path):
     layers = [m for m in trainer.critic.module.modules() if isinstance(m, GradientCheckpointingLayer)]
     assert layers and all(m._gradient_checkpointing_func.keywords["use_reentrant"] for m in layers)
     trainer.train()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_value_model_is_saved_as_one(adapter, tmp_path):
+    tokenizer = byte_tokenizer()
+    tiny_reward_model(tokenizer).save_pretrained(tmp_path / "scorer")
+    tokenizer.save_pretrained(tmp_path / "scorer")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scorer")
+    if adapter:
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
+    trainer = ppo_trainer(tmp_path / "ppo", value_model=model)
+    trainer.train()
+    trainer.save_value_model(tmp_path / "value")
+    score = LearnedReward(str(tmp_path / "value"))
+    now = LearnedReward(model.eval(), tokenizer)
+    asked = {"prompts": ["why?", "go"], "completions": [" so", " on"]}
+    assert score(**asked) == pytest.approx(now(**asked), abs=1e-5)
+    assert score(**asked) != pytest.approx(LearnedReward(str(tmp_path / "scorer"))(**asked), abs=1e-5)
+
+
+def test_a_head_is_no_model_of_its_own(tmp_path):
+    with pytest.raises(ValueError, match=r"save_value_model\('value'\): the critic is a head on the policy"):
+        ppo_trainer(tmp_path).save_value_model("value")

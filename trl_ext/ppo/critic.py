@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_ext.trainer_kit.passes import seen_in
 
@@ -112,6 +112,18 @@ class Critic:
         """Write what is trained to `ppo_critic.safetensors` in `folder`."""
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
         save_file(weights, Path(folder) / CRITIC_FILE)
+
+    def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the value model as a checkpoint of its own, or a ValueError where it is a head on the policy."""
+        model = self.own_model
+        if model is None:
+            raise ValueError(
+                f"PPOTrainer.save_value_model({str(folder)!r}): the critic is a head on the policy's hidden states, with a "
+                "bias, which no sequence-classification model has a place for. Train with value_model=…, to have one of "
+                f"its own; the head is in each checkpoint's {CRITIC_FILE}."
+            )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote, or raise a ValueError if it came from another kind of critic."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from os import PathLike
 from typing import Any
 
 import torch
@@ -362,6 +363,17 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         entropy = ("entropy_ctrl_state.json",) if self.use_adaptive_entropy else ()  # TRL writes it last of all
         states = (name for process in self._processes() for name in state_files(process))
         return (*super()._checkpoint_files(), CRITIC_FILE, *entropy, *states)
+
+    def save_value_model(self, output_dir: str | PathLike) -> None:
+        """Write the value model: a plain sequence-classification checkpoint with one label, or an adapter of one, which
+        `value_model=`, `LearnedReward` and transformers read; not a folder of the policy's.
+
+        Raises:
+            ValueError: If the critic is a head on the policy.
+        """
+        if self.accelerator.is_main_process:
+            self.critic.export(output_dir, self._tokenizer)
+        self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
