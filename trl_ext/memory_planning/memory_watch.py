@@ -1,6 +1,7 @@
 """A run's memory beside its plan: said before it begins, measured while it runs, explained when it runs out."""
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class MemoryWatch(TrainerCallback):
         says_plan: Whether it says the plan; not, where somebody else has said it.
         phase: Where the run is: generate, score or train; None outside a run.
         measured: By phase, the highest bytes allocated and reserved.
+        seconds: By phase, how long the run was in it, until the last change.
     """
 
     def __init__(self, make_plan: Callable[[], MemoryPlan], card: Card | None):
@@ -62,6 +64,8 @@ class MemoryWatch(TrainerCallback):
         self.says_plan = True
         self.phase: str | None = None
         self.measured: dict[str, tuple[int, int]] = {}
+        self.seconds: dict[str, float] = {}
+        self._entered = 0.0
 
     def enter(self, phase: str | None) -> None:
         """A phase begins, and the one before ends; what sampling has cached is given back."""
@@ -70,13 +74,17 @@ class MemoryWatch(TrainerCallback):
                 self.card.release()
             if self.phase is not None:
                 before = self.measured.get(self.phase, (0, 0))
-                now = self.card.peaks()
-                self.measured[self.phase] = (max(before[0], now[0]), max(before[1], now[1]))
+                peaks = self.card.peaks()
+                self.measured[self.phase] = (max(before[0], peaks[0]), max(before[1], peaks[1]))
             self.card.reset()
-        self.phase = phase
+        now = time.monotonic()
+        if self.phase is not None:
+            self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._entered
+        self.phase, self._entered = phase, now
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.measured.clear()
+        self.seconds.clear()
         self.enter("train")
         try:
             self.plan = self.make_plan()

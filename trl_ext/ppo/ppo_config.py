@@ -139,7 +139,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
 
     def check_warmup(self, steps: int) -> None:
         """Raise a ValueError where a run of so many steps has no batch of rollouts after the critic's warm-up."""
-        rollouts = math.ceil(steps / self._steps_per_rollout)
+        rollouts = math.ceil(steps / self.steps_per_rollout)
         if 0 < rollouts <= self.critic_warmup_rollouts:
             raise ValueError(
                 f"PPOConfig(critic_warmup_rollouts={self.critic_warmup_rollouts}): the run samples {rollouts} batches of "
@@ -147,7 +147,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
             )
 
     @property
-    def _steps_per_rollout(self) -> float:
+    def steps_per_rollout(self) -> float:
         return self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps
 
     def _two_sizes(self, size: int) -> ValueError:
@@ -161,7 +161,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
     def _refuse_idle_clips(self) -> None:
         defaults = defaults_of(self)
         for name in ("epsilon", "epsilon_high", "value_clip"):
-            if getattr(self, name) != defaults[name] and self._steps_per_rollout <= 1 and self.disable_dropout:
+            if getattr(self, name) != defaults[name] and self.steps_per_rollout <= 1 and self.disable_dropout:
                 raise ValueError(
                     f"PPOConfig({name}={getattr(self, name)}, num_iterations={self.num_iterations}): it does nothing with one "
                     "step per batch of rollouts, in which neither policy nor critic has moved yet. Give more "

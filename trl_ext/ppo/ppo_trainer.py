@@ -1,5 +1,6 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from os import PathLike
@@ -349,6 +350,9 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             yield from super()._row_losses(term, batches, k)
 
     # The run, and saving it
+
+    def _steps_to_know(self):
+        return math.ceil(2 * self.args.steps_per_rollout)
 
     def _last_samples(self):
         return samples_of(self._logs)

@@ -228,6 +228,10 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self.table.clear()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _steps_to_know(self):
+        schedule = self.grower.schedule
+        return schedule.steps_per_improve * schedule.improves_per_stage
+
     def _recorded(self):
         return grow_record(self.grower)
 

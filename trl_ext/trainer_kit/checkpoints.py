@@ -34,6 +34,7 @@ from trl_ext.trainer_kit.processes import from_main, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
 from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
+from trl_ext.trainer_kit.time_left import TimeLeft
 
 
 def newest_complete_checkpoint(output_dir: str | Path, required: Needed = ()) -> str | None:
@@ -82,8 +83,10 @@ class ResumableTrainer(OutputDirWatch):
         show_in_notebook(self, self._shown)
         self._stop = stop = StopWatch(self.accelerator)
         log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with)
-        self.add_callback(log)
-        self.add_callback(stop)
+        left = TimeLeft(self._steps_to_know(), lambda: getattr(self.memory, "seconds", {}))
+        watching = (log, left, stop)
+        for callback in watching:
+            self.add_callback(callback)
         try:
             with stop.listening():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
@@ -94,14 +97,18 @@ class ResumableTrainer(OutputDirWatch):
             self._keep_log()
             raise
         finally:
-            self.remove_callback(log)
-            self.remove_callback(stop)
+            for callback in watching:
+                self.remove_callback(callback)
             self._stop = None
         if stop.stopped_at is not None:
             raise RunStopped(self._stopped(stop.stopped_at))
         return output
 
-    # What a report reads of it
+    # What is said and kept of it
+
+    def _steps_to_know(self) -> int:
+        """After how many steps its speed is known."""
+        return 10
 
     def _begun(self) -> dict[str, Any]:
         plan = getattr(self.memory, "plan", None)
