@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 import trl_ext
 from trl_ext import SharedBase, TransformersGenerator
+from trl_ext.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if ">>>" not in block]
@@ -115,3 +117,37 @@ def test_grpo_sampled_by_a_generator_as_printed(folder, monkeypatch):
     exec(code, names)
     names["trainer"].train()
     assert names["trainer"].state.global_step == 2 and names["trainer"].rollout_func.generator.name == "transformers"
+
+
+SHELL = (Path(__file__).parents[1] / "trl_ext" / "cli" / "README.md").read_text()
+LINES = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", SHELL, re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+    if not line.startswith("accelerate")
+]
+SMALL = "--max_steps 1 --per_device_train_batch_size 4 --report_to none"
+SHORT_RUNS = {
+    "reward": f"{SMALL} --max_length 64",
+    "ppo": f"{SMALL} --max_completion_length 8",
+    "evaluate": "--max_completion_length 8",
+    "generate": "--max-completion-length 8 --device cpu",
+}
+
+
+@pytest.mark.slow
+def test_the_shells_page_from_its_first_line_to_its_last(folder, capsys):
+    """One after another, as a reader would; only the sizes are a test's."""
+    (rewards,) = re.findall(r"```python\n# rewards.py\n(.*?)```", SHELL, re.S)
+    Path("rewards.py").write_text(rewards)
+    for name in ("prompts", "held-out"):
+        rows = [{"prompt": prompt, "answer": "a"} for prompt in ("why?", "say it")] * 8
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("examples").symlink_to(Path(__file__).parents[1] / "examples")
+    for line in LINES:
+        words = shlex.split(line)
+        assert words[0] == "trl-ext"
+        options = "--max_completion_length 8 --report_to none" if "--config" in words else SHORT_RUNS.get(words[1], "")
+        main([*words[1:], *shlex.split(options)])
+    assert all(Path(name).exists() for name in ("ppo/report.html", "ppo-merged/config.json", "scored.parquet"))
+    assert "⟦why?⟧" in capsys.readouterr().out

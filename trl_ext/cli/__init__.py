@@ -19,7 +19,7 @@ BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their module
     "rest": ("train_rest", "train a policy with ReST on rewards"),
     "score": ("score", "score a file of prompts and completions; pairs for DPO"),
     "evaluate": ("evaluate", "sample held-out prompts from policies, and compare them"),
-    "report": ("report", "one page about runs: what is wrong, curves, completions"),
+    "report": ("report_runs", "one page about runs: what is wrong, curves, completions"),
     "export": ("export", "write a policy for transformers, llama.cpp, Ollama or vLLM"),
 }
 GOES_ON = "What is saved is kept: the same command goes on from there."

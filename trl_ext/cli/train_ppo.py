@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from trl_ext import PPOConfig, PPOTrainer
 from trl_ext.cli.command_arguments import DataArguments, RewardArguments
 from trl_ext.cli.data_rows import named_rows
 from trl_ext.cli.roles import Roles
 from trl_ext.cli.train_policy import PolicyCommand
 from trl_ext.cli.training_command import Facts
 from trl_ext.cli.training_command import main as run
+from trl_ext.ppo import PPOConfig, PPOTrainer
 from trl_ext.ppo.ppo_input import check_text, read_data
 from trl_ext.trainer_kit.config_docs import option
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from trl_ext import FileGenerator, RAFTConfig, RAFTTrainer, VLLMGenerator
 from trl_ext.cli.command_arguments import RewardArguments
 from trl_ext.cli.roles import Roles
 from trl_ext.cli.train_policy import PolicyCommand
 from trl_ext.cli.training_command import Facts
 from trl_ext.cli.training_command import main as run
+from trl_ext.generation import FileGenerator, VLLMGenerator
 from trl_ext.generation.protocol import Generator
+from trl_ext.self_training import RAFTConfig, RAFTTrainer
 from trl_ext.self_training.self_training_input import checked_args, read_dataset, read_eval_dataset
 from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
 from trl_ext.trainer_kit.config_docs import option

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from trl_ext import ReSTConfig, ReSTTrainer
 from trl_ext.cli.train_raft import RAFTCommand
 from trl_ext.cli.training_command import main as run
+from trl_ext.self_training import ReSTConfig, ReSTTrainer
 
 
 class ReSTCommand(RAFTCommand):

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.cli.dry_run import Line, read_as
 from trl_ext.cli.roles import Roles, planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
 from trl_ext.cli.training_command import main as run
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings
+from trl_ext.reward_modeling import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.reward_modeling.preference_data import check_max_length, check_pairs, columns_of
 from trl_ext.reward_modeling.preference_rows import SIDES
 from trl_ext.sequences.token_ids import prompt_and_completion_ids, row_template_kwargs, whole_ids
