@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +251,13 @@ def test_what_is_carried_is_all_that_is_lacking():
     assert not {"torch", "transformers", "numpy", "pandas", "pyarrow", "huggingface-hub", "ruff"} & set(carried)
     needed = card_wheels.closure([*card_wheels.project()["dependencies"], "pytest"])
     assert needed <= set(carried) | card_wheels.closure(card_wheels.THERE)
+
+
+def test_wheels_are_those_of_the_versions_that_are_here(monkeypatch):
+    assert f"trl=={version('trl')}" in card_wheels.pinned()
+    monkeypatch.setattr(card_wheels, "carried", lambda: ["no-such-package"])
+    with pytest.raises(SystemExit, match=r"no-such-package is not installed here.*Install the project first"):
+        card_wheels.pinned()
 
 
 def test_the_download_is_for_the_other_machine():

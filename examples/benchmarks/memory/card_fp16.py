@@ -43,17 +43,18 @@ def row_of(name: str, make: Callable, folder: str, device: str) -> Row:
     trainer = make(folder, common(folder, device))
     if device == "cpu":
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scale = trainer.accelerator.scaler.get_scale()
     spoil(trainer)
     watch = Watch(trainer)
     trainer.add_callback(watch)
     trainer.train()
     skipped = int(sum(entry.get("skipped_steps", 0) for entry in trainer.state.log_history))
     still = STEPS - watch.moved
-    scale = f"scale {2**16} → {trainer.accelerator.scaler.get_scale():g}"
+    scales = f"scale {scale:g} → {trainer.accelerator.scaler.get_scale():g}"
     good = skipped == still >= len(SPOILED) and watch.still_when_spoiled
     beside = f"{still} without a move, {len(SPOILED)} spoiled"
     return Row(
-        f"fp16, {name}: of {STEPS} steps", f"{skipped} skipped", beside, f"{scale}; {'ok' if good else 'WRONG'}"
+        f"fp16, {name}: of {STEPS} steps", f"{skipped} skipped", beside, f"{scales}; {'ok' if good else 'WRONG'}"
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterable
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--python", default="3.12", help="Of the machine; default: %(default)s.")
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME==VERSION", help="More that it lacks.")
     args = parser.parse_args(words)
-    chosen = [f"{name}=={version(name)}" for name in carried()] + args.also
+    chosen = [*pinned(), *args.also]
     FOLDER.mkdir(parents=True, exist_ok=True)
     for old in FOLDER.glob("*.whl"):
         old.unlink()
@@ -59,6 +59,16 @@ def listing(wheels: list[Path]) -> str:
 
 
 # Which
+
+
+def pinned() -> list[str]:
+    """What is carried, in the versions that are installed here, which go together."""
+    try:
+        return [f"{name}=={version(name)}" for name in carried()]
+    except PackageNotFoundError as error:
+        raise SystemExit(
+            f".ci/gpu wheels: {error.name} is not installed here, by which versions are chosen. Install the project first."
+        ) from error
 
 
 def carried() -> list[str]:

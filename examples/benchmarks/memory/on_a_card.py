@@ -153,7 +153,7 @@ class Session:
         """0 if every stage ended well, else 1."""
         with tempfile.TemporaryDirectory() as place:
             unpack(Path(place) / "site", sorted(FOLDER.glob("*.whl")))
-            paths = [str(Path(place) / "site"), str(ROOT)]
+            paths = [str(Path(place) / "site"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             environment = os.environ | SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}
             with (self.folder / "log.txt").open("w") as log:
                 self.found["setting"] = setting(environment, self.rehearsal)
