@@ -1,4 +1,4 @@
-"""One run of trl_ext's PPO: `python -m examples.benchmarks.speed.arm_trl_ext TASK.json RESULT.json`.
+"""One run of trl_ext's PPO, or of this TRL's GRPO on the same work: `python -m examples.benchmarks.speed.arm_trl_ext TASK.json RESULT.json`.
 
 Started by `ppo_vs_trl_1_12.py`; `work.py` says what a task holds.
 """
@@ -10,17 +10,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl.trainer import utils
+from trl import GRPOConfig, GRPOTrainer
 
 from examples.benchmarks.speed.arm import adapter, main, prompts_of, scorer
 from examples.benchmarks.speed.meter import BACKWARD, CLOCKS, FORWARD, GENERATION, PASSES, SCORING, Meter
-from trl_ext import LearnedReward, PPOConfig, PPOTrainer
+from trl_ext import LearnedReward, PPOConfig, PPOTrainer, TransformersGenerator, vllm_rollouts
 
 TRL_1_12 = {"score_scaling": False, "max_grad_norm": 0.0}  # what its PPO does not do
 
 
-class MeteredPPOTrainer(PPOTrainer):
-    """PPOTrainer with a clock in it."""
+class Metered:
+    """Mixin before a trainer on top of GRPO's: with a clock in it."""
 
     meter: Meter
 
@@ -38,7 +38,15 @@ class MeteredPPOTrainer(PPOTrainer):
             return super()._calculate_rewards(*args)
 
 
-def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
+class MeteredPPOTrainer(Metered, PPOTrainer):
+    """PPO with a clock."""
+
+
+class MeteredGRPOTrainer(Metered, GRPOTrainer):
+    """TRL's GRPO with a clock."""
+
+
+def trainer_for(task: dict, meter: Meter) -> GRPOTrainer:
     folder = Path(task["folder"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "policy")
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
@@ -47,14 +55,18 @@ def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
     for model in (policy, reward, *value):
         meter.count_passes(model)
         model.config.name_or_path = ""  # there, transformers would find a tokenizer that the folder does not have
-    trainer = MeteredPPOTrainer(
+    is_ppo, sampler = task["critic"] != "none", TransformersGenerator() if task["sampler"] == "ours" else None
+    own = {"generator": sampler, "value_model": value[0] if value else None}
+    if not is_ppo:
+        own = {"rollout_func": None if sampler is None else vllm_rollouts(sampler)}
+    trainer = (MeteredPPOTrainer if is_ppo else MeteredGRPOTrainer)(
         policy,
         LearnedReward(reward, tokenizer, batch_size=task["micro_batch"]),
         config(task),
         Dataset.from_dict({"prompt": prompts_of(task)}),
-        value_model=value[0] if value else None,
         processing_class=tokenizer,
         peft_config=adapter(task),
+        **own,
     )
     trainer.meter = meter
     trainer.accelerator.backward = meter.timed(trainer.accelerator.backward, BACKWARD)
@@ -63,13 +75,10 @@ def trainer_for(task: dict, meter: Meter) -> PPOTrainer:
     return trainer
 
 
-def change_head() -> None:
-    """What would need a change in TRL: on a CPU as on a GPU, project labelled positions only."""
-    utils._use_triton = lambda device: True  # there, it decides on the positions only
-
-
-def config(task: dict) -> PPOConfig:
-    return PPOConfig(
+def config(task: dict) -> GRPOConfig:
+    groups = {"num_generations": min(8, task["batch"])}
+    more = groups if task["critic"] == "none" else TRL_1_12 if task["as_trl_1_12"] else {}
+    return (GRPOConfig if task["critic"] == "none" else PPOConfig)(
         output_dir=task["output_dir"],
         per_device_train_batch_size=task["micro_batch"],
         gradient_accumulation_steps=task["batch"] // task["micro_batch"],
@@ -88,23 +97,22 @@ def config(task: dict) -> PPOConfig:
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        **(TRL_1_12 if task["as_trl_1_12"] else {}),
+        **more,
     )
 
 
 def run(task: dict, imports: int) -> dict:
-    if task["head_as_asked"]:
-        change_head()
     meter = Meter(CLOCKS[task["clock"]])
     trainer = trainer_for(task, meter)
     trainer.train()
     measured = meter.finish(imports=imports)
     if task["save"]:
         trainer.save_model(task["save"])
-    logged = [entry for entry in trainer.state.log_history if "score" in entry]
+    score, kl = ("reward", "kl") if task["critic"] == "none" else ("score", "kl_per_completion")
+    logged = [entry for entry in trainer.state.log_history if score in entry]
     return measured | {
-        "score": [entry["score"] for entry in logged],
-        "kl": [entry["kl_per_completion"] for entry in logged],
+        "score": [entry[score] for entry in logged],
+        "kl": [entry[kl] for entry in logged],
         "length": [entry["completions/mean_length"] for entry in logged],
     }
 

@@ -16,10 +16,10 @@ head for a critic, scaled scores, clipped gradients.
 speed: random models of Qwen2's shape, LoRA on all linear layers, one micro-batch unless --micro-batch says otherwise.
 Seconds are those of a rollout with its epochs, the first of a process left out (unless it has one only); memory is the
 most that the process ever had, above what it had after its imports. Both have a reward model of the policy's size. TRL
-1.12's value model is one more, trained in full; ours is a head, or in the row `equal critic` the same model. The row
-`TRL's head changed` says what a change in TRL would bring: its fused vocabulary head, which on a CPU projects all
-positions, is given labelled ones only. A trunk pass is all tokens of the batch, prompts included, once through one model's
-layers.
+1.12's value model is one more, trained in full; ours is a head, or in the row `equal critic` the same model. The rows
+`own sampler` and `equal critic` sample with `TransformersGenerator`, RAFT's sampler. The row `GRPO` is that of the
+installed TRL, eight completions to a prompt. A trunk pass is all tokens of the batch, prompts included, once through one
+model's layers.
 
 growth: time and memory of ours, 20M, over the batch, the new tokens and the epochs, in micro-batches of 8.
 """
@@ -44,7 +44,7 @@ from examples.benchmarks.speed.work import CURVES, SPEED, held_out, make_curves_
 
 ROOT = Path(__file__).parents[3]
 OLD, EQUAL, DEFAULT = "TRL 1.12", "trl_ext, equal critic", "trl_ext, defaults"
-ASKED = "the same, TRL's head changed"
+SAMPLER, GRPO = "the same, own sampler", "TRL 1.16, GRPO"
 EQUAL_SETTINGS = "trl_ext, same settings"
 MEASURES = {"score": "score", "kl": "KL, nats per answer", "length": "tokens"}
 Rows = dict[tuple[str, int], dict[str, list[dict]]]  # results by size, prompt tokens and arm
@@ -110,8 +110,9 @@ def arms(args: argparse.Namespace) -> dict[str, tuple[Path, str, dict]]:
     as_it_comes = {"critic": "head", "as_trl_1_12": False}
     found[DEFAULT] = (ours, script, as_it_comes)
     if args.table == "speed":
-        found[ASKED] = (ours, script, as_it_comes | {"head_as_asked": True})
-        found[EQUAL] = (ours, script, {"critic": "model"})
+        found[SAMPLER] = (ours, script, as_it_comes | {"sampler": "ours"})
+        found[EQUAL] = (ours, script, {"critic": "model", "sampler": "ours"})
+        found[GRPO] = (ours, script, {"critic": "none"})
     return found
 
 

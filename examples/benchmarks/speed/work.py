@@ -2,9 +2,9 @@
 
 A folder holds `policy`, `reward`, `value` (models, the first with its tokenizer) and `prompts.json`. A task is a dict:
 folder, output_dir, seed, threads, clock; batch, micro_batch, rollout_batch (rows that TRL 1.12 samples and evaluates at
-once), rollouts, epochs, new_tokens; learning_rate, beta; lora (its rank, 0: none); critic ('head' or 'model'),
-as_trl_1_12 (whether options that TRL 1.12 has not are off), head_as_asked (whether TRL's vocabulary head is what we ask
-of it, for a CPU); save (a folder for the policy, or None).
+once), rollouts, epochs, new_tokens; learning_rate, beta; lora (its rank, 0: none); critic ('head', 'model', or
+'none': GRPO), sampler ('trl' or 'ours'), as_trl_1_12 (whether options that TRL 1.12 has not are off); save (a folder for
+the policy, or None).
 """
 
 import json
@@ -39,7 +39,7 @@ SPEED = {
     "beta": 0.05,
     "lora": 16,
     "as_trl_1_12": True,
-    "head_as_asked": False,
+    "sampler": "trl",
     "save": None,
 }
 CURVES = {
@@ -51,7 +51,7 @@ CURVES = {
     "learning_rate": 3e-4,
     "beta": 0.05,
     "lora": 0,
-    "head_as_asked": False,
+    "sampler": "trl",
 }
 
 
