@@ -158,8 +158,13 @@ def test_weights_of_bitsandbytes_need_the_plugin(base, installed, tmp_path):
         ):
             check(adapted(base), generator)
     installed["vllm-bnb-plugin"] = "0.0.3"
-    check(adapted(base), asked)
-    check(adapted(base), read)
+    with pytest.raises(
+        ValueError, match=r"dtype='auto'\): vllm-bnb-plugin==0.0.3 computes in 16 bits only.*dtype='bfloat16'"
+    ):
+        check(adapted(base), asked)  # of a checkpoint in 32
+    for generator in (asked, read):
+        generator.dtype = "bfloat16"
+        check(adapted(base), generator)
 
 
 def test_bases_that_vllm_cannot_have(base, tmp_path):

@@ -29,20 +29,21 @@ REBASED = ("pissa", "olora", "corda", "lora_ga", "loftq")  # ways to begin that 
 INSTEAD = "Merge it and serve the whole model, or sample with TransformersGenerator."
 
 
-def check_served(policy: Policy, model: str | None, engine_kwargs: dict[str, Any]) -> None:
+def check_served(policy: Policy, model: str | None, engine_kwargs: dict[str, Any], dtype: str) -> None:
     """Raise a ValueError for a policy that vLLM would not sample as it is.
 
     Args:
         policy: A causal LM, or one with an adapter.
         model: Base that vLLM is to load, where it is not the one that the adapter names.
         engine_kwargs: Further arguments of `vllm.LLM`.
+        dtype: In which it is to serve.
     """
     if policy.model is None:
         raise ValueError("VLLMGenerator: the policy has no model. Give one, or sample with a FileGenerator.")
     if isinstance(policy.model, PeftModel):
         check_adapter(policy.model)
         base = base_of(policy.model, model)
-        check_quantised(served_config(base), engine_kwargs)
+        check_quantised(served_config(base), engine_kwargs, dtype)
         check_tokenizer(base, engine_kwargs, policy.tokenizer)
     elif model is not None:
         raise ValueError(
@@ -50,7 +51,7 @@ def check_served(policy: Policy, model: str | None, engine_kwargs: dict[str, Any
             "Leave model at None: the policy is then saved and served whole."
         )
     else:
-        check_quantised(policy.model.config, engine_kwargs)
+        check_quantised(policy.model.config, engine_kwargs, dtype)
 
 
 def base_of(policy: PeftModel, model: str | None) -> str:
@@ -149,16 +150,21 @@ def served_config(model: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(model)
 
 
-def check_quantised(config: PretrainedConfig, engine_kwargs: dict[str, Any]) -> None:
-    """Raise a ValueError where vLLM is asked for bitsandbytes' weights without the plugin that knows them.
-
-    Args:
-        config: Of what it is to load.
-        engine_kwargs: May ask for it too.
-    """
+def of_bitsandbytes(config: PretrainedConfig, engine_kwargs: dict[str, Any]) -> bool:
+    """Whether vLLM is asked to serve weights in bitsandbytes' 8 or 4 bits: by what it loads, or by an argument."""
     own = getattr(config, "quantization_config", None) or {}  # a dictionary as it is read, an object once it is loaded
-    method = own.get("quant_method") if isinstance(own, dict) else own.quant_method.value
-    if "bitsandbytes" not in (method, engine_kwargs.get("quantization"), engine_kwargs.get("load_format")):
+    method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+    return "bitsandbytes" in (method, engine_kwargs.get("quantization"), engine_kwargs.get("load_format"))
+
+
+def served_dtype(config: PretrainedConfig, dtype: str) -> str:
+    """ "auto" is the checkpoint's, where vLLM's own "auto" makes 16 bits of 32."""
+    return dtype if dtype != "auto" or config.dtype is None else str(config.dtype).removeprefix("torch.")
+
+
+def check_quantised(config: PretrainedConfig, engine_kwargs: dict[str, Any], dtype: str) -> None:
+    """Raise a ValueError where vLLM is asked for bitsandbytes' weights without the plugin that knows them, or in 32 bits."""
+    if not of_bitsandbytes(config, engine_kwargs):
         return
     try:
         version(PLUGIN.partition("==")[0])
@@ -167,6 +173,10 @@ def check_quantised(config: PretrainedConfig, engine_kwargs: dict[str, Any]) -> 
             f"VLLMGenerator: vLLM 0.31 reads bitsandbytes' weights with a plugin alone. pip install {PLUGIN}, or give "
             "model, the same base in 16 bits."
         ) from error
+    if served_dtype(config, dtype) == "float32":
+        raise ValueError(
+            f"VLLMGenerator(dtype={dtype!r}): {PLUGIN} computes in 16 bits only, and this would be 32. Give dtype='bfloat16'."
+        )
 
 
 def check_tokenizer(model: str, engine_kwargs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

