@@ -1,18 +1,12 @@
 """vLLM's route, through a stand-in module that has vLLM's signatures and refusals and samples with transformers."""
 
-import gc
 import importlib.util
 import json
 import os
-import pickle
 import shutil
-import signal
-import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +20,6 @@ from transformers import AutoModelForCausalLM
 from trl_ext.generation import card_turns, vllm_answers, vllm_generator, vllm_process, vllm_worker
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.vllm_generator import VLLMGenerator
-from trl_ext.generation.vllm_process import VLLMError
 from trl_ext.trainer_kit.seeds import stable_seed
 
 STAND_IN = """
@@ -114,11 +107,6 @@ class LLM:
         return True
 
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None, priority=None):
-        deaths = os.environ.get("STAND_IN_DIES")  # a file with the number of deaths that are left; of a prompt of three bytes
-        if deaths and any(len(prompt["prompt_token_ids"]) == 3 for prompt in prompts) and int(open(deaths).read()):
-            left = int(open(deaths).read()) - 1
-            open(deaths, "w").write(str(left))
-            raise RuntimeError("CUDA out of memory, says the stand-in")
         self.calls.append((prompts, sampling_params, lora_request))
         if lora_request is not None:
             assert self.loras[lora_request.lora_int_id] == lora_request
@@ -482,134 +470,6 @@ def test_without_vllm(stand_in, adapted, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r'VLLMGenerator: vLLM is not installed. pip install "trl-ext\[vllm\]"'):
         ask(adapted)
-
-
-@pytest.fixture
-def process(folder, monkeypatch, tmp_path):
-    """Makes generators whose vLLM is the stand-in, in a process of its own, which dies as often as it is told."""
-    monkeypatch.syspath_prepend(str(folder / "stand_in"))
-    monkeypatch.setenv("PYTHONPATH", f"{folder / 'stand_in'}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("STAND_IN_DIES", str(tmp_path / "deaths"))
-    (tmp_path / "work").mkdir()
-
-    def make(deaths=0, **options):
-        (tmp_path / "deaths").write_text(str(deaths))
-        return VLLMGenerator(prompts_at_once=1, work_dir=tmp_path / "work", **options)
-
-    return make
-
-
-def running(generator) -> int:
-    """The number of the process that runs."""
-    return generator._process._children[-1].pid
-
-
-def gone(pid: int, seconds: float = 20) -> bool:
-    """Whether a process that is not waited for here, or has been, ends within some seconds."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
-
-
-GREEDY = Sampling(num_generations=1, max_completion_length=5, temperature=0.0)
-
-
-@pytest.mark.slow
-def test_a_process_of_its_own_whose_vllm_dies_twice(process, adapted, tmp_path):
-    """What was finished before comes first, then an error with vLLM's own words; nothing is left behind."""
-    answers = process(deaths=2).generate(PARTS, GREEDY, adapted)
-    for part in PARTS[:2]:
-        came, samples = next(answers)
-        assert came == part
-        assert [s["completion_ids"] for s in samples] == [greedy(adapted.model, s["prompt"]) for s in samples]
-    with pytest.raises(RuntimeError, match=r"(?s)ended with code 1 and left 1 of 3 parts.*out of memory, says the"):
-        next(answers)
-    assert not list((tmp_path / "work").iterdir())
-
-
-@pytest.mark.slow
-def test_one_process_for_all_calls_which_is_started_anew_when_it_dies(process, adapted, tmp_path):
-    generator = process(deaths=1)
-    first = ask(adapted, generator, temperature=0.0)  # in which it died once
-    assert [s["completion_ids"] for s in first] == [greedy(adapted.model, s["prompt"]) for s in first]
-    one = running(generator)
-    assert ask(adapted, generator, temperature=0.0) == first and running(generator) == one
-    [folder] = (tmp_path / "work").iterdir()
-    assert [path.name for path in folder.glob("policy-*")] == ["policy-2"]
-    os.kill(one, signal.SIGKILL)  # between the calls
-    assert ask(adapted, generator, temperature=0.0) == first and running(generator) != one
-    copy = pickle.loads(pickle.dumps(generator))
-    assert copy._process is None and deepcopy(generator)._process is None
-    last = running(generator)
-    del generator
-    gc.collect()
-    assert gone(last) and not list((tmp_path / "work").iterdir())
-    assert ask(adapted, copy, temperature=0.0) == first
-    copy.close()
-    assert not list((tmp_path / "work").iterdir())
-
-
-@pytest.mark.slow
-def test_a_call_that_nobody_reads_to_its_end(process, adapted, tmp_path):
-    generator = process()
-    answers = generator.generate(PARTS, GREEDY, adapted)
-    next(answers)
-    with pytest.raises(ValueError, match=r"VLLMGenerator.generate: the call before has not been read to its end"):
-        next(generator.generate(PARTS, GREEDY, adapted))
-    left = running(generator)
-    answers.close()
-    assert gone(left) and not list((tmp_path / "work").iterdir())
-    assert len(ask(adapted, generator)) == 12
-    generator.close()
-
-
-@pytest.mark.slow
-def test_an_adapter_that_vllm_refuses_is_not_tried_again(process, adapted):
-    generator = process(engine_kwargs={"max_lora_rank": 8})
-    with pytest.raises(VLLMError, match=r"(?s)ended with code 4 and left 3 of 3 parts.*AssertionError"):
-        ask(adapted, generator)
-
-
-@pytest.mark.slow
-def test_a_base_that_vllm_cannot_load(process, adapted, tmp_path):
-    with pytest.raises(
-        VLLMError, match=r"(?s)code 4 and could not be started with \{'model'.*unexpected keyword.*'warp'"
-    ):
-        ask(adapted, process(engine_kwargs={"warp": 9}))
-    assert not list((tmp_path / "work").iterdir())
-
-
-KILLED = """
-import os, sys, signal
-from test_vllm_generator import *
-folder, work = Path(sys.argv[1]), sys.argv[2]
-options = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "lora_alpha": 64}
-model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base").eval(), LoraConfig(r=9, **options))
-generator = VLLMGenerator(work_dir=work)
-ask(Policy(model, byte_tokenizer()), generator)
-print(running(generator), flush=True)
-if sys.argv[3] == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("end", ["kill", "regular"])
-def test_vllm_ends_with_its_parent(process, folder, tmp_path, end):
-    process()
-    path = f"{os.environ['PYTHONPATH']}:{Path(__file__).parent}"
-    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "work"), end]
-    parent = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert parent.stdout, parent.stderr
-    assert gone(int(parent.stdout)) and not list((tmp_path / "work").iterdir())
-    assert parent.returncode == (-signal.SIGKILL if end == "kill" else 0)
 
 
 def test_settings():
