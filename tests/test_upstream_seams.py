@@ -478,6 +478,22 @@ def test_prompts_are_sampled_in_single_turns(grpo_trainer):
     assert len(called) == len(around) == 1 and rollout["completion_ids"].tolist() == [[5, 6, 1]] * 4
 
 
+def test_a_rollout_function_may_be_given_late(grpo_trainer):
+    """PPOTrainer(generator=…) sets `rollout_func` on the trainer: one completion per repeated prompt, with log-probabilities."""
+    asked = []
+
+    def rollouts(prompts, trainer):
+        asked.append((prompts, trainer))
+        rows = len(prompts)
+        return {"prompt_ids": [[9]] * rows, "completion_ids": [[5, 1]] * rows, "logprobs": [[-0.5, None]] * rows}
+
+    with replaced(grpo_trainer, rollout_func=rollouts):
+        rollout = grpo_trainer._generate_and_score_completions([{"prompt": prompt} for prompt in "aabb"])
+    assert asked == [(["a", "a", "b", "b"], grpo_trainer)]
+    assert rollout["completion_ids"].tolist() == [[5, 1]] * 4
+    assert str(rollout["sampling_per_token_logps"].tolist()) == str([[-0.5, float("nan")]] * 4)
+
+
 class Processor(ProcessorMixin):
     """Of text alone; one that sees images is no other kind to TRL."""
 
