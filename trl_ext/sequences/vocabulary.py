@@ -14,7 +14,7 @@ def unread_tokens(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
     rows = embedding_rows(config)
     if rows is None or max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder]) < rows:
         return {}
-    return {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
+    return {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
 
 
 def check_vocabulary(
@@ -33,7 +33,7 @@ def check_vocabulary(
     if not unread:
         return
     around = {*tokenizer("")["input_ids"], tokenizer.eos_token_id, pad_token_id}
-    made = {id for id in unread.values() if id in around or id not in tokenizer.added_tokens_decoder}
+    made = {token for token in unread.values() if token in around or token not in tokenizer.added_tokens_decoder}
     if made:
         raise _error(min(made), tokenizer, config, call)
 

@@ -137,7 +137,7 @@ def _fit_embeddings(model: PreTrainedModel, adapter: SavedAdapter) -> None:
     old, trained = model.get_input_embeddings().num_embeddings, _trained_tokens(adapter.config)
     whole = {name: _rows(adapter, name, WHOLE, dim=0) for name in tables}
     parts = [_rows(adapter, name, part, dim=dim) for name in tables for part, dim in PARTS]
-    new = max(set().union(*whole.values(), *parts, {id + 1 for id in trained if id >= old}), default=old)
+    new = max(set().union(*whole.values(), *parts, {token + 1 for token in trained if token >= old}), default=old)
     tied = len({id(table.weight) for table in tables.values()}) == 1
     random = [name for name in tables if not (any(whole.values()) if tied else whole[name])]
     if random and not trained.issuperset(range(old, new)):
@@ -167,7 +167,7 @@ def _rows(adapter: SavedAdapter, table: str, part: str, *, dim: int) -> set[int]
 def _trained_tokens(config: PeftConfig) -> set[int]:
     """Ids whose rows are trained one by one, which PEFT keeps apart from the table."""
     given = config.to_dict().get("trainable_token_indices") or config.to_dict().get("token_indices") or []
-    return {id for ids in (given.values() if isinstance(given, dict) else [given]) for id in ids}
+    return {token for ids in (given.values() if isinstance(given, dict) else [given]) for token in ids}
 
 
 def _own(tables: dict[str, nn.Module]) -> None:
