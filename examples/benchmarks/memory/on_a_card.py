@@ -130,8 +130,8 @@ def main(words: list[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     finally:
-        session.write()
-        print(f"\n{table(session.found)}\n\nresults.json, table.md and log.txt are in {folder}")
+        if session.found["stages"]:
+            print(f"\n{table(session.found)}\n\nresults.json, table.md and log.txt are in {folder}")
 
 
 class Session:
