@@ -9,6 +9,10 @@ import pytest  # all else where it is used: xdist's first process reads this fil
 collect_ignore = ["user_program.py", "trl_1_12_numbers.py"]  # for a type checker, and for TRL 1.12
 
 
+def pytest_collectstart():
+    gc.disable()  # until all is imported
+
+
 def pytest_collection_modifyitems(items):
     import torch
 
@@ -23,6 +27,7 @@ def pytest_collection_finish():
     """Each training begins with a full garbage collection; that of all that is imported by now would take half a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,7 +5,6 @@ for. What only a fresh process shows is tested by those that start one: `acceler
 the commands in test_commands.py.
 """
 
-import gc
 import multiprocessing
 import os
 import runpy
@@ -40,7 +39,6 @@ def _context() -> ForkServerContext:
 
 
 def _run(program: str, arguments: list[str], variables: dict[str, str], output: str) -> None:
-    gc.freeze()
     for stream, end in ((sys.stdout, "out"), (sys.stderr, "err")):
         file = os.open(f"{output}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream.fileno())

@@ -1,5 +1,8 @@
+import gc
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
 
@@ -9,6 +12,30 @@ import trl_ext
 def test_import_is_lazy():
     code = "import sys, trl_ext; assert 'torch' not in sys.modules; trl_ext.PPOConfig; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+@pytest.mark.parametrize("end", ["", "1 / 0"])
+def test_no_garbage_is_looked_for_during_an_import(tmp_path, monkeypatch, is_on, end):
+    """And afterwards it is as before, also where the import fails."""
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / f"lazy_{is_on}_{len(end)}"
+    folder.mkdir()
+    lines = [
+        "from typing import TYPE_CHECKING",
+        "from trl_ext.trainer_kit.lazy import lazy_exports",
+        "if TYPE_CHECKING:",
+    ]
+    lines += [f"    from {folder.name}.part import seen as seen", "lazy_exports(__name__)"]
+    (folder / "__init__.py").write_text("\n".join(lines))
+    (folder / "part.py").write_text(f"import gc\nseen = gc.isenabled()\n{end}")
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError) if end else nullcontext():
+            assert import_module(folder.name).seen is False
+        assert gc.isenabled() == is_on
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", trl_ext.__all__)
