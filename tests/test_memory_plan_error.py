@@ -1,6 +1,7 @@
 """The plan against live tensors of real runs: two combinations of examples/benchmarks/memory/plan_error.py."""
 
 import json
+import logging
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 def test_every_phase_is_within_ten_percent(chosen, monkeypatch):
     monkeypatch.setattr("transformers.logging.set_verbosity_error", lambda: None)
     monkeypatch.setattr("transformers.logging.disable_progress_bar", lambda: None)
+    monkeypatch.setattr(logging.getLogger("bitsandbytes"), "setLevel", lambda level: None)
     for row in compare(chosen, "cpu"):
         assert row["predicted"] == pytest.approx(row["measured"], rel=0.10), row
 
