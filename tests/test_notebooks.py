@@ -29,6 +29,21 @@ Path("outcome.json").write_text(json.dumps({
     "same": tokenizer.decode(ids[0], skip_special_tokens=True).startswith(held_out_prompts["prompt"][0]),
 }))
 """
+WITHOUT_GARBAGE = """
+def load():  # what the notebook imports, out of the way of the garbage collection that each training begins with
+    import gc
+
+    gc.disable()
+    import trl_ext
+
+    for name in trl_ext.__all__:
+        getattr(trl_ext, name)
+    gc.freeze()
+    gc.enable()
+
+load()
+del load
+"""
 HUB = """
 import datasets
 from trl_ext.demo.answers import preference_rows, sft_rows
@@ -59,7 +74,7 @@ def run_one_base(folder: Path, monkeypatch, *, before: str = "", changes: dict[s
     for old, new in (changes or {}).items():
         assert settings.source.count(old) == 1, old
         settings.source = settings.source.replace(old, new)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(WITHOUT_GARBAGE + before))
     notebook.cells.append(nbformat.v4.new_code_cell(OUTCOME))
     execute(notebook, folder, monkeypatch)
     return json.loads((folder / "outcome.json").read_text())
