@@ -7,7 +7,7 @@ import pytest
 from trl_ext.cli import _parser, main
 from trl_ext.cli.plan import card_bytes
 from trl_ext.memory_planning import memory_plan
-from trl_ext.memory_planning.plan_advice import CHANGES
+from trl_ext.memory_planning.plan_changes import CHANGES
 
 GIB = 2**30
 

@@ -13,16 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 from trl_ext import memory_plan
 from trl_ext.memory_planning.counted_models import counted_shape
 from trl_ext.memory_planning.layer_kinds import Experts, Norm
+from trl_ext.memory_planning.layer_pass import Pass
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.model_shapes import BUILT_IN, shape_of
-from trl_ext.memory_planning.plan_activations import (
-    Pass,
-    attention_kept,
-    experts_kept,
-    layer_kept,
-    linears_kept,
-    norms_kept,
-)
+from trl_ext.memory_planning.plan_activations import attention_kept, experts_kept, layer_kept, linears_kept, norms_kept
 from trl_ext.memory_planning.plan_report import print_plan
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}

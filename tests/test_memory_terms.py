@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from examples.benchmarks.common.live_bytes import LiveBytes, PhasePeaks, unique_bytes
+from trl_ext.memory_planning.layer_pass import Pass
 from trl_ext.memory_planning.memory_terms import (
     adapter_params,
     base_bytes,
@@ -18,7 +19,6 @@ from trl_ext.memory_planning.memory_terms import (
 )
 from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
 from trl_ext.memory_planning.plan_activations import (
-    Pass,
     attention_kept,
     int8_kept,
     layer_backward,

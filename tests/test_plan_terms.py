@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from trl_ext.memory_planning.layer_kinds import Experts, Layer, ModelShape
+from trl_ext.memory_planning.layer_pass import Pass
 from trl_ext.memory_planning.memory_terms import BYTES_OF, cache_bytes, nf4_bytes, optimizer_bytes
 from trl_ext.memory_planning.plan_activations import (
-    Pass,
     attention_kept,
     cached_casts,
     cast_weights,
@@ -22,7 +22,8 @@ from trl_ext.memory_planning.plan_activations import (
     norms_kept,
     one_weight,
 )
-from trl_ext.memory_planning.plan_advice import CHANGES, advise
+from trl_ext.memory_planning.plan_advice import advise
+from trl_ext.memory_planning.plan_changes import CHANGES
 from trl_ext.memory_planning.plan_heads import (
     OUR_CPU_TILE,
     head_backward,

@@ -1,6 +1,6 @@
 """Bytes of the vocabulary head, in training and when it scores; `c` bytes of a number in the compute precision."""
 
-from trl_ext.memory_planning.plan_activations import Pass
+from trl_ext.memory_planning.layer_pass import Pass
 
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused vocabulary head, which makes logits in such tiles
 OUR_CPU_TILE = 512  # as `trainer_kit.head_tiles` has it

@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 
 from trl_ext.memory_planning.layer_kinds import ModelShape
+from trl_ext.memory_planning.layer_pass import in_largest
 from trl_ext.memory_planning.memory_terms import cache_bytes
-from trl_ext.memory_planning.plan_activations import in_largest, layer_forward, mask_bytes
+from trl_ext.memory_planning.plan_activations import layer_forward, mask_bytes
 from trl_ext.memory_planning.plan_heads import head_forward
 from trl_ext.memory_planning.plan_roles import other_bases, policy_base, residents
 from trl_ext.memory_planning.plan_settings import PlanSettings

@@ -1,17 +1,14 @@
 """The moments of a training step that may need most."""
 
 from trl_ext.memory_planning.layer_kinds import ModelShape
+from trl_ext.memory_planning.layer_pass import Pass, in_all, in_largest, of_each
 from trl_ext.memory_planning.memory_terms import adapter_params
 from trl_ext.memory_planning.plan_activations import (
-    Pass,
     cached_casts,
-    in_all,
-    in_largest,
     int8_kept,
     layer_backward,
     layer_kept,
     mask_bytes,
-    of_each,
     one_weight,
 )
 from trl_ext.memory_planning.plan_heads import OUR_CPU_TILE, head_backward, head_kept, imitation_kept, imitation_logits
