@@ -16,7 +16,14 @@ from trl_ext.memory_planning.layer_kinds import Experts, Norm
 from trl_ext.memory_planning.layer_pass import Pass
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.model_shapes import BUILT_IN, shape_of
-from trl_ext.memory_planning.plan_activations import attention_kept, experts_kept, layer_kept, linears_kept, norms_kept
+from trl_ext.memory_planning.plan_activations import (
+    attention_kept,
+    dropout_kept,
+    experts_kept,
+    layer_kept,
+    linears_kept,
+    norms_kept,
+)
 from trl_ext.memory_planning.plan_report import print_plan
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -130,6 +137,27 @@ def test_terms_of_other_layers_by_hand():
     falcon = Pass(shape=shape_of(config_of("falcon")), rows=1, length=5, width=2)
     # q, k and v of all heads in fp32, the output in 16 bits; the scores in fp32
     assert attention_kept(falcon) == 5 * 64 * (3 * 4 + 2) + 4 * 4 * 25
+
+
+def test_relu_and_dropout_by_hand():
+    """5 tokens; H = Q = 64, I = 160; ReLU keeps its result alone, of which an adapter's copy is one more."""
+    run = Pass(shape=shape_of(config_of("opt", dropout=0.1)), rows=1, length=5, width=2, rank=2)
+    assert (run.layer.mlp_kept, run.layer.keeps_result, run.layer.reads) == (160, True, 2)
+    copies = (4 * 64 + 64 + 160) - (2 * 64 + 160) + 160  # of q, k, v, o, up and down, but what is counted already
+    assert linears_kept(run) == 2 * 5 * (2 * 64 + 160 + copies + 2 * 6)
+    assert dropout_kept(run) == 2 * 5 * 64 and dropout_kept(replace(run, cuda=False)) == 2 * 2 * 5 * 64
+    assert layer_kept(run) - layer_kept(replace(run, at=replace(run.layer, drops=False))) == dropout_kept(run)
+    assert not any(layer.drops or layer.keeps_result for kind in ("phi3", "gpt_neox") for layer in _kinds(kind))
+
+
+def test_experts_that_stay_as_they_are_keep_less():
+    """5 tokens, 2 experts each; gate and up, four steps between, and the product: 7 I, or without weights to train 6 I."""
+    layer, _ = _kinds("gpt_oss")
+    run = Pass(shape=shape_of(config_of("gpt_oss")), at=layer, rows=1, length=5, width=2, rank=2)
+    assert layer.experts.states == 7 and not layer.experts.adapted and layer.narrow
+    choice = 32 * 10 + 4 * 5 * 8
+    assert experts_kept(run) == 2 * 10 * (64 + 6 * 160) + choice
+    assert experts_kept(replace(run, trains_all=True, rank=0)) == 2 * 10 * (2 * 64 + 7 * 160) + choice
 
 
 def test_the_text_part_of_what_sees_images():
