@@ -38,16 +38,16 @@ def _embedded(samples: list[Sample], policy: Policy) -> list[Sample]:
     ids = ([*sample["prompt_ids"], *sample["completion_ids"]] for sample in samples)
     rows = embedding_rows(policy.model.config)
     beyond = [unread_id(row, rows) for row in ids]
-    unread = [(sample, id) for sample, id in zip(samples, beyond, strict=True) if id is not None]
+    unread = [(sample, token) for sample, token in zip(samples, beyond, strict=True) if token is not None]
     if unread:
-        first, id = unread[0]
+        first, token = unread[0]
         warnings.warn(
             f"{len(unread)} of {len(samples)} samples of this part have a token that the model has no embedding for and are "
-            f"left out, e.g. {policy.tokenizer.convert_ids_to_tokens(id)!r} (id {id}) in one of {first['generator']!r} for "
+            f"left out, e.g. {policy.tokenizer.convert_ids_to_tokens(token)!r} (id {token}) in one of {first['generator']!r} for "
             f"the prompt of row {first['row']}. Call model.resize_token_embeddings(len(tokenizer)), or take it out of them.",
             stacklevel=2,
         )
-    return [sample for sample, id in zip(samples, beyond, strict=True) if id is None]
+    return [sample for sample, token in zip(samples, beyond, strict=True) if token is None]
 
 
 def _within_window(samples: list[Sample], policy: Policy) -> list[Sample]:

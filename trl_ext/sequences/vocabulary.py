@@ -44,8 +44,8 @@ def check_ids(
     """Raise a ValueError for the first row with an id that the model has no embedding for."""
     rows = embedding_rows(config)
     for row in ids:
-        if (id := unread_id(row, rows)) is not None:
-            raise _error(id, tokenizer, config, call)
+        if (unread := unread_id(row, rows)) is not None:
+            raise _error(unread, tokenizer, config, call)
 
 
 def unread_id(ids: list[int], rows: int | None) -> int | None:
@@ -56,7 +56,7 @@ def unread_id(ids: list[int], rows: int | None) -> int | None:
     """
     if rows is None:
         return None
-    return next((id for id in (max(ids, default=0), min(ids, default=0)) if not 0 <= id < rows), None)
+    return next((end for end in (max(ids, default=0), min(ids, default=0)) if not 0 <= end < rows), None)
 
 
 def is_token(id: int | None, config: PretrainedConfig) -> bool:
