@@ -153,6 +153,13 @@ def test_an_error_in_a_reward_names_its_place(folder, capsys):
     refused(capsys, "rewards.py, line 11)", "--reward", "rewards.py:broken")
 
 
+def test_what_a_default_stands_for_is_the_same_command(folder, capsys):
+    run(*NEARNESS)
+    capsys.readouterr()
+    run(*NEARNESS, "--reward-weights", "1", "--min-p", "0")
+    assert capsys.readouterr().out.startswith("Complete already.")
+
+
 def test_a_complete_output_is_left_alone(folder, monkeypatch, capsys):
     run()
     before = (folder / "samples.parquet").stat().st_mtime_ns

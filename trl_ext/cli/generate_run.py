@@ -130,6 +130,6 @@ def generation_record(args: Namespace, prompts: Dataset, sampling: Sampling, gen
         "sampling": sampling.settings(),
         "generator": generator_record(generator),
         "reward": args.reward,
-        "reward_weights": args.reward_weights,
+        "reward_weights": None if set(args.reward_weights or ()) <= {1.0} else args.reward_weights,  # None is 1 each
     }
     return json.loads(json.dumps(record))
