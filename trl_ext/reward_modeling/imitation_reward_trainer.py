@@ -31,21 +31,19 @@ from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_ta
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
+    check_data,
     check_max_length,
     check_pair_tokens,
     check_pairs,
+    check_readable,
     columns_of,
-    named_pairs,
     with_prompt_lengths,
     without_ties,
 )
-from trl_ext.reward_modeling.preference_rows import SIDES
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
-from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
-from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_4_bit_layout, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
@@ -121,10 +119,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         model, processing_class = adapter_at(model, processing_class, args, quantization_config, load=load)
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
         check_offloading(args)
-        if isinstance(model, str):
-            check_one_label(model, args.model_init_kwargs)
-        for name, rows in named_pairs(train_dataset, eval_dataset).items():
-            columns_of(rows, name)
+        check_one_label(model, args.model_init_kwargs)
+        check_data(train_dataset, eval_dataset)
         if imitation_head is not None and not _imitates(args):
             raise ValueError(
                 "ImitationRewardTrainer(imitation_head=…) without imitation: it does nothing at imitation_coef=0. Give "
@@ -193,9 +189,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         dataset = check_pairs(dataset, columns, dataset_name, complete=_imitates(args))
         tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
         if tokenizer is not None:
-            call = f"ImitationRewardTrainer: the {dataset_name} dataset"
-            check_has_template([next(iter(dataset))["chosen"]], tokenizer, call=call)
-            warn_of_unread(dataset, ["prompt", *SIDES], call=call)
+            check_readable(dataset, tokenizer, dataset_name)
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if not _imitates(args):
             return dataset

@@ -22,7 +22,9 @@ from trl_ext.reward_modeling.preference_rows import (
 )
 from trl_ext.sequences.common_prefix import common_length
 from trl_ext.sequences.prompt_rows import one_split
+from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
+from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 from trl_ext.sequences.windows import model_window
 
@@ -32,10 +34,19 @@ _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_i
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
 
 
-def named_pairs(train: object, evaluation: object) -> dict[str, object]:
-    """The data sets that there are, by their names; several to evaluate by their keys."""
+def check_data(train: object, evaluation: object) -> None:
+    """Raise a ValueError for a data set that is none, or has no row; several to evaluate are named by their keys."""
     several = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
-    return {name: rows for name, rows in {"train": train, **several}.items() if rows is not None}
+    for name, rows in {"train": train, **several}.items():
+        if rows is not None:
+            columns_of(rows, name)
+
+
+def check_readable(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise a ValueError for messages without a chat template; warn of what is not read of the first rows."""
+    call = f"ImitationRewardTrainer: the {name} dataset"
+    check_has_template([next(iter(dataset))["chosen"]], tokenizer, call=call)
+    warn_of_unread(dataset, ["prompt", *SIDES], call=call)
 
 
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> list[str]:

@@ -51,21 +51,23 @@ def load_scorer(
         ) from error
 
 
-def check_one_label(path: str, model_kwargs: dict[str, Any] | None) -> None:
+def check_one_label(model: object, model_kwargs: dict[str, Any] | None) -> None:
     """Raise a ValueError for a path where a reward model of several labels was saved.
 
     Any other model has a new head made for it, and its config need not say of how many labels.
 
     Args:
-        path: As given to a trainer.
+        model: As given to a trainer; what is no path is passed over.
         model_kwargs: Of `from_pretrained`.
     """
+    if not isinstance(model, str):
+        return
     known = {name: value for name, value in (model_kwargs or {}).items() if name in CONFIG_KWARGS}
-    config = AutoConfig.from_pretrained(os.path.expanduser(path), **known)
+    config = AutoConfig.from_pretrained(os.path.expanduser(model), **known)
     has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     if has_head and config.num_labels != 1:
         raise ValueError(
-            f"Reward model {path!r} has {config.num_labels} labels: expected 1, one number per completion. Train it with "
+            f"Reward model {model!r} has {config.num_labels} labels: expected 1, one number per completion. Train it with "
             "num_labels=1, or begin with the causal LM."
         )
 
