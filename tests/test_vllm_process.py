@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.vllm_generator import VLLMGenerator
-from trl_ext.generation.vllm_process import VLLMError
+from trl_ext.generation.vllm_process import VLLMError, VLLMProcess
 
 PARTS = [Part(0, (4, 2), ("say it", "why?")), Part(1, (7,), ("go",)), Part(3, (9,), ("yes",))]
 GREEDY = Sampling(num_generations=1, max_completion_length=5, temperature=0.0)
@@ -165,10 +165,13 @@ def test_a_call_that_nobody_reads_to_its_end(process, adapted, tmp_path):
     generator.close()
 
 
-def test_an_adapter_that_vllm_refuses_is_not_tried_again(process, adapted):
+def test_an_adapter_that_vllm_refuses_is_not_tried_again(process, adapted, monkeypatch):
+    starts, start = [], VLLMProcess._start
+    monkeypatch.setattr(VLLMProcess, "_start", lambda self: (starts.append(1), start(self)))
     generator = process(engine_kwargs={"max_lora_rank": 8})
     with pytest.raises(VLLMError, match=r"(?s)ended with code 4 and left 3 of 3 parts.*AssertionError"):
         ask(adapted, generator)
+    assert starts == [1]
 
 
 def test_a_base_that_vllm_cannot_load(process, adapted, tmp_path):
