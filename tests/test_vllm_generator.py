@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,9 +180,10 @@ def adapted(base):
 
 
 @pytest.fixture
-def stand_in(folder, monkeypatch):
+def stand_in(folder, monkeypatch, tmp_path_factory):
     """The worker in this process, with the stand-in as vllm; the module is what the tests look into."""
     monkeypatch.syspath_prepend(str(folder / "stand_in"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("work")))
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
