@@ -13,6 +13,8 @@ import pytest
 import torch
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
+from ppo_case import PROMPTS, logged, ppo_trainer
+from rollouts_case import grpo_trainer
 from self_training_case import trainer
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -265,3 +267,39 @@ def test_raft_killed_within_a_grow_and_resumed(base, tmp_path):
     resumed = run(tmp_path / "killed", VLLMGenerator(**options), resume_from_checkpoint=True)
     for name, parameter in whole.items():
         torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=0)
+
+
+LEARNS = {
+    "per_device_train_batch_size": 64,
+    "num_iterations": 4,
+    "max_steps": 24,  # six rollouts
+    "max_completion_length": 8,
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "constant",
+}
+
+
+def fresh_adapter() -> LoraConfig:
+    return LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ppo_learns_from_its_samples(base, tmp_path, seed):
+    one = ppo_trainer(
+        tmp_path, model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), peft_config=fresh_adapter(),
+        prompts=PROMPTS * 4, beta=0.0, seed=seed, generator=vllm(), **LEARNS,
+    )  # fmt: skip
+    one.train()
+    scores = logged(one, "score")
+    assert len(scores) == 6 and scores[-1] > scores[0] + 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_grpo_learns_from_its_samples(base, tmp_path, seed):
+    one = grpo_trainer(
+        tmp_path, vllm(), model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), peft_config=fresh_adapter(),
+        num_generations=8, seed=seed, **LEARNS,
+    )  # fmt: skip
+    one.train()
+    rewards = logged(one, "reward")
+    assert len(rewards) == 6 and rewards[-1] > rewards[0] + 1

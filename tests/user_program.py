@@ -3,6 +3,7 @@
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
 
 from trl_ext import (
     EndpointGenerator,
@@ -17,9 +18,12 @@ from trl_ext import (
     ReSTConfig,
     ReSTTrainer,
     SharedBase,
+    TransformersGenerator,
+    VLLMGenerator,
     evaluate,
     memory_plan,
     score,
+    vllm_rollouts,
 )
 from trl_ext.generation import Sampling
 from trl_ext.rewards import RepetitionPenalty
@@ -57,6 +61,10 @@ ppo.save_model("policy")
 raft = RAFTConfig("raft", num_stages=2, beta=0.01, max_completion_length=64, learning_rate=2e-5, seed=1)
 RAFTTrainer("model", R3Reward(), raft, prompts, prompts, peft_config=lora).train()
 rest = ReSTConfig("rest", thresholds=[0.5, 0.9], score_map="running", bf16=False, report_to="none")
+PPOTrainer("model", short, PPOConfig("ppo"), prompts, generator=VLLMGenerator("model")).train()
+GRPOTrainer(
+    "model", "reward", GRPOConfig("grpo"), prompts, rollout_func=vllm_rollouts(TransformersGenerator())
+).train()
 endpoint = EndpointGenerator("model", "http://localhost:8000/v1")
 ReSTTrainer(model, RepetitionPenalty(), rest, prompts, generator=endpoint, processing_class=tokenizer).train()
 
