@@ -111,7 +111,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         callbacks, optimizers, quantization_config, peft_config, rollout_func: As `GRPOTrainer` takes them; no scheduler
             beside the optimizer.
         generator: Who samples: None for TRL, by `generate` or as the config says; or a `VLLMGenerator`, which is sent the
-            adapter alone, a `TransformersGenerator`, RAFT's own sampler, or anything with their methods.
+            adapter alone; a `TransformersGenerator`, as RAFT samples, whose ended rows leave their batch; or anything
+            with their methods.
         value_model: None for a linear head on the policy's last hidden state; or a one-label
             sequence-classification model with the policy's vocabulary, or the path of one, e.g. the reward model.
         ptx_dataset: Text that is learned beside, with `ptx_coef`: rows with `text`, `prompt` and `completion`, or
