@@ -234,6 +234,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             value_model=self.critic.own_model,
             reference=self.beta != 0,
             num_generations=self.num_generations,
+            generator="vllm" if sampler_name(self) == "vllm" else "transformers",
         )
 
     def create_optimizer(self, *args, **kwargs):
