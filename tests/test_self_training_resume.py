@@ -1,7 +1,6 @@
 """Killed anywhere, a resumed run samples no finished part again and ends bit for bit like one that was left alone."""
 
 import errno
-import hashlib
 import json
 import os
 import random
@@ -20,7 +19,8 @@ from self_training_case import PROMPTS, even_letters, trainer
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
-from trl_ext import RAFTTrainer, ReSTTrainer, TransformersGenerator
+from examples.benchmarks.common.killed_runs import SAMPLED_LOG, LoggedGenerator, digest
+from trl_ext import RAFTTrainer, ReSTTrainer
 from trl_ext.self_training.run_folder import forget_run
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
@@ -48,20 +48,6 @@ RUNS = {
 }
 
 
-class Sampled(TransformersGenerator):
-    """Writes down each part that it samples."""
-
-    def __init__(self, log: Path):
-        super().__init__()
-        self.log = log
-
-    def generate(self, parts, sampling, policy):
-        for part, samples in super().generate(parts, sampling, policy):
-            with self.log.open("a") as file:
-                file.write(f"{sampling.seed} {part.index}\n")
-            yield part, samples
-
-
 def run(folder: Path, name: str, resume: bool, watch=None) -> None:
     cls, options = RUNS[name]
     one = trainer(
@@ -74,7 +60,7 @@ def run(folder: Path, name: str, resume: bool, watch=None) -> None:
         save_strategy="steps",
         save_steps=3,
         logging_steps=100,
-        generator=Sampled(folder / "sampled.log"),
+        generator=LoggedGenerator(folder / SAMPLED_LOG),
         callbacks=[watch] if watch else [],
         **options,
     )
@@ -143,11 +129,6 @@ def in_child(folder: Path, name: str, resume: bool, event: int | None) -> int:
     return int((folder / "events").read_text())
 
 
-def digest(folder: Path) -> dict[str, str]:
-    files = [*folder.glob("final/*.safetensors"), *(folder / "run").glob("grow-*")]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Of each kind of run: what it ends with when nothing happens to it, and how many events it has."""
@@ -170,7 +151,7 @@ def check_killed(folder: Path, name: str, alone, event: int) -> None:
     assert in_child(folder, name, resume=False, event=1 + event % (events - 1)) == 0
     in_child(folder, name, resume=True, event=None)
     assert digest(folder) == expected
-    counts = Counter((folder / "sampled.log").read_text().splitlines())
+    counts = Counter((folder / SAMPLED_LOG).read_text().splitlines())
     assert sum(count - 1 for count in counts.values()) <= 1  # the part that the kill interrupted
 
 
@@ -417,7 +398,7 @@ def test_a_reward_that_raises_leaves_the_samples(tmp_path):
         "scored-00000.parquet",
     ]
     log = tmp_path / "log"
-    mended = small(tmp_path / "run", generator=Sampled(log))
+    mended = small(tmp_path / "run", generator=LoggedGenerator(log))
     mended.train(resume_from_checkpoint=True)
     assert not log.exists()  # nothing was sampled again
     whole = small(tmp_path / "whole")
@@ -439,7 +420,7 @@ def test_a_damaged_part_costs_that_part(tmp_path):
         small(tmp_path).train(resume_from_checkpoint=True)
     part.unlink()
     log = tmp_path / "log"
-    small(tmp_path, generator=Sampled(log)).train(resume_from_checkpoint=True)
+    small(tmp_path, generator=LoggedGenerator(log)).train(resume_from_checkpoint=True)
     assert [line.split()[1] for line in log.read_text().splitlines()] == ["1"]
 
 

@@ -10,7 +10,6 @@ weights and the parquet files, bit for bit, of a run that was left alone.
 """
 
 import argparse
-import hashlib
 import os
 import random
 import signal
@@ -28,31 +27,17 @@ from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from trl_ext import RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, TransformersGenerator
+from examples.benchmarks.common.killed_runs import SAMPLED_LOG, LoggedGenerator, digest
+from trl_ext import RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer
 from trl_ext.demo.answers import sft_rows
 from trl_ext.demo.world import ASSETS, load_world
 from trl_ext.trainer_kit.whole_files import PARTIAL
 
 KILLS_PER_RUN = 3
-SAMPLED_LOG = "sampled.log"
 
 
-class LoggedGenerator(TransformersGenerator):
-    """Writes down each part that it samples."""
-
-    def __init__(self, log: Path):
-        super().__init__()
-        self.log = log
-
-    def generate(self, parts, sampling, policy):
-        for part, samples in super().generate(parts, sampling, policy):
-            with self.log.open("a") as file:
-                file.write(f"{sampling.seed} {part.index}\n")
-            yield part, samples
-
-
-def letters(completions, **columns) -> list[float]:
-    """Something to learn: the share of vowels."""
+def vowel_share(completions, **columns) -> list[float]:
+    """Something to learn."""
     return [sum(letter in "aeiou" for letter in text) / (1 + len(text)) for text in completions]
 
 
@@ -66,7 +51,7 @@ def run(folder: Path, method: str, bits: int | None) -> None:
     rows = Dataset.from_list(sft_rows(load_world(), count=64, seed=0))
     trainer = trainer_class(
         AutoModelForCausalLM.from_pretrained(path, quantization_config=quantization),
-        letters,
+        vowel_share,
         config_class(
             output_dir=str(folder / "run"),
             num_stages=3,
@@ -150,12 +135,6 @@ def where(folder: Path) -> str:
 
 def finished_parts(folder: Path) -> int:
     return len(list((folder / "run").glob("grow-*/*.parquet")))
-
-
-def digest(folder: Path) -> dict[str, str]:
-    """Hashes of the final weights and of every Grow."""
-    files = [*folder.glob("final/*.safetensors"), *(folder / "run").glob("grow-*.parquet")]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
 def killed_run(folder: Path, args: argparse.Namespace, rng: random.Random, seconds: float, kills: int) -> list[str]:
