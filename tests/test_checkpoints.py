@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -34,6 +35,8 @@ def test_a_failing_run_saves_its_state(tmp_path):
             log_history: ClassVar = [1, 2]
 
         accelerator = None
+        args = SimpleNamespace(output_dir=tmp_path)
+        callback_handler = SimpleNamespace(callbacks=())
 
         def add_callback(self, callback): ...
 

@@ -38,8 +38,7 @@ from trl_ext.ppo.ppo_input import (
 from trl_ext.ppo.ppo_record import FIXED, ppo_record, sampler_name, samples_of
 from trl_ext.ppo.prompt_checks import PromptChecks
 from trl_ext.ppo.rollout_state import RolloutState, state_files
-from trl_ext.ppo.samplers import check_sampling, generator_rollouts, non_empty
-from trl_ext.ppo.sampling_gap import check_weight_cap
+from trl_ext.ppo.samplers import ask, check_sampling, generator_rollouts, non_empty
 from trl_ext.ppo.sampling_watch import SamplingWatch
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
@@ -163,7 +162,6 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
         rollouts = generator_rollouts(generator, rollout_func, args)
-        check_weight_cap(args, rollout_func or rollouts)
         rewards = reward_callables(reward_funcs, reward_processing_classes, args)
         if rollout_func is None:  # which may add columns
             check_columns(rewards, train_dataset, eval_dataset)
@@ -186,13 +184,10 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
                 **others,
             )
         self._take_policy(adapters, named_rows(train_dataset, eval_dataset))
-        if rollouts is not None:
-            self.rollout_func = rollouts  # set here: TRL would warn that it is experimental
-            rollouts.check(self)
+        ask(rollouts, self)
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
         self.rollouts = RolloutState(args)
-        sampler = sampler_name(self)
-        self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights, sampler)
+        self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights, sampler_name(self))
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.text = text_mix(ptx_dataset, self._tokenizer, self.model.config, args)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))

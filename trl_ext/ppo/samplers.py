@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 from peft import PeftModel
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from trl import GRPOTrainer
 
 from trl_ext.generation.protocol import Generator
 from trl_ext.generation.rollouts import GeneratorRollouts, refuse_trls_own
 from trl_ext.ppo.ppo_config import PPOConfig
-from trl_ext.ppo.sampling_gap import read_log_probs
+from trl_ext.ppo.sampling_gap import check_weight_cap, read_log_probs
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 
@@ -19,7 +20,10 @@ CALL = "PPOTrainer(generator=…)"
 def generator_rollouts(
     generator: Generator | None, rollout_func: Callable | None, args: PPOConfig
 ) -> GeneratorRollouts | None:
-    """The generator as TRL's trainer asks it; None of None. A ValueError where somebody else would sample too."""
+    """The generator as TRL's trainer asks it; None of None. A ValueError where somebody else would sample too, or where a cap
+    of weights would do nothing.
+    """
+    check_weight_cap(args, rollout_func or generator)
     if generator is None:
         return None
     rollouts = GeneratorRollouts(generator, call=CALL)
@@ -27,6 +31,13 @@ def generator_rollouts(
         raise ValueError(f"{CALL} with rollout_func: both would sample. Leave one of them out.")
     refuse_trls_own(args, call=CALL)
     return rollouts
+
+
+def ask(rollouts: GeneratorRollouts | None, trainer: GRPOTrainer) -> None:
+    """Let a trainer that has been built be sampled by a generator, if there is one."""
+    if rollouts is not None:
+        trainer.rollout_func = rollouts  # not before: TRL would warn that it is experimental
+        rollouts.check(trainer)
 
 
 def non_empty(rollout_func: Callable | None) -> Callable | None:

@@ -5,7 +5,6 @@ from contextlib import nullcontext, suppress
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -27,14 +26,11 @@ from trl_ext.trainer_kit.checkpoint_files import (
     rng_file,
     written_by,
 )
-from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
-from trl_ext.trainer_kit.run_log import RunLog
-from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
-from trl_ext.trainer_kit.time_left import TimeLeft
+from trl_ext.trainer_kit.watched_runs import WatchedTrainer
 
 
 def newest_complete_checkpoint(output_dir: str | Path, required: Needed = ()) -> str | None:
@@ -49,26 +45,14 @@ def newest_complete_checkpoint(output_dir: str | Path, required: Needed = ()) ->
     return next((str(path) for path in checkpoint_folders(output_dir) if not lacks(path, required)), None)
 
 
-class Explains(Protocol):
-    """What a trainer asks of its `MemoryWatch` when memory has run out."""
-
-    def explain(self) -> str: ...
-
-
-class ResumableTrainer(OutputDirWatch):
+class ResumableTrainer(WatchedTrainer, OutputDirWatch):
     """Mixin before a TRL trainer: resume from the newest complete checkpoint, and keep the log of a run that fails.
 
     `train(resume_from_checkpoint=True)` passes over checkpoints that are unfinished or damaged, and names them; where
     nothing was finished yet, it begins. A checkpoint that is given by its path must be whole, and written by as many
     processes as there are. When training raises, whatever was logged so far is in `trainer_state.json` of the output
     folder, beside the checkpoints. An error for lack of memory says in which phase, and what would need less.
-
-    Ctrl-C or SIGTERM, once, end it after the step it is at with a checkpoint and a `RunStopped`; twice, at once.
     """
-
-    memory: Explains
-    _shown: tuple[str, ...] = ()  # what is logged and matters, for a notebook
-    _stop: StopWatch | None = None  # while it trains
 
     def _checkpoint_files(self) -> tuple[str, ...]:
         """Names of the files, besides Trainer's own, without which a checkpoint is not complete."""
@@ -80,52 +64,14 @@ class ResumableTrainer(OutputDirWatch):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         checkpoint = self._open(resume_from_checkpoint)
-        show_in_notebook(self, self._shown)
-        self._stop = stop = StopWatch(self.accelerator)
-        log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with)
-        left = TimeLeft(self._steps_to_know(), lambda: getattr(self.memory, "seconds", {}))
-        watching = (log, left, stop)
-        for callback in watching:
-            self.add_callback(callback)
         try:
-            with stop.listening():
-                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
             self._keep_log()
             raise torch.OutOfMemoryError(self._out_of_memory(error)) from error
         except BaseException:
             self._keep_log()
             raise
-        finally:
-            for callback in watching:
-                self.remove_callback(callback)
-            self._stop = None
-        if stop.stopped_at is not None:
-            raise RunStopped(self._stopped(stop.stopped_at))
-        return output
-
-    # What is said and kept of it
-
-    def _steps_to_know(self) -> int:
-        """After how many steps its speed is known."""
-        return 10
-
-    def _begun(self) -> dict[str, Any]:
-        plan = getattr(self.memory, "plan", None)
-        phases = {} if plan is None else {name: phase.bytes for name, phase in plan.phases.items()}
-        return {"trainer": type(self).__name__, "config": self._run_record()["config"], "plan": phases}
-
-    def _last_samples(self) -> list[dict[str, Any]]:
-        return []
-
-    def _ended_with(self) -> dict[str, Any]:
-        return {"peaks": {phase: reserved for phase, (_, reserved) in getattr(self.memory, "measured", {}).items()}}
-
-    def _stopped(self, step: int) -> str:
-        how = "save_only_model=True keeps what going on would need out of it"
-        if not self.args.save_only_model:
-            how = "train(resume_from_checkpoint=True) goes on from it"
-        return f"after step {step} of {self.state.max_steps}, with checkpoint-{step} ({how})"
 
     def _open(self, resume: str | PathLike | bool | None) -> str | None:
         """Check all that can be checked, then make the output_dir this run's; the checkpoint to go on from."""

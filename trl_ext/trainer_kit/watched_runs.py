@@ -1,0 +1,73 @@
+"""What looks on while a trainer trains: signals, the log for a report, the time left, a notebook's table."""
+
+from typing import Any, Protocol
+
+from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
+from trl_ext.trainer_kit.run_log import RunLog
+from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
+from trl_ext.trainer_kit.time_left import TimeLeft
+
+
+class Memory(Protocol):
+    """What a trainer asks of its `MemoryWatch`."""
+
+    def explain(self) -> str: ...
+
+
+class WatchedTrainer:
+    """Mixin before a TRL trainer: Ctrl-C or SIGTERM, once, end its run after the step it is at with a checkpoint and a
+    `RunStopped`; twice, at once. What is logged, and samples at a few steps, are left in the run's folder. In a notebook it
+    shows what matters of its method. What a trainer says of its own:
+
+        _shown            names of what it logs and matters
+        _steps_to_know    after how many steps its speed is known
+        _last_samples     its last samples, each with its rewards
+    """
+
+    memory: Memory
+    _shown: tuple[str, ...] = ()
+    _stop: StopWatch | None = None  # while it trains
+
+    def train(self, *args, **kwargs):
+        show_in_notebook(self, self._shown)
+        self._stop = stop = StopWatch(self.accelerator)
+        watching = (
+            RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with),
+            self._time_left(),
+            stop,
+        )
+        for callback in watching:
+            self.add_callback(callback)
+        try:
+            with stop.listening():
+                output = super().train(*args, **kwargs)
+        finally:
+            for callback in watching:
+                self.remove_callback(callback)
+            self._stop = None
+        if stop.stopped_at is not None:
+            raise RunStopped(self._stopped(stop.stopped_at))
+        return output
+
+    def _steps_to_know(self) -> int:
+        return 10
+
+    def _last_samples(self) -> list[dict[str, Any]]:
+        return []
+
+    def _time_left(self) -> TimeLeft:
+        return TimeLeft(self._steps_to_know(), lambda: getattr(self.memory, "seconds", {}))
+
+    def _begun(self) -> dict[str, Any]:
+        plan = getattr(self.memory, "plan", None)
+        phases = {} if plan is None else {name: phase.bytes for name, phase in plan.phases.items()}
+        return {"trainer": type(self).__name__, "config": self._run_record()["config"], "plan": phases}
+
+    def _ended_with(self) -> dict[str, Any]:
+        return {"peaks": {phase: reserved for phase, (_, reserved) in getattr(self.memory, "measured", {}).items()}}
+
+    def _stopped(self, step: int) -> str:
+        how = "save_only_model=True keeps what going on would need out of it"
+        if not self.args.save_only_model:
+            how = "train(resume_from_checkpoint=True) goes on from it"
+        return f"after step {step} of {self.state.max_steps}, with checkpoint-{step} ({how})"
