@@ -31,6 +31,7 @@ def test_the_chain_runs(tmp_path, monkeypatch, capsys):
         "before",
         "control",
         "curves.png",
+        "report.html",
     ):
         assert text in printed
     assert "{'loss'" not in printed  # one line per stage, not Trainer's logs
@@ -41,6 +42,7 @@ def test_the_chain_runs(tmp_path, monkeypatch, capsys):
         measures["before"]["KL to SFT per answer (nats)"] == 0.0 < abs(measures["PPO"]["KL to SFT per answer (nats)"])
     )
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "ppo beside raft beside rest beside control" in (out / "report.html").read_text()
     assert len((out / "answers.jsonl").read_text().splitlines()) == TINY.held_out
     for folder in ("sft", "reward", "reward_without_imitation", "ppo", "raft", "rest", "control"):
         assert (out / folder / "model.safetensors").is_file()

@@ -18,6 +18,7 @@ from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import look, measures, pair_accuracy
 from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
 from trl_ext.demo.world import Entity, load_world
+from trl_ext.reporting.page import report
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import mean_score
 from trl_ext.trainer_kit.own_folders import claim_folder
@@ -26,7 +27,7 @@ from trl_ext.trainer_kit.seeds import check_seed
 IMITATION = 0.1
 MARK = "trl_ext_demo.json"  # says of which demo a folder is
 FOLDERS = ("sft", "reward", "reward_without_imitation", *(run.lower() for run in RUNS[1:]))
-FILES = ("measures.json", "logs.json", "answers.jsonl", "curves.png")
+FILES = ("measures.json", "logs.json", "answers.jsonl", "curves.png", "report.html")
 
 
 def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[str, dict[str, float]]:
@@ -141,7 +142,12 @@ def _save(console: Console, output_dir: Path, measures: dict, questions: list[di
     (output_dir / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     curves = draw_curves(output_dir / "curves.png", logs)
     console.print(f"\nModels, answers and numbers: {output_dir}")
-    console.print(f"Curves: {curves}" if curves else 'For curves: pip install -e ".[plots]"')
+    if curves is None:
+        console.print('For curves and a report: pip install -e ".[plots]"')
+        return
+    console.print(f"Curves: {curves}")
+    page = report([output_dir / run.lower() for run in RUNS[1:]], output_dir / "report.html")
+    console.print(f"What each run shows, and what to turn: {page}")
 
 
 def _quiet() -> None:

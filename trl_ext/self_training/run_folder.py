@@ -13,11 +13,13 @@ from trl_ext.self_training.grow_files import GROW_NAME, GrowFiles
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.self_training.weights import BEST_NAME, save_weights
 from trl_ext.trainer_kit.checkpoint_files import PUSHED
+from trl_ext.trainer_kit.run_log import LOG
 from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
 from trl_ext.trainer_kit.whole_files import link_or_copy, remove_leftovers
 
 INITIAL = "initial_weights.safetensors"
 OWN_NAMES = re.compile(rf"{re.escape(INITIAL)}|{BEST_NAME.pattern}|{GROW_NAME.pattern}\.parquet")
+FORGOTTEN = re.compile(rf"{OWN_NAMES.pattern}|{re.escape(LOG)}")
 TAKEN_NAMES = re.compile(rf"{OWN_NAMES.pattern}|{GROW_NAME.pattern}|checkpoint-\d+|{PUSHED}")  # of no new run
 
 
@@ -116,9 +118,9 @@ def forget_run(folder: Path) -> None:
     for files in grows(folder):
         files.remove_parts()
         files.finished.unlink(missing_ok=True)
-    remove_leftovers(folder, OWN_NAMES)
+    remove_leftovers(folder, FORGOTTEN)
     for path in list(folder.iterdir()):
-        if OWN_NAMES.fullmatch(path.name) and path.is_file():
+        if FORGOTTEN.fullmatch(path.name) and path.is_file():
             path.unlink()
     for path in list(folder.iterdir()):  # last: until then it says whose they are
         if RECORD_NAME.fullmatch(path.name):
