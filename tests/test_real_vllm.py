@@ -272,7 +272,7 @@ def test_raft_killed_within_a_grow_and_resumed(base, tmp_path):
 LEARNS = {
     "per_device_train_batch_size": 64,
     "num_iterations": 4,
-    "max_steps": 24,  # six rollouts
+    "max_steps": 48,  # twelve rollouts
     "max_completion_length": 8,
     "learning_rate": 5e-3,
     "lr_scheduler_type": "constant",
@@ -291,7 +291,7 @@ def test_ppo_learns_from_its_samples(base, tmp_path, seed):
     )  # fmt: skip
     one.train()
     scores = logged(one, "score")
-    assert len(scores) == 6 and scores[-1] > scores[0] + 1
+    assert len(scores) == 12 and scores[-1] > scores[0] + 1
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -302,4 +302,4 @@ def test_grpo_learns_from_its_samples(base, tmp_path, seed):
     )  # fmt: skip
     one.train()
     rewards = logged(one, "reward")
-    assert len(rewards) == 6 and rewards[-1] > rewards[0] + 1
+    assert len(rewards) == 12 and rewards[-1] > rewards[0] + 1
