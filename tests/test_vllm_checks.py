@@ -2,16 +2,18 @@
 
 import importlib.metadata
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import IA3Config, LoraConfig, get_peft_model
 from self_training_case import trainer
 from tiny import byte_tokenizer, reversed_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from trl_ext.generation import vllm_checks
+from trl_ext.generation import vllm_base_weights, vllm_checks
 from trl_ext.generation.protocol import Policy, Sampling
 from trl_ext.generation.vllm_generator import VLLMGenerator
 
@@ -173,6 +175,85 @@ def test_bases_that_vllm_cannot_have(base, tmp_path):
         check(policy, VLLMGenerator("nowhere/at all"))
     with pytest.raises(ValueError, match="generator with another tokenizer"):
         check(Policy(policy.model, reversed_tokenizer()))
+
+
+# The base in memory and the one in the file
+
+
+def merged(base: Path) -> torch.nn.Module:
+    """With an adapter of before merged into it; it still has the base's name."""
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).merge_and_unload()
+
+
+def on_top(model: torch.nn.Module) -> Policy:
+    return Policy(get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"])), byte_tokenizer())
+
+
+Q_PROJ = r"model.layers.0.self_attn.q_proj.weight"
+OTHER_BASE = (
+    r"base is another in memory than in that file.* of \d+ tensors {} differ, e.g. '{}'.*save the merged model"
+)
+
+
+def test_an_adapter_on_a_base_into_which_another_was_merged(base, tmp_path):
+    """vLLM would read the base of before; the merged one, once it is saved, is what it is to be given."""
+    model = merged(base)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    policy = on_top(model)
+    with pytest.raises(ValueError, match=rf"model='{base}'\): the policy's {OTHER_BASE.format(2, Q_PROJ)}"):
+        check(policy)
+    check(policy, VLLMGenerator(str(tmp_path)))
+
+
+def test_another_base_is_refused(base, tmp_path):
+    """By its numbers, and by its sizes."""
+    for name, sizes in (("numbers", {}), ("sizes", {"hidden_size": 64, "intermediate_size": 32})):
+        torch.manual_seed(5)
+        other = tiny_llama(byte_tokenizer(), **sizes)
+        for parameter in other.parameters():
+            torch.nn.init.normal_(parameter)
+        other.save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="base is another in memory than in that file"):
+            check(adapted(base), VLLMGenerator(str(tmp_path / name)))
+
+
+def test_rounding_is_no_other_base(base):
+    """A base in 16 bits, back in 32, with tokens added, or merged and taken apart again, is the file's."""
+    for dtype in (torch.float16, torch.bfloat16):
+        check(on_top(AutoModelForCausalLM.from_pretrained(base).to(dtype)))
+        check(on_top(AutoModelForCausalLM.from_pretrained(base).to(dtype).float()))
+        policy = on_top(AutoModelForCausalLM.from_pretrained(base).to(dtype))
+        policy.model.merge_adapter()
+        policy.model.unmerge_adapter()
+        check(policy)
+    grown = AutoModelForCausalLM.from_pretrained(base)
+    grown.resize_token_embeddings(len(byte_tokenizer()) + 5)
+    vllm_base_weights.check_base_weights(on_top(grown).model, str(base))
+
+
+def test_a_light_merge_is_another_base(base):
+    """A thousandth of the weights' size, in 32 bits."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    weight = model.model.layers[1].mlp.down_proj.weight
+    weight.data += 1e-3 * weight.data.std() * torch.randn_like(weight)
+    with pytest.raises(ValueError, match=OTHER_BASE.format(1, "model.layers.1.mlp.down_proj.weight")):
+        check(on_top(model))
+
+
+def test_a_download_is_read_in_its_cache(base, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(
+        vllm_base_weights, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path)
+    )
+    assert vllm_base_weights.safetensors_of("some/model") == [snapshot / "model.safetensors"]
+    assert vllm_base_weights.safetensors_of("some/other") == []
 
 
 @pytest.mark.parametrize("length", [8, 9])

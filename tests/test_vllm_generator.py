@@ -378,6 +378,17 @@ def test_vllm_is_started_anew_where_more_must_fit(stand_in, adapted):
     assert stand_in.log[-1].args["max_model_len"] == 128
 
 
+def test_a_base_that_changes_between_calls(stand_in, adapted):
+    """The adapter is merged into it, say, and vLLM would add it to the base of before."""
+    generator = VLLMGenerator()
+    ask(adapted, generator)
+    adapted.model.merge_adapter()
+    with pytest.raises(ValueError, match="base is another in memory than in that file"):
+        ask(adapted, generator)
+    adapted.model.unmerge_adapter()
+    assert ask(adapted, generator) and len(stand_in.log) == 1
+
+
 def test_another_tokenizer_is_refused(stand_in, adapted, tmp_path):
     adapted.tokenizer.add_tokens(["<new>"])
     with pytest.raises(ValueError, match=r"generator with another tokenizer.*engine_kwargs=\{'tokenizer'"):

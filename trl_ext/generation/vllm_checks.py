@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.generation.protocol import Policy
+from trl_ext.generation.vllm_base_weights import check_base_weights
 from trl_ext.sequences.tokenizers import tokenizer_beside, tokenizer_fingerprint
 from trl_ext.trainer_kit.loading import loading
 
@@ -41,8 +42,7 @@ def check_served(policy: Policy, model: str | None, engine_kwargs: dict[str, Any
     if policy.model is None:
         raise ValueError("VLLMGenerator: the policy has no model. Give one, or sample with a FileGenerator.")
     if isinstance(policy.model, PeftModel):
-        check_adapter(policy.model)
-        base = base_of(policy.model, model)
+        base = check_adapted(policy.model, model, engine_kwargs)
         check_quantised(served_config(base), engine_kwargs, dtype)
         check_tokenizer(base, engine_kwargs, policy.tokenizer)
     elif model is not None:
@@ -52,6 +52,14 @@ def check_served(policy: Policy, model: str | None, engine_kwargs: dict[str, Any
         )
     else:
         check_quantised(policy.model.config, engine_kwargs, dtype)
+
+
+def check_adapted(policy: PeftModel, model: str | None, engine_kwargs: dict[str, Any]) -> str:
+    """The base that vLLM loads, or a ValueError where that with the adapter alone would not be the policy."""
+    check_adapter(policy)
+    base = base_of(policy, model)
+    check_base_weights(policy, base, engine_kwargs.get("revision"))
+    return base
 
 
 def base_of(policy: PeftModel, model: str | None) -> str:

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from trl_ext.generation.card_turns import vllms_turn
 from trl_ext.generation.protocol import Part, Policy, Sampling
-from trl_ext.generation.vllm_checks import base_of, check_adapter, check_installed, check_served
+from trl_ext.generation.vllm_checks import base_of, check_adapted, check_installed, check_served
 from trl_ext.generation.vllm_engine import LOG_PROBS, engine_of, save_whole
 from trl_ext.generation.vllm_process import VLLMProcess, environment
 from trl_ext.generation.vllm_requests import longest_of, request_of, samples_of, save_adapter
@@ -110,7 +110,7 @@ class VLLMGenerator:
         Raises:
             ImportError: Without vLLM.
             ValueError: For a vLLM of another version; a policy that is more than a causal LM with one plain LoRA; a base
-                without an id or path, with another tokenizer, or that needs what is not installed.
+                without an id or path, of other weights or another tokenizer, or that needs what is not installed.
         """
         if self.max_model_len is not None and self.max_model_len <= sampling.max_completion_length:
             raise ValueError(
@@ -155,7 +155,7 @@ class VLLMGenerator:
         fingerprint = tokenizer_fingerprint(policy.tokenizer)
         is_checked = self._process is not None and self._process.is_alive and self._checked == fingerprint
         if is_checked and isinstance(policy.model, PeftModel):
-            check_adapter(policy.model)
+            check_adapted(policy.model, self.model, self.engine_kwargs)
         else:
             self.check_policy(policy, sampling)
             self._checked = fingerprint
