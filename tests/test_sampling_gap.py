@@ -206,8 +206,19 @@ def test_a_cap_is_refused_where_the_policy_samples(tmp_path):
 # The watch, by hand
 
 
-def seen(kl=0.0, *, error=0.0, distance=0.1, moved=0.0, nearer=None, nearer_error=0.0, weight=1.0, tokens=1000):
-    numbers = {"sampling_kl": (kl, error), "to_policy": (distance, 0.0), "sampling_weight": (weight, 0.01)}
+def seen(
+    kl=0.0,
+    *,
+    error=0.0,
+    distance=0.1,
+    distance_error=0.0,
+    moved=0.0,
+    nearer=None,
+    nearer_error=0.0,
+    weight=1.0,
+    tokens=1000,
+):
+    numbers = {"sampling_kl": (kl, error), "to_policy": (distance, distance_error), "sampling_weight": (weight, 0.01)}
     if nearer is not None:
         numbers |= {"moved": (moved, 0.0), "nearer_to_reference": (nearer, nearer_error)}
     return {name: Mean(*pair, tokens) for name, pair in numbers.items()}
@@ -255,6 +266,31 @@ def test_a_gap_that_grows_to_five_times_the_first_is_warned_of_once():
         watched(first, seen(0.014), seen(-0.014), seen(0.03, error=0.01))
         watched(seen(1e-8), seen(0.009))  # too little to matter
         watched(seen(0.001, error=0.05), seen(0.2))  # the first could be 0.1 as well
+
+
+def test_a_sampler_that_is_not_the_policy_stops_the_run_in_any_rollout():
+    with pytest.raises(
+        RuntimeError, match=r"rollout 2: who samples is not the policy: vLLM's .* are 6.5 nats .*kl 6.4\)"
+    ):
+        watched(seen(6.4, distance=6.5))
+    with pytest.raises(RuntimeError, match="who samples is not the policy"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        watched(seen(), seen(-2.2, distance=2.3))
+
+
+def test_what_4_bits_may_do_is_warned_of_once():
+    """As was measured of a peaked model; few tokens, or noise, stop nothing."""
+    with pytest.warns(
+        UserWarning, match=r"vLLM's log-probabilities are 1.08 nats per token from the policy's"
+    ) as found:
+        watch = watched(seen(0.7, distance=1.08), seen(0.7, distance=1.08))
+    assert len(found) == 1 and watch.warned == ["strange"]
+    with pytest.warns(UserWarning, match="are 9 nats"):
+        watched(seen(8.0, distance=9.0, tokens=20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watched(seen(0.14, distance=0.3))
+        watched(seen(distance=9.0, distance_error=3.0))
 
 
 def test_weights_above_1_are_not_the_samplers():
@@ -319,6 +355,18 @@ def test_a_lost_adapter_is_found_in_the_third_rollout(tmp_path, bits):
     trainer = sampled_trainer(tmp_path, lambda trainer: lost)
     with pytest.raises(RuntimeError, match=r"train: rollout 2: other_engine samples without the adapter"):
         trainer.train()
+
+
+def test_another_model_is_found_in_the_first_rollout(tmp_path):
+    """Of sharper opinions; nothing is learned from its samples."""
+    other = rounded(tiny_llama(byte_tokenizer(), seed=3))
+    other.lm_head.weight.data *= 30
+    trainer = sampled_trainer(tmp_path, lambda trainer: other)
+    with pytest.raises(
+        RuntimeError, match=r"train: rollout 0: who samples is not the policy: other_engine's log-prob"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_without_a_reference_a_lost_adapter_is_warned_of(tmp_path):
