@@ -256,6 +256,19 @@ def test_the_engine_gets_base_and_adapter_unmerged(stand_in, adapted, folder):
     }
 
 
+def test_bytes_of_keys_and_values_take_the_place_of_the_share(folder, monkeypatch):
+    """vLLM would not start unless the share were free as well, and beside an optimizer nine tenths of a card are not."""
+    card = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda", 1)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
+    engine = VLLMGenerator(kv_cache_memory_bytes=20 * 2**30)._engine(card, str(folder / "base"))
+    assert (engine["kv_cache_memory_bytes"], engine["gpu_memory_utilization"]) == (20 * 2**30, 0.25)
+    assert VLLMGenerator()._engine(card, str(folder / "base"))["gpu_memory_utilization"] == 0.9
+    with pytest.raises(ValueError, match=rf"kv_cache_memory_bytes={2**40}\): the card has {80 * 2**30} bytes in all"):
+        VLLMGenerator(kv_cache_memory_bytes=2**40)._engine(card, str(folder / "base"))
+    with pytest.raises(ValueError, match=r"does nothing beside `kv_cache_memory_bytes`: that says how much"):
+        VLLMGenerator(kv_cache_memory_bytes=2**30, gpu_memory_utilization=0.5)
+
+
 def test_auto_is_the_checkpoints_precision(stand_in, adapted, base, tmp_path):
     """vLLM's own "auto" serves a checkpoint of 32 bits in 16."""
     ask(adapted)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PretrainedConfig
 
@@ -38,9 +39,28 @@ def engine_of(
         engine["kv_cache_memory_bytes"] = cache
     if policy.model.device.type == "cuda":
         engine["enable_sleep_mode"] = True
+        if cache is not None:
+            total = torch.cuda.get_device_properties(policy.model.device).total_memory
+            engine["gpu_memory_utilization"] = share_of_cache(cache, total)
     if isinstance(policy.model, PeftModel):
         engine |= {"enable_lora": True, "max_lora_rank": next(r for r in RANKS if r >= rank_of(policy.model))}
     return engine | given
+
+
+def share_of_cache(cache: int, total: int) -> float:
+    """The share of a card that vLLM demands to be free at its start, where its keys and values are given in bytes: theirs.
+
+    It takes nothing by that share then, yet would refuse to start if less is free. Not run on a card.
+
+    >>> share_of_cache(6 * 2**30, 24 * 2**30)
+    0.25
+    """
+    if cache > total:
+        raise ValueError(
+            f"VLLMGenerator(kv_cache_memory_bytes={cache}): the card has {total} bytes in all. Give what the plan says, "
+            "trl-ext plan --generator vllm."
+        )
+    return cache / total
 
 
 def room_for(tokens: int, config: PretrainedConfig) -> int:

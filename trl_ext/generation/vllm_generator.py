@@ -21,10 +21,12 @@ from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.template_check import check_template
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.config_checks import check_config
-from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule, without
 
 RULES = {
-    "gpu_memory_utilization": Rule(above=0.0, high=1.0, expected="a share in (0, 1]"),
+    "gpu_memory_utilization": Rule(
+        above=0.0, high=1.0, expected="a share in (0, 1]", needs=without("kv_cache_memory_bytes", "that says how much")
+    ),
     "kv_cache_memory_bytes": AT_LEAST_1,
     "max_model_len": AT_LEAST_1,
     "prompts_at_once": AT_LEAST_1,
@@ -190,7 +192,7 @@ class VLLMGenerator:
         return self._process
 
     def _engine(self, policy: Policy, model: str) -> dict[str, Any]:
-        own = {"gpu_memory_utilization": self.gpu_memory_utilization}
+        own = {"gpu_memory_utilization": self.gpu_memory_utilization} if self.kv_cache_memory_bytes is None else {}
         if self.max_model_len is not None:
             own["max_model_len"] = self.max_model_len
         return engine_of(
