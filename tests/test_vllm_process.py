@@ -152,6 +152,22 @@ def test_one_process_for_all_calls_which_is_started_anew_when_it_dies(process, a
     assert not list((tmp_path / "work").iterdir())
 
 
+def test_the_adapter_before_is_removed_also_when_vllm_dies_as_it_is_sent_the_next(
+    process, adapted, tmp_path, monkeypatch
+):
+    generator = process()
+    first = ask(adapted, generator)
+
+    def dies(vllm):
+        os.kill(running(generator), signal.SIGKILL)
+        return True
+
+    monkeypatch.setattr(VLLMProcess, "wakes", dies)
+    assert ask(adapted, generator) == first
+    assert [path.name for path in (tmp_path / "work").glob("*/policy-*")] == ["policy-2"]
+    generator.close()
+
+
 def test_a_call_that_nobody_reads_to_its_end(process, adapted, tmp_path):
     generator = process()
     answers = generator.generate(PARTS, GREEDY, adapted)

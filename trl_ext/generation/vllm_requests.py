@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.vllm_worker import ADAPTERS
 from trl_ext.sequences.samples import Sample
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -31,7 +32,7 @@ def longest_of(request: dict[str, Any]) -> int:
 
 def save_adapter(policy: Policy, folder: Path, number: int) -> dict[str, Any]:
     """The policy's active adapter in a folder of its own, under a name and number of its own."""
-    name, active = f"policy-{number}", policy.model.active_adapter
+    name, active = ADAPTERS.format(number), policy.model.active_adapter
     policy.model.save_pretrained(folder / name, selected_adapters=[active], save_embedding_layers=False)
     path = folder / name if active == "default" else folder / name / active
     return {"id": number, "name": name, "path": str(path), "folder": str(folder / name)}

@@ -23,6 +23,7 @@ from typing import Any
 from trl_ext.generation.vllm_answers import batches, completions, sampling_params
 from trl_ext.trainer_kit.whole_files import written_whole
 
+ADAPTERS = "policy-{}"  # their folders' names, by number
 REFUSED, PARENT_IS_GONE = 4, 3  # exit codes
 
 
@@ -42,7 +43,8 @@ class Engine:
         self.adapter = self.lora = None
 
     def take(self, adapter: dict[str, Any] | None) -> None:
-        """Serve this adapter from now on, and forget the one before, whose folder is removed.
+        """Serve this adapter from now on, and forget the one before. The folders of all others are removed, also of those
+        that were sent to a process before this one.
 
         vLLM keeps keys and values by an adapter's name and path, so that each needs its own.
 
@@ -56,8 +58,11 @@ class Engine:
             self.llm.llm_engine.add_lora(self.lora)
         if self.adapter is not None and self.adapter != adapter:
             self.llm.llm_engine.remove_lora(self.adapter["id"])
-            shutil.rmtree(self.adapter["folder"], ignore_errors=True)
         self.adapter = adapter
+        own = Path(adapter["folder"]) if adapter else None
+        for folder in own.parent.glob(ADAPTERS.format("*")) if own else ():
+            if folder != own:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def parts(self, request: dict[str, Any]) -> Iterator[tuple[int, list[list]]]:
         """Each part's number, and for each of its prompts the samples as `completions` makes them."""
