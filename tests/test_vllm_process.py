@@ -181,20 +181,36 @@ def test_a_call_that_nobody_reads_to_its_end(process, adapted, tmp_path):
     generator.close()
 
 
-def test_an_adapter_that_vllm_refuses_is_not_tried_again(process, adapted, monkeypatch):
-    starts, start = [], VLLMProcess._start
-    monkeypatch.setattr(VLLMProcess, "_start", lambda self: (starts.append(1), start(self)))
+def test_an_adapter_that_vllm_refuses_is_not_tried_again(process, adapted, starts):
     generator = process(engine_kwargs={"max_lora_rank": 8})
     with pytest.raises(VLLMError, match=r"(?s)ended with code 4 and left 3 of 3 parts.*AssertionError"):
         ask(adapted, generator)
     assert starts == [1]
 
 
-def test_a_base_that_vllm_cannot_load(process, adapted, tmp_path):
+@pytest.fixture
+def starts(monkeypatch) -> list:
+    """One for each time that vLLM is started."""
+    starts, start = [], VLLMProcess._start
+    monkeypatch.setattr(VLLMProcess, "_start", lambda self: (starts.append(1), start(self)))
+    return starts
+
+
+def test_a_base_that_vllm_loads_but_cannot_run_is_not_tried_again(process, adapted, starts):
+    generator, parts = process(deaths=9), [Part(0, (7,), ("yes",))]  # dies at this prompt
+    with pytest.raises(
+        VLLMError, match=r"(?s)ended with code 1 and left 1 of 1 parts\. Put right what .*CUDA out of m"
+    ) as error:
+        list(generator.generate(parts, GREEDY, adapted))
+    assert starts == [1] and "are kept" not in str(error.value)
+
+
+def test_a_base_that_vllm_cannot_load(process, adapted, starts, tmp_path):
     with pytest.raises(
         VLLMError, match=r"(?s)code 4 and could not be started with \{'model'.*unexpected keyword.*'warp'"
     ):
         ask(adapted, process(engine_kwargs={"warp": 9}))
+    assert starts == [1]
     assert not list((tmp_path / "work").iterdir())
 
 

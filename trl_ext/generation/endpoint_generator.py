@@ -25,7 +25,7 @@ from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.seeds import stable_seed
 
 EMPTY_ANSWERS = 3  # in a row, after which a prompt is given up
-KEPT = "Finished parts are kept: once it answers again, resume the run and only the missing parts are asked for."
+KEPT = "Where a run writes them down, finished parts are kept: once it answers again, resume the run for the missing ones alone."
 
 
 class EndpointError(ConnectionError):

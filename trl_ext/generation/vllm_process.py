@@ -43,6 +43,7 @@ class VLLMProcess:
         self.engine, self.variables, self.folder = engine, variables, folder
         (folder / "engine.json").write_text(json.dumps(engine))
         self.is_busy = False  # with parts that nobody has asked for yet
+        self._has_answered = False  # so that vLLM can run this base
         self._children: list[subprocess.Popen] = []  # the last is alive, unless it has crashed
         self._end = weakref.finalize(self, _end, self._children, folder, os.getpid())
         try:
@@ -65,7 +66,7 @@ class VLLMProcess:
         """Each part's number and answers, as they are finished. After a crash the missing ones are asked for once more.
 
         Raises:
-            VLLMError: If it crashes again, or refuses the adapter.
+            VLLMError: If it crashes again, refuses the adapter, or fails before it has answered anything.
         """
         parts, self.is_busy = {part["index"]: part for part in request["parts"]}, True
         try:
@@ -108,15 +109,18 @@ class VLLMProcess:
             self._check_restart(False, f"could not be started with {self.engine}")
 
     def _check_restart(self, may_restart: bool, what: str) -> None:
-        """After a crash: raise if it is not the call's first, or no crash but a refusal."""
+        """After a crash: raise if it is not the call's first, no crash but a refusal, or a base that has never run here.
+
+        One that was killed, which a negative code says, is started anew whatever it has done.
+        """
         code = self._children[-1].wait()
-        if may_restart and code != REFUSED:
+        if may_restart and code != REFUSED and (self._has_answered or code < 0):
             return
         log = (self.folder / "worker.log").read_text(errors="replace")[-LOG_TAIL:]
         self.close()
         raise VLLMError(
-            f"VLLMGenerator: vLLM ended with code {code} and {what}. Finished parts are kept: put right what follows, then "
-            f"resume the run.\n{log}"
+            f"VLLMGenerator: vLLM ended with code {code} and {what}. Put right what follows, then ask again; a run "
+            f"that writes down finished parts is resumed from them.\n{log}"
         )
 
     def _send(self, request: dict[str, Any]) -> None:
@@ -142,7 +146,7 @@ class VLLMProcess:
     def _finished(self, parts: dict[int, dict]) -> Iterator[tuple[int, list[list]]]:
         """Parts as they are finished, which are then taken out of `parts`; until all are, or the process has ended."""
         for line in self._answers:
-            told = json.loads(line)
+            told, self._has_answered = json.loads(line), True
             path = part_file(self.folder, told["part"])
             answers = json.loads(path.read_text())
             path.unlink()
