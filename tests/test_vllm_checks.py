@@ -164,6 +164,8 @@ def test_weights_of_bitsandbytes_need_the_plugin(base, installed, tmp_path):
         ValueError, match=r"dtype='auto'\): vllm-bnb-plugin==0.0.3 computes in 16 bits only.*dtype='bfloat16'"
     ):
         check(adapted(base), asked)  # of a checkpoint in 32
+    with pytest.raises(ValueError, match=r"dtype='float'\): .*16 bits only"):
+        check(adapted(base), VLLMGenerator(dtype="float", engine_kwargs={"quantization": "bitsandbytes"}))
     for generator in (asked, read):
         generator.dtype = "bfloat16"
         check(adapted(base), generator)

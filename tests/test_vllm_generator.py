@@ -508,6 +508,36 @@ def test_settings():
         VLLMGenerator(engine_kwargs={"kv_cache_dtype": torch.bfloat16})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"engine_kwargs": {"max_model_len": 9}},
+            r"'max_model_len' has an argument of its own. Give VLLMGenerator\(max_model_len",
+        ),
+        ({"engine_kwargs": {"model": "other"}}, r"Give VLLMGenerator\(model="),
+        ({"engine_kwargs": {"dtype": "half"}}, r"Give VLLMGenerator\(dtype="),
+        ({"engine_kwargs": {"gpu_memory_utilization": 0.5}}, r"Give VLLMGenerator\(gpu_memory_utilization="),
+        ({"engine_kwargs": {"kv_cache_memory_bytes": 9}}, r"Give VLLMGenerator\(kv_cache_memory_bytes="),
+        ({"engine_kwargs": {"enable_lora": False}}, r"'enable_lora' follows from the policy"),
+        ({"engine_kwargs": [1]}, r"engine_kwargs=\[1\]\): expected a dictionary of arguments of vllm.LLM, got list"),
+        ({"engine_kwargs": []}, r"expected a dictionary"),
+        (
+            {"dtype": "bf16"},
+            r"VLLMGenerator\(dtype='bf16'\): choose one of 'auto', 'half', 'float16', 'bfloat16', 'float' or 'float32'",
+        ),
+        (
+            {"work_dir": "nowhere/at/all"},
+            r"VLLMGenerator\(work_dir='nowhere/at/all'\): expected a folder that is there",
+        ),
+        ({"work_dir": 5}, r"VLLMGenerator\(work_dir=5\): expected a folder"),
+    ],
+)
+def test_arguments_that_contradict_or_are_not_vllms(options, message):
+    with pytest.raises(ValueError, match=message):
+        VLLMGenerator(**options)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 def test_the_real_vllm(tmp_path):

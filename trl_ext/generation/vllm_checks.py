@@ -181,7 +181,7 @@ def check_quantised(config: PretrainedConfig, engine_kwargs: dict[str, Any], dty
             f"VLLMGenerator: vLLM 0.31 reads bitsandbytes' weights with a plugin alone. pip install {PLUGIN}, or give "
             "model, the same base in 16 bits."
         ) from error
-    if served_dtype(config, dtype) == "float32":
+    if served_dtype(config, dtype) in ("float", "float32"):
         raise ValueError(
             f"VLLMGenerator(dtype={dtype!r}): {PLUGIN} computes in 16 bits only, and this would be 32. Give dtype='bfloat16'."
         )

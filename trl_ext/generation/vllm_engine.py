@@ -1,5 +1,6 @@
 """The arguments that vLLM is started with, and the whole policy where that is what it serves."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,41 @@ from trl_ext.generation.protocol import Policy
 from trl_ext.generation.vllm_checks import RANKS, installed_vllm, rank_of, served_config, served_dtype
 
 LOG_PROBS = "processed_logprobs"  # of the distribution that a token is drawn from
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")  # vLLM's words
+NAMED = (
+    "model",
+    "dtype",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_model_len",
+)  # arguments of VLLMGenerator
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where vLLM itself would take a share of all memory
 CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+
+def checked_engine_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
+    """Further arguments of `vllm.LLM`, {} of None, or a ValueError where they say what is said elsewhere or are no JSON."""
+    call = f"VLLMGenerator(engine_kwargs={given})"
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{call}: expected a dictionary of arguments of vllm.LLM, got {type(given).__name__}.")
+    try:
+        json.dumps(given)
+    except TypeError as error:
+        raise ValueError(
+            f"{call}: they go to another process as JSON ({error}). Give numbers, strings, lists and dictionaries."
+        ) from error
+    named = [name for name in NAMED if name in given]
+    if named:
+        raise ValueError(f"{call}: {named[0]!r} has an argument of its own. Give VLLMGenerator({named[0]}=…).")
+    if "enable_lora" in given:
+        raise ValueError(f"{call}: 'enable_lora' follows from the policy, whether it has an adapter. Leave it out.")
+    if given.get("logprobs_mode", LOG_PROBS) != LOG_PROBS:
+        raise ValueError(
+            f"{call}: a sample's log-probabilities are those that it was drawn with, {LOG_PROBS!r}. Leave logprobs_mode out."
+        )
+    return given
 
 
 def engine_of(

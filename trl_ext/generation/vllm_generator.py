@@ -1,6 +1,5 @@
 """Samples of the policy through vLLM, which runs in a process of its own while the policy is off the card."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from peft import PeftModel
 from trl_ext.generation.card_turns import vllms_turn
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.vllm_checks import base_of, check_adapted, check_installed, check_served
-from trl_ext.generation.vllm_engine import LOG_PROBS, engine_of, save_whole
+from trl_ext.generation.vllm_engine import DTYPES, checked_engine_kwargs, engine_of, save_whole
 from trl_ext.generation.vllm_process import VLLMProcess, environment
 from trl_ext.generation.vllm_requests import longest_of, request_of, samples_of, save_adapter
 from trl_ext.sequences.samples import Sample
@@ -24,6 +23,10 @@ from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule, without
 
 RULES = {
+    "dtype": Rule(words=DTYPES),
+    "work_dir": Rule(
+        fits=lambda path: isinstance(path, str | Path) and Path(path).is_dir(), expected="a folder that is there"
+    ),
     "gpu_memory_utilization": Rule(
         above=0.0, high=1.0, expected="a share in (0, 1]", needs=without("kv_cache_memory_bytes", "that says how much")
     ),
@@ -44,12 +47,12 @@ class VLLMGenerator:
 
     Args:
         model: Base that vLLM serves, id or path; None: the one that the policy's adapter names.
-        dtype: As vLLM has it; "auto" is the checkpoint's.
+        dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is the checkpoint's.
         gpu_memory_utilization: Share of the card that vLLM takes, in (0, 1].
         kv_cache_memory_bytes: Bytes of keys and values, in the place of that share, as `memory_plan(generator="vllm")`
             counts them; None: the share's, on a CPU 1 GiB.
         max_model_len: Longest prompt with completion, in tokens; None: the longest so far, rounded up to a power of two.
-        engine_kwargs: Further arguments of `vllm.LLM`, as JSON takes them, e.g. {"tensor_parallel_size": 2}; with
+        engine_kwargs: Further arguments of `vllm.LLM` than these, as JSON takes them, e.g. {"tensor_parallel_size": 2}; with
             {"quantization": "bitsandbytes"} and vllm-bnb-plugin the base is served in NF4, as one that is trained in 4 bits.
         work_dir: Where the adapter, or the whole policy, and finished parts are kept meanwhile; None: the system's
             folder for temporary files.
@@ -75,19 +78,7 @@ class VLLMGenerator:
 
     def __post_init__(self):
         check_config(self, RULES)
-        try:
-            json.dumps(self.engine_kwargs)
-        except TypeError as error:
-            raise ValueError(
-                f"VLLMGenerator(engine_kwargs={self.engine_kwargs}): they go to another process as JSON ({error}). Give "
-                "numbers, strings, lists and dictionaries."
-            ) from error
-        self.engine_kwargs = self.engine_kwargs or {}
-        if self.engine_kwargs.get("logprobs_mode", LOG_PROBS) != LOG_PROBS:
-            raise ValueError(
-                f"VLLMGenerator(engine_kwargs={self.engine_kwargs}): a sample's log-probabilities are those that it was drawn "
-                f"with, {LOG_PROBS!r}. Leave logprobs_mode out."
-            )
+        self.engine_kwargs = checked_engine_kwargs(self.engine_kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_process"}  # a copy starts its own
