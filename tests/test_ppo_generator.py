@@ -136,6 +136,14 @@ def test_a_policy_that_the_generator_cannot_serve(tmp_path):
         ppo_trainer(tmp_path, generator=Refuses())
 
 
+def test_one_that_grows_with_its_prompts_is_told_at_once_how_far(tmp_path):
+    """Before anything is sampled: vLLM is started once, with room for all."""
+    one = VLLMGenerator("tiny")
+    one.check_policy = lambda policy, sampling: None
+    ppo_trainer(tmp_path, generator=one, prompts=[*PROMPTS, "x" * 40])
+    assert one._expected == 40 + 5
+
+
 def test_what_it_gives_is_looked_at(tmp_path):
     one = ppo_trainer(tmp_path, generator=Replaying(completion_ids=[]), reward_funcs=even_letters, prompts=PROMPTS)
     with pytest.raises(ValueError, match=r"PPOTrainer\(generator=…\): row 0 \('.*'\) has no token"):

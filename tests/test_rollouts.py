@@ -268,6 +268,35 @@ def test_a_policy_that_the_generator_cannot_serve(tmp_path):
         raft_trainer(tmp_path / "raft", generator=Refuses())
 
 
+def test_a_generator_knows_before_it_begins_how_long_it_will_become(tmp_path):
+    """Of training's and evaluation's prompts the longest, as the policy reads it, with its completion."""
+
+    class Expects(Replaying):
+        def expect(self, tokens):
+            assert not self.asked
+            self.tokens = tokens
+
+    prompts, held_out = (
+        ("say it", "a longer prompt") * 8,
+        Dataset.from_dict({"prompt": ["the longest of the prompts"]}),
+    )
+    trained = grpo_trainer(tmp_path, one := Expects(), prompts=prompts)
+    rollout(trained)
+    assert one.tokens == len("a longer prompt") + 5
+    for several in (held_out, {"a": held_out, "b": held_out.map(lambda row: {"prompt": "x" + row["prompt"]})}):
+        rollout(grpo_trainer(tmp_path, one := Expects(), prompts=prompts, eval_dataset=several))
+        assert one.tokens == len("the longest of the prompts") + 5 + isinstance(several, dict)
+    chat = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    rollout(grpo_trainer(tmp_path, one := Expects(), prompts=chat), chat[:4])
+    assert one.tokens == len(trained._tokenize_prompts([chat[1]])[0][0]) + 5
+    streamed = grpo_trainer(tmp_path, one := Expects())
+    streamed.train_dataset = Dataset.from_dict({"prompt": ["a"]}).to_iterable_dataset()
+    rollout(streamed)
+    assert not hasattr(one, "tokens")
+    raft_trainer(tmp_path / "raft", generator=(one := Expects()))
+    assert one.tokens > 0
+
+
 @pytest.mark.slow
 def test_two_processes_sample_what_one_does(tmp_path):
     """Each its own rows, by their numbers over both; the error of one reaches the other."""

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from trl_ext.generation.protocol import ChecksPolicy, Generator, Policy, Sampling
+from datasets import Dataset
+
+from trl_ext.generation.protocol import ChecksPolicy, ExpectsLength, Generator, Policy, Sampling
+from trl_ext.sequences.token_ids import longest_prompt_ids
 
 
 def checked_generator(generator: object, *, call: str) -> Generator:
@@ -21,10 +24,22 @@ def checked_generator(generator: object, *, call: str) -> Generator:
     return generator
 
 
-def check_policy(generator: Generator, policy: Policy, sampling: Sampling) -> None:
-    """Raise a ValueError for a policy that the generator knows it cannot serve, where it says so."""
+def check_policy(generator: Generator, policy: Policy, sampling: Sampling, *datasets: object) -> None:
+    """Raise a ValueError for a policy that the generator knows it cannot serve, where it says so; and tell it how long the
+    longest prompt with its completion is, where it asks.
+
+    Args:
+        generator, policy, sampling: Who samples whom, and how.
+        datasets: All prompts that it will be given: data sets, or dictionaries of them; of a stream nobody knows.
+    """
     if isinstance(generator, ChecksPolicy):
         generator.check_policy(policy, sampling)
+    if isinstance(generator, ExpectsLength):
+        several = [rows for data in datasets for rows in (data.values() if isinstance(data, dict) else [data])]
+        read = [policy.tokenizer, policy.chat_template_kwargs]
+        longest = [longest_prompt_ids(rows["prompt"], *read) for rows in several if isinstance(rows, Dataset) and rows]
+        if longest:
+            generator.expect(max(longest) + sampling.max_completion_length)
 
 
 def generator_record(generator: Generator) -> dict[str, Any]:

@@ -151,4 +151,13 @@ class ChecksPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class ExpectsLength(Protocol):
+    """A generator that had better know, before anything is sampled, how long it may become."""
+
+    def expect(self, tokens: int) -> None:
+        """Take note of the longest prompt with its completion, in tokens, of those that are known to come."""
+        ...
+
+
 OWN_GENERATORS = ("transformers", "vllm")  # those that sample the policy, and so cost forward passes of it

@@ -99,7 +99,8 @@ class GeneratorRollouts:
             )
         if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
             raise ValueError(f"{self.call}: a vision-language model is not supported. Let TRL sample.")
-        check_policy(self.generator, policy_of(trainer), sampling_of(trainer.args, seed=0))
+        sampling, data = sampling_of(trainer.args, seed=0), (trainer.train_dataset, trainer.eval_dataset)
+        check_policy(self.generator, policy_of(trainer), sampling, *data)
         keep_4_bit_layout(trainer.model)  # a generator may sample in eval mode
         self._checked.add(trainer)
 

@@ -11,12 +11,11 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.rewards.learned_reward import LearnedReward
-from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
+from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 
 UNKNOWN_LENGTH = 512  # of the prompts of a stream
-LOOKED_AT = 32  # of the longest prompts by letters
 
 
 def reward_modules(rewards: Iterable) -> list[LearnedReward]:
@@ -92,8 +91,7 @@ def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template
     """Tokens of the longest prompt, text or messages; of a stream, whose end nobody knows, a guess."""
     if not isinstance(dataset, Dataset):
         return UNKNOWN_LENGTH
-    longest = sorted(dataset["prompt"], key=lambda prompt: len(str(prompt)))[-LOOKED_AT:]
-    return max(len(prompt_ids(prompt, tokenizer, template_kwargs)) for prompt in longest)
+    return longest_prompt_ids(dataset["prompt"], tokenizer, template_kwargs)
 
 
 def _rank(model: nn.Module) -> int | None:

@@ -135,7 +135,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
     Before the run, since a run that has begun may not go on with other prompts.
     """
     args, policy, steps = grower.args, grower.policy, grower.schedule.steps_per_improve
-    check_policy(grower.generator, policy, args.sampling(stage=0))
+    check_policy(grower.generator, policy, args.sampling(stage=0), grower.dataset)
     if args.importance_clip is not None and grower.generator.name not in OWN_GENERATORS:
         raise ValueError(
             f"{trainer}(generator={grower.generator.name!r}) with importance_clip={args.importance_clip}: its samples are "

@@ -5,7 +5,7 @@ never read as text again, to which a tokenizer would add its own.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,9 @@ from trl_ext.sequences.texts import Text
 TemplateKwargs = Mapping[str, Any] | None  # for the chat template: what `chat_template_kwargs` hold, and `tools`
 
 
+LOOKED_AT = 32  # of the longest prompts by letters
+
+
 class NoTemplate(ValueError):
     """Messages, and a tokenizer without a chat template."""
 
@@ -26,6 +29,14 @@ def prompt_ids(prompt: Text, tokenizer: PreTrainedTokenizerBase, template_kwargs
     if isinstance(prompt, str):
         return tokenizer(prompt, verbose=False)["input_ids"]
     return _rendered(prompt, tokenizer, template_kwargs, add_generation_prompt=True)
+
+
+def longest_prompt_ids(
+    prompts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None
+) -> int:
+    """Tokens of the longest prompt, looked for among those of the most letters."""
+    longest = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LOOKED_AT:]
+    return max(len(prompt_ids(prompt, tokenizer, template_kwargs)) for prompt in longest)
 
 
 def prompt_text(
