@@ -78,6 +78,52 @@ def test_a_resumed_run_samples_on(tmp_path, make):
         assert generator.seeds() == whole.rollout_func.generator.seeds()[2:]
 
 
+class Interrupts(TrainerCallback):
+    """Ctrl-C, once, in the middle of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt
+
+
+def test_the_same_trainer_goes_on_as_a_new_one_would(tmp_path):
+    """Begun anew after Ctrl-C, or trained once more: no count is left of what was before."""
+    steps = {"gradient_accumulation_steps": 4, "steps_per_generation": 2, "per_device_train_batch_size": 2}
+    save = steps | {"save_strategy": "steps", "save_steps": 1}
+    grpo_trainer(tmp_path / "whole", whole := Replaying(), **save).train()
+    one = grpo_trainer(tmp_path / "same", asked := Replaying(), callbacks=[Interrupts(1)], **save)
+    with pytest.raises(KeyboardInterrupt):
+        one.train()
+    sampled = asked.seeds()
+    assert sampled == whole.seeds()[: len(sampled)] and len(sampled) in (3, 4)
+    one.train(resume_from_checkpoint=True)
+    assert asked.seeds()[len(sampled) :] == whole.seeds()[2:]
+    one.train()
+    assert asked.seeds()[-6:] == whole.seeds()
+
+
+def test_two_trainers_one_after_the_other_count_for_themselves(tmp_path):
+    other = grpo_trainer(tmp_path / "other", asked := Replaying())
+    rollouts = other.rollout_func
+    one = grpo_trainer(tmp_path / "one", None)
+    one.rollout_func = rollouts
+    for trainer in (one, other, other):
+        rollout(trainer)
+    assert asked.seeds()[0] == asked.seeds()[1] != asked.seeds()[2]
+
+
+def test_each_evaluation_of_the_same_weights_has_the_same_seeds(tmp_path):
+    held_out = Dataset.from_dict({"prompt": ["a", "b"]})
+    one = grpo_trainer(tmp_path, asked := Replaying(), per_device_eval_batch_size=2, eval_dataset=held_out)
+    for _ in range(2):
+        one.evaluate()
+    assert asked.seeds()[:2] == asked.seeds()[2:] and len(set(asked.seeds())) == 2
+
+
 def test_it_samples_by_the_configs_options(tmp_path):
     options = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.3}
     rollout(grpo_trainer(tmp_path, generator := Replaying(), max_completion_length=7, **options))

@@ -1,9 +1,9 @@
 """Samples of a `Generator`, as TRL's trainers take them: a `rollout_func`."""
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trl_ext.generation.endpoint_generator import EndpointGenerator
 from trl_ext.generation.file_generator import FileGenerator
@@ -66,12 +66,11 @@ class GeneratorRollouts:
                 f"{call}: its completions are not the policy's, from whose own samples this trainer learns. Give a "
                 "VLLMGenerator or a TransformersGenerator; RAFTTrainer and ReSTTrainer learn from others' completions."
             )
-        self._checked: WeakSet[GRPOTrainer] = WeakSet()
-        self._counts: dict[str, tuple[int, int]] = {}  # by mode: an optimizer step, and how many rollouts it has had
+        self._counts: WeakKeyDictionary[GRPOTrainer, RolloutCount] = WeakKeyDictionary()  # of those that were checked
 
     def __call__(self, prompts: list, trainer: "GRPOTrainer") -> dict[str, Any]:
         """`prompt_ids`, `completion_ids` and `logprobs` (None where the generator gives none), a list per prompt."""
-        if trainer not in self._checked:
+        if trainer not in self._counts:
             self.check(trainer)
         first = trainer.accelerator.process_index * len(prompts)
         part = Part(0, tuple(range(first, first + len(prompts))), tuple(prompts))
@@ -102,15 +101,35 @@ class GeneratorRollouts:
         sampling, data = sampling_of(trainer.args, seed=0), (trainer.train_dataset, trainer.eval_dataset)
         check_policy(self.generator, policy_of(trainer), sampling, *data)
         keep_4_bit_layout(trainer.model)  # a generator may sample in eval mode
-        self._checked.add(trainer)
+        self._counts[trainer] = RolloutCount()
+        trainer.add_callback(self._counts[trainer])
 
     def _seed(self, trainer: "GRPOTrainer") -> int:
         """Of this rollout, by what a checkpoint knows: several in one optimizer step are told apart by their order."""
         mode, step = "train" if trainer.model.training else "eval", trainer.state.global_step
-        last, count = self._counts.get(mode, (step, 0))
-        count = count if last == step else 0
-        self._counts[mode] = (step, count + 1)
-        return stable_seed(trainer.args.seed, "rollout", mode, step, count)
+        return stable_seed(trainer.args.seed, "rollout", mode, step, self._counts[trainer].next(mode, step))
+
+
+class RolloutCount(TrainerCallback):
+    """How many rollouts an optimizer step has had: from 0 wherever training, or an evaluation, begins."""
+
+    def __init__(self):
+        self.last: dict[str, tuple[int, int]] = {}  # by mode: a step, and the number that its next rollout gets
+
+    def next(self, mode: str, step: int) -> int:
+        """The number of a rollout of this step, "train" or "eval"."""
+        last, number = self.last.get(mode, (step, 0))
+        number = number if last == step else 0
+        self.last[mode] = (step, number + 1)
+        return number
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.last.clear()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.last.pop("eval", None)
+
+    on_predict = on_evaluate
 
 
 def refuse_trls_own(args: "GRPOConfig", *, call: str) -> None:
