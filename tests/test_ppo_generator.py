@@ -11,7 +11,7 @@ from shared_case import base_path, lora
 from test_ppo_learns import ALL_LINEAR, first_and_last_score, quantised
 from test_ppo_resume import assert_same_state, trainer
 
-from trl_ext import FileGenerator, SharedBase, TransformersGenerator, VLLMGenerator
+from trl_ext import FileGenerator, SharedBase, TransformersGenerator, VLLMGenerator, vllm_rollouts
 from trl_ext.trainer_kit.run_record import read_record
 
 
@@ -119,6 +119,38 @@ def test_trl_does_not_warn_of_it(tmp_path, recwarn):
 def test_what_cannot_go_together(tmp_path, options, message):
     with pytest.raises(ValueError, match=rf"PPOTrainer\(generator=…\).*{message}"):
         ppo_trainer(tmp_path, **{"generator": TransformersGenerator()} | options)
+
+
+def test_rollouts_of_a_generator_are_the_generator(tmp_path):
+    """Checked at construction, named in the record, and a resumed run has the same."""
+
+    class Refuses(Replaying):
+        def check_policy(self, policy, sampling):
+            raise ValueError("not this policy")
+
+    with pytest.raises(ValueError, match=r"^not this policy$"):
+        ppo_trainer(tmp_path, rollout_func=vllm_rollouts(Refuses()))
+    with pytest.raises(ValueError, match=r"PPOTrainer\(generator=…\) with cache_implementation='static'"):
+        ppo_trainer(tmp_path, rollout_func=vllm_rollouts(Replaying()), cache_implementation="static")
+    trainer(tmp_path, rollout_func=vllm_rollouts(given := Replaying()), stop_at=2).train()
+    assert read_record(tmp_path)["generator"] == {"name": "replaying", "generator": "replaying"}
+    trainer(tmp_path / "other", generator=(asked := Replaying()), stop_at=2).train()
+    assert given.seeds() == asked.seeds()
+    with pytest.raises(ValueError, match="name: 'replaying' then, 'transformers' now"):
+        trainer(tmp_path, rollout_func=vllm_rollouts(TransformersGenerator())).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("rollout_func", "message"),
+    [
+        (VLLMGenerator(), r"a generator is no function .*Give generator=VLLMGenerator\(…\)"),
+        (VLLMGenerator, r"a generator is no function .*Give generator=VLLMGenerator\(…\)"),
+        ("vllm", r"'vllm'\): expected a function of prompts and trainer.*generator=VLLMGenerator\(\)"),
+    ],
+)
+def test_what_is_no_function_of_prompts(tmp_path, rollout_func, message):
+    with pytest.raises(ValueError, match=rf"PPOTrainer\(rollout_func=.*{message}"):
+        ppo_trainer(tmp_path, rollout_func=rollout_func)
 
 
 def test_others_completions_are_refused(tmp_path):

@@ -41,6 +41,7 @@ def vllm_rollouts(generator: Generator) -> "GeneratorRollouts":
 
     Args:
         generator: Who samples the policy: a `VLLMGenerator`, a `TransformersGenerator`, or anything with their methods.
+            TRL takes no generator itself: `rollout_func=VLLMGenerator()` it would call in vain, at the first step.
 
     Returns:
         A `rollout_func`. The same run seed, optimizer step, number of the rollout in it and row in the batch of all

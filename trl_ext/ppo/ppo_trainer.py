@@ -38,7 +38,7 @@ from trl_ext.ppo.ppo_input import (
 from trl_ext.ppo.ppo_record import FIXED, ppo_record, sampler_name, samples_of
 from trl_ext.ppo.prompt_checks import PromptChecks
 from trl_ext.ppo.rollout_state import RolloutState, state_files
-from trl_ext.ppo.samplers import ask, check_sampling, generator_rollouts, non_empty
+from trl_ext.ppo.samplers import ask, check_sampling, checked_sampler, non_empty
 from trl_ext.ppo.sampling_watch import SamplingWatch
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
@@ -161,7 +161,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         check_value_model(value_model, reward_funcs, args)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
-        rollouts = generator_rollouts(generator, rollout_func, args)
+        rollouts, rollout_func = checked_sampler(generator, rollout_func, args)
         rewards = reward_callables(reward_funcs, reward_processing_classes, args)
         if rollout_func is None:  # which may add columns
             check_columns(rewards, train_dataset, eval_dataset)

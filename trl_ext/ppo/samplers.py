@@ -17,20 +17,41 @@ from trl_ext.trainer_kit.passes import under_adapter
 CALL = "PPOTrainer(generator=…)"
 
 
-def generator_rollouts(
+def checked_sampler(
     generator: Generator | None, rollout_func: Callable | None, args: PPOConfig
-) -> GeneratorRollouts | None:
-    """The generator as TRL's trainer asks it; None of None. A ValueError where somebody else would sample too, or where a cap
-    of weights would do nothing.
+) -> tuple[GeneratorRollouts | None, Callable | None]:
+    """The generator as TRL's trainer asks it, or else the function that samples; None for what was not given.
+
+    What `vllm_rollouts` made is taken as the generator in it.
+
+    Raises:
+        ValueError: For what is neither, where two would sample, or where an option would do nothing.
     """
+    if generator is not None and rollout_func is not None:
+        raise ValueError(f"{CALL} with rollout_func: both would sample. Leave one of them out.")
+    if isinstance(rollout_func, GeneratorRollouts):
+        generator, rollout_func = rollout_func.generator, None
     check_weight_cap(args, rollout_func or generator)
     if generator is None:
-        return None
+        return None, _checked_function(rollout_func)
     rollouts = GeneratorRollouts(generator, call=CALL)
-    if rollout_func is not None:
-        raise ValueError(f"{CALL} with rollout_func: both would sample. Leave one of them out.")
     refuse_trls_own(args, call=CALL)
-    return rollouts
+    return rollouts, None
+
+
+def _checked_function(rollout_func: Callable | None) -> Callable | None:
+    """It, or a ValueError for what TRL would call in vain."""
+    call = f"PPOTrainer(rollout_func={rollout_func!r})"
+    is_class = isinstance(rollout_func, type)
+    if isinstance(rollout_func, Generator) and (is_class or not callable(rollout_func)):  # a class has the methods too
+        name = (rollout_func if is_class else type(rollout_func)).__name__
+        raise ValueError(f"{call}: a generator is no function of prompts and trainer. Give generator={name}(…).")
+    if rollout_func is not None and not callable(rollout_func):
+        raise ValueError(
+            f"{call}: expected a function of prompts and trainer, as GRPOTrainer takes it. Give one, or generator=…, e.g. "
+            "generator=VLLMGenerator()."
+        )
+    return rollout_func
 
 
 def ask(rollouts: GeneratorRollouts | None, trainer: GRPOTrainer) -> None:
