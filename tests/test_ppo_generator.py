@@ -153,6 +153,14 @@ def test_what_is_no_function_of_prompts(tmp_path, rollout_func, message):
         ppo_trainer(tmp_path, rollout_func=rollout_func)
 
 
+def test_a_cap_of_weights_is_refused_where_no_log_probabilities_will_come(tmp_path):
+    """Of a generator that says nothing of it, they may."""
+    for given in ({"generator": TransformersGenerator()}, {"rollout_func": vllm_rollouts(TransformersGenerator())}):
+        with pytest.raises(ValueError, match=r"sampling_weight_cap=5.0\): it does nothing where .*without log-prob"):
+            ppo_trainer(tmp_path, sampling_weight_cap=5.0, **given)
+    ppo_trainer(tmp_path, sampling_weight_cap=5.0, generator=Replaying())
+
+
 def test_others_completions_are_refused(tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     with pytest.raises(ValueError, match=r"PPOTrainer\(generator=…\): its completions are not the policy's"):

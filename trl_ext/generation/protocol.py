@@ -160,4 +160,11 @@ class ExpectsLength(Protocol):
         ...
 
 
+@runtime_checkable
+class SaysLogProbs(Protocol):
+    """A generator that says, before anything is sampled, whether its samples have `log_probs`."""
+
+    gives_log_probs: bool
+
+
 OWN_GENERATORS = ("transformers", "vllm")  # those that sample the policy, and so cost forward passes of it

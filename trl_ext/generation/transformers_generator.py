@@ -36,6 +36,7 @@ class TransformersGenerator:
     """
 
     name = "transformers"
+    gives_log_probs = False
 
     def __init__(self, *, batch_size: int | None = None):
         self.batch_size = checked("TransformersGenerator", "batch_size", batch_size, int | None, AT_LEAST_1)

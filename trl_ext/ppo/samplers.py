@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from trl import GRPOTrainer
 
-from trl_ext.generation.protocol import Generator
+from trl_ext.generation.protocol import Generator, SaysLogProbs
 from trl_ext.generation.rollouts import GeneratorRollouts, refuse_trls_own
 from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.ppo.sampling_gap import check_weight_cap, read_log_probs
@@ -31,12 +31,16 @@ def checked_sampler(
         raise ValueError(f"{CALL} with rollout_func: both would sample. Leave one of them out.")
     if isinstance(rollout_func, GeneratorRollouts):
         generator, rollout_func = rollout_func.generator, None
-    check_weight_cap(args, rollout_func or generator)
+    check_weight_cap(args, weighs=rollout_func is not None or _may_give_log_probs(generator))
     if generator is None:
         return None, _checked_function(rollout_func)
     rollouts = GeneratorRollouts(generator, call=CALL)
     refuse_trls_own(args, call=CALL)
     return rollouts, None
+
+
+def _may_give_log_probs(generator: Generator | None) -> bool:
+    return generator is not None and (not isinstance(generator, SaysLogProbs) or generator.gives_log_probs)
 
 
 def _checked_function(rollout_func: Callable | None) -> Callable | None:

@@ -5,7 +5,7 @@ the tokens that it drew, by the distribution that it drew them from (temperature
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +41,19 @@ def sampling_weights(log_probs: Tensor, sampled: Tensor, *, cap: float) -> Tenso
     return weights.masked_fill(sampled.isnan(), 1.0).clamp(max=cap)
 
 
-def check_weight_cap(config: PPOConfig, rollout_func: Callable | None) -> None:
-    """Raise a ValueError for a cap of weights where the policy samples itself, so that there is nothing to weigh."""
+def check_weight_cap(config: PPOConfig, *, weighs: bool) -> None:
+    """Raise a ValueError for a cap of weights where there is nothing to weigh.
+
+    Args:
+        config: Of the run.
+        weighs: Whether another than the policy samples, who may say how probable its tokens were.
+    """
     cap = config.sampling_weight_cap
-    if rollout_func is None and cap != defaults_of(config)["sampling_weight_cap"]:
+    if not weighs and cap != defaults_of(config)["sampling_weight_cap"]:
         raise ValueError(
-            f"PPOConfig(sampling_weight_cap={cap}): it does nothing where the policy samples itself. Leave it out, or give "
-            "PPOTrainer who samples instead, with log-probabilities."
+            f"PPOConfig(sampling_weight_cap={cap}): it does nothing where the policy samples itself, or a generator without "
+            "log-probabilities, as TransformersGenerator. Leave it out, or give PPOTrainer who samples instead, with "
+            "log-probabilities."
         )
 
 
