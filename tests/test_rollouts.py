@@ -274,11 +274,29 @@ def test_others_completions_are_refused(tmp_path):
         {"use_transformers_continuous_batching": True},
         {"generation_kwargs": {"num_beams": 2}},
         {"cache_implementation": "static"},
+        {"transformers_continuous_batching_config": {"max_memory_percent": 0.5}},
+        {"vllm_gpu_memory_utilization": 0.5},
+        {"vllm_max_model_length": 64},
+        {"vllm_importance_sampling_clip_max": None},
+        {"vllm_importance_sampling_correction": False},
     ],
 )
 def test_options_of_trls_own_sampling(tmp_path, option):
     trainer = grpo_trainer(tmp_path, Replaying(), **option)
     with pytest.raises(ValueError, match=rf"{next(iter(option))}=.*: the generator samples, and .*Leave one"):
+        rollout(trainer)
+
+
+def test_what_says_the_default_or_nothing_is_taken(tmp_path):
+    rollout(grpo_trainer(tmp_path, Replaying(), vllm_gpu_memory_utilization=0.3, generation_kwargs={}))
+
+
+def test_a_cap_under_its_older_name(tmp_path):
+    with pytest.warns(FutureWarning):
+        trainer = grpo_trainer(tmp_path, Replaying(), vllm_importance_sampling_cap=2.0)
+    with pytest.raises(
+        ValueError, match=r"vllm_importance_sampling_c.*=2.0: the generator samples, and it is of TRL's"
+    ):
         rollout(trainer)
 
 

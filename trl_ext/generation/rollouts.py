@@ -11,6 +11,7 @@ from trl_ext.generation.given_generator import check_policy, checked_generator
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.rollout_checks import checked_samples
 from trl_ext.trainer_kit.adapters import keep_4_bit_layout
+from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.seeds import stable_seed
 from trl_ext.trainer_kit.trainer_input import refuse_sharding
@@ -27,7 +28,9 @@ TRLS_OWN = {
     "use_transformers_continuous_batching": "TRL does not sample",
     "generation_kwargs": "no generator reads them",
     "cache_implementation": "TRL does not sample",
+    "transformers_continuous_batching_config": "TRL does not sample",
 }
+TRLS_VLLM = "it is of TRL's vLLM, which does not run; those of a VLLMGenerator are its own arguments"
 
 
 def vllm_rollouts(generator: Generator) -> "GeneratorRollouts":
@@ -135,9 +138,11 @@ class RolloutCount(TrainerCallback):
 
 def refuse_trls_own(args: "GRPOConfig", *, call: str) -> None:
     """Raise a ValueError for an option of TRL's own sampling, which would do nothing."""
-    for name, why in TRLS_OWN.items():
+    defaults = defaults_of(args)
+    reasons = TRLS_OWN | {name: TRLS_VLLM for name in defaults if name.startswith("vllm_")}
+    for name, why in reasons.items():
         value = getattr(args, name)
-        if value:
+        if value not in (defaults[name], {}):
             raise ValueError(f"{call} with {name}={value!r}: the generator samples, and {why}. Leave one of them out.")
 
 
