@@ -1,6 +1,7 @@
 """A generator behind TRL's `rollout_func`: whose completions, by which seeds, up to which end, and what is refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,15 @@ def test_their_log_probabilities_reach_the_trainer(tmp_path):
     made = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in ROWS])
     expected = torch.tensor([-0.5, -1.0, float("nan"), -2.0, -2.5]).expand(4, 5)
     torch.testing.assert_close(made["sampling_per_token_logps"], expected, equal_nan=True)
+
+
+def test_a_row_without_log_probabilities_leaves_the_others_theirs(tmp_path):
+    def all_but_one(samples):
+        return [sample | {"log_probs": None if sample["row"] == 2 else [-1.0] * 5} for sample in samples]
+
+    rows = rollout(grpo_trainer(tmp_path, Gives(all_but_one)))["logprobs"]
+    assert [rows[i] for i in (0, 1, 3)] == [[-1.0] * 5] * 3
+    assert len(rows[2]) == 5 and all(math.isnan(number) for number in rows[2])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

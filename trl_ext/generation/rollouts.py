@@ -1,5 +1,6 @@
 """Samples of a `Generator`, as TRL's trainers take them: a `rollout_func`."""
 
+import math
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -10,6 +11,7 @@ from trl_ext.generation.file_generator import FileGenerator
 from trl_ext.generation.given_generator import check_policy, checked_generator
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.rollout_checks import checked_samples
+from trl_ext.sequences.samples import Sample
 from trl_ext.trainer_kit.adapters import keep_4_bit_layout
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.processes import together
@@ -73,7 +75,7 @@ class GeneratorRollouts:
         self._counts: WeakKeyDictionary[GRPOTrainer, RolloutCount] = WeakKeyDictionary()  # of those that were checked
 
     def __call__(self, prompts: list, trainer: "GRPOTrainer") -> dict[str, Any]:
-        """`prompt_ids`, `completion_ids` and `logprobs` (None where the generator gives none), a list per prompt."""
+        """`prompt_ids`, `completion_ids` and `logprobs` (NaN where the generator gives none), a list per prompt."""
         if trainer not in self._counts:
             self.check(trainer)
         first = trainer.accelerator.process_index * len(prompts)
@@ -84,11 +86,11 @@ class GeneratorRollouts:
                 answers = self.generator.generate([part], sampling, policy) or ()
                 samples = [sample for _, samples in answers for sample in samples]
             samples = checked_samples(samples, part, sampling, policy, call=self.call)
-        log_probs = [sample.get("log_probs") for sample in samples]
+        log_probs = [sample["log_probs"] for sample in samples]
         return {
             "prompt_ids": [sample["prompt_ids"] for sample in samples],
             "completion_ids": [sample["completion_ids"] for sample in samples],
-            "logprobs": None if None in log_probs else log_probs,
+            "logprobs": _rows_of(log_probs, samples),
         }
 
     def check(self, trainer: "GRPOTrainer") -> None:
@@ -134,6 +136,14 @@ class RolloutCount(TrainerCallback):
         self.last.pop("eval", None)
 
     on_predict = on_evaluate
+
+
+def _rows_of(log_probs: list[list[float] | None], samples: list[Sample]) -> list[list[float]] | None:
+    """A number per token, NaN in rows without any; None where no row has any."""
+    if all(row is None for row in log_probs):
+        return None
+    unknown = ([math.nan] * len(sample["completion_ids"]) for sample in samples)
+    return [nan if row is None else row for row, nan in zip(log_probs, unknown, strict=True)]
 
 
 def refuse_trls_own(args: "GRPOConfig", *, call: str) -> None:
