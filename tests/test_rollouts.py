@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -211,6 +212,8 @@ GIVEN = {
     "another prompt": (changed(prompt_ids=[9]), r"the prompt_ids \[9\]: expected \[.*another tokenizer's or another"),
     "text alone": (changed(completion_ids=None), "completion_ids None: expected a list of whole numbers"),
     "numbers": (changed(completion_ids=[1.5]), r"completion_ids \[1.5\]: expected a list of whole numbers"),
+    "switches": (changed(completion_ids=[True]), r"completion_ids \[True\]: expected a list of whole numbers"),
+    "rows": (changed(row=[0]), r"rows 0 to 3, got a completion of row \[0\]"),
     "empty": (changed(completion_ids=[]), "has no token: expected at least one. .*the end token alone"),
     "other ids": (changed(completion_ids=[5, 99999]), "token 99999, and the policy's vocabulary has 259: another tok"),
     "negative": (changed(completion_ids=[-1]), "token -1, and the policy's vocabulary"),
@@ -221,6 +224,49 @@ GIVEN = {
     ),
     "log_probs of": (changed(log_probs="-1"), "expected a number for each of its 5 tokens, got '-1'"),
 }
+
+
+class Yields(Replaying):
+    """What `make` makes of a part and its samples."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def generate(self, parts, sampling, policy):
+        return (self.make(part, samples) for part, samples in super().generate(parts, sampling, policy))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda part, samples: samples,
+        lambda part, samples: samples[:2],  # as many as there should be of a part and its samples
+        lambda part, samples: samples[0],
+        lambda part, samples: (part, samples, 1),
+        lambda part, samples: (part.index, samples),
+        lambda part, samples: (part, None),
+    ],
+)
+def test_what_is_no_part_with_its_samples(tmp_path, make):
+    message = r"the generator 'replaying': expected its `generate` to yield \(part, samples\).*Mend the generator"
+    with pytest.raises(ValueError, match=message):
+        rollout(grpo_trainer(tmp_path, Yields(make)))
+    with pytest.raises(ValueError, match=message):
+        raft_trainer(tmp_path / "raft", generator=Yields(make)).train()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    def in_numpy(samples):
+        numbers = {"completion_ids": np.array([5, 6]), "log_probs": np.array([-1.0, -2.0], dtype=np.float32)}
+        listed = {"completion_ids": list(np.array([5, 6])), "log_probs": [np.float32(-1), np.float64(-2)]}
+        return [
+            sample | {"row": np.int64(sample["row"])} | (listed if sample["row"] else numbers) for sample in samples
+        ]
+
+    given = rollout(grpo_trainer(tmp_path, Gives(in_numpy)))
+    assert given["completion_ids"] == [[5, 6]] * 4 and given["logprobs"] == [[-1.0, -2.0]] * 4
+    assert {type(number) for number in given["completion_ids"][0] + given["completion_ids"][1]} == {int}
 
 
 @pytest.mark.parametrize(("make", "message"), GIVEN.values(), ids=GIVEN)

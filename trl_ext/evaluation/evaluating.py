@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.evaluation.comparison import MADE_OF, PERPLEXITY, Evaluation, values_of
 from trl_ext.evaluation.scoring import Rewards, reward_functions
-from trl_ext.generation.given_generator import checked_generator
+from trl_ext.generation.given_generator import checked_generator, finished_parts
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.rewards.reward_columns import check_reward_columns
@@ -135,7 +135,7 @@ def _rows_that_fit(asked: Policy, start, dataset: Dataset, column: str | None, l
 
 def _sampled(generator: Generator, dataset: Dataset, sampling: Sampling, asked: Policy) -> list[Sample]:
     part = Part(0, tuple(range(len(dataset))), tuple(dataset["prompt"]))
-    samples = [sample for _, samples in generator.generate([part], sampling, asked) for sample in samples]
+    samples = [sample for _, samples in finished_parts(generator, [part], sampling, asked) for sample in samples]
     if not (samples := tokenised(samples, asked)):
         raise ValueError(f"evaluate(generator={generator.name!r}): it gave no completion to any prompt.")
     return samples

@@ -1,10 +1,13 @@
 """The generator that a trainer is given: whether it is one, whether it can serve the policy, and what a run notes of it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset
 
-from trl_ext.generation.protocol import ChecksPolicy, ExpectsLength, Generator, Policy, Sampling
+from trl_ext.generation.protocol import ChecksPolicy, ExpectsLength, Generator, Part, Policy, Sampling
+from trl_ext.sequences.samples import Sample
+from trl_ext.sequences.text_shapes import shown
 from trl_ext.sequences.token_ids import longest_prompt_ids
 
 
@@ -40,6 +43,20 @@ def check_policy(generator: Generator, policy: Policy, sampling: Sampling, *data
         longest = [longest_prompt_ids(rows["prompt"], *read) for rows in several if isinstance(rows, Dataset) and rows]
         if longest:
             generator.expect(max(longest) + sampling.max_completion_length)
+
+
+def finished_parts(
+    generator: Generator, parts: list[Part], sampling: Sampling, policy: Policy
+) -> Iterator[tuple[Part, list[Sample]]]:
+    """What the generator yields, as it comes; a ValueError for what is no part with its samples."""
+    for answer in generator.generate(parts, sampling, policy) or ():
+        is_pair = isinstance(answer, list | tuple) and len(answer) == 2 and isinstance(answer[0], Part)
+        if not is_pair or not isinstance(answer[1], list | tuple):
+            raise ValueError(
+                f"the generator {generator.name!r}: expected its `generate` to yield (part, samples), each part that it was "
+                f"given with a list of its samples, got {shown(answer)}. Mend the generator."
+            )
+        yield answer
 
 
 def generator_record(generator: Generator) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
+
+import numpy as np
 
 from trl_ext.generation.completion_checks import vocabulary_size
 from trl_ext.generation.decoding import until_end
@@ -63,7 +65,7 @@ def _by_row(samples: list[Sample], part: Part, call: str) -> dict[int, Sample]:
             )
         row = sample.get("row")
         if row not in part.rows or row in by_row:
-            fault = "a second completion" if row in by_row else "a completion"
+            fault = "a second completion" if row in part.rows else "a completion"
             asked = f"one completion for each of the rows {part.rows[0]} to {part.rows[-1]}"
             raise ValueError(f"{call}: expected {asked}, got {fault} of row {row!r}. {MEND}, or its `row`s.")
         by_row[row] = sample
@@ -82,8 +84,8 @@ def _checked_prompt(sample: Sample, read: list[int], where: str) -> list[int]:
 
 
 def _checked_ids(sample: Sample, vocabulary: int, where: str) -> list[int]:
-    ids = sample.get("completion_ids")
-    if not isinstance(ids, list | tuple) or not all(type(i) is int for i in ids):
+    ids = _listed(sample.get("completion_ids"))
+    if not isinstance(ids, list | tuple) or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
         raise ValueError(
             f"{where} has the completion_ids {shown(ids)}: expected a list of whole numbers, the tokens that were sampled. "
             f"{MEND}: text alone does not say which tokens to learn from."
@@ -98,11 +100,16 @@ def _checked_ids(sample: Sample, vocabulary: int, where: str) -> list[int]:
             f"{where} has the token {beyond[0]}, and the policy's vocabulary has {vocabulary}: another tokenizer's ids. "
             "Give a generator that serves the policy, with its tokenizer."
         )
-    return list(ids)
+    return [int(i) for i in ids]
+
+
+def _listed(numbers: object) -> object:
+    """NumPy's as a list; else as given."""
+    return numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
 
 
 def _checked_log_probs(sample: Sample, length: int, where: str) -> list[float] | None:
-    log_probs = sample.get("log_probs")
+    log_probs = _listed(sample.get("log_probs"))
     if log_probs is None:
         return None
     numbers = isinstance(log_probs, list | tuple) and all(isinstance(x, Real | None) for x in log_probs)
@@ -112,4 +119,4 @@ def _checked_log_probs(sample: Sample, length: int, where: str) -> list[float] |
             f"{where}, log_probs: expected a number for each of its {length} tokens, got {came}. {MEND}, or leave "
             "`log_probs` out."
         )
-    return [math.nan if number is None else number for number in log_probs]
+    return [math.nan if number is None else float(number) for number in log_probs]

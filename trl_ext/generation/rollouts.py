@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trl_ext.generation.endpoint_generator import EndpointGenerator
 from trl_ext.generation.file_generator import FileGenerator
-from trl_ext.generation.given_generator import check_policy, checked_generator
+from trl_ext.generation.given_generator import check_policy, checked_generator, finished_parts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.rollout_checks import checked_samples
 from trl_ext.sequences.samples import Sample
@@ -83,7 +83,7 @@ class GeneratorRollouts:
         policy, sampling = policy_of(trainer), sampling_of(trainer.args, seed=self._seed(trainer))
         with together(trainer.accelerator):
             with trainer.compute_loss_context_manager():  # its autocast
-                answers = self.generator.generate([part], sampling, policy) or ()
+                answers = finished_parts(self.generator, [part], sampling, policy)
                 samples = [sample for _, samples in answers for sample in samples]
             samples = checked_samples(samples, part, sampling, policy, call=self.call)
         log_probs = [sample["log_probs"] for sample in samples]

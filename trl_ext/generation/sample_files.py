@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trl_ext.generation.given_generator import finished_parts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import Text
@@ -163,6 +164,6 @@ def sample_missing(
     """Sample the parts that are not on disk, and write each as it comes, as `complete` makes it; yields them."""
     missing = [part for part in parts if not files.is_sampled(part.index)]
     if missing:
-        for part, samples in generator.generate(missing, sampling, policy):
+        for part, samples in finished_parts(generator, missing, sampling, policy):
             files.write_sampled(part.index, complete(part, samples), schema)
             yield part
