@@ -273,6 +273,31 @@ def test_dry_run_refuses_what_training_would(here, capsys):
     assert "reads the column `wanted`" in refused(capsys, *config, "--dataset_name", "unwanted.jsonl")
 
 
+def test_ppo_with_another_sampler(here, capsys):
+    main(["ppo", "--config", "short.yaml", "--generator", "transformers"])
+    assert json.loads(Path("out/trl_ext_run.json").read_text())["generator"]["name"] == "transformers"
+    assert "accept_changes=['generator']" in refused(capsys, "ppo", "--config", "short.yaml")
+
+
+def test_a_sampler_that_there_is_not(here, capsys):
+    config = ["--config", "short.yaml", "--dry_run"]
+    told = refused(capsys, "ppo", *config, "--generator", "vlm")
+    assert "--generator vlm: expected one of trl, transformers, vllm." in told
+    told = refused(capsys, "ppo", *config, "--generator", "vllm", "--cache_implementation", "static")
+    assert "cache_implementation='static': the generator samples" in told
+    assert "none.parquet" in refused(
+        capsys, "raft", *adjusted(here, "raft"), "--generator", "none.parquet", "--dry_run"
+    )
+
+
+@pytest.mark.parametrize("command", ["ppo", "raft", "rest"])
+def test_the_plan_knows_who_samples(command, here, capsys):
+    options = [command, *adjusted(here, command), "--use_peft", "--dry_run", "--card", "24GB"]
+    for generator, at_vllm in ((), False), (("--generator", "transformers"), False), (("--generator", "vllm"), True):
+        main([*options, *generator])
+        assert ("vLLM" in capsys.readouterr().out) is at_vllm
+
+
 @pytest.mark.parametrize("command", TRAINING)
 def test_examples_for_7b_fit_24gb(command, here, capsys):
     write_rows(here / "asked.jsonl", [{"prompt": "x" * 512}] * 2048)

@@ -11,8 +11,11 @@ from trl_ext.cli.roles import Roles
 from trl_ext.cli.train_policy import PolicyCommand
 from trl_ext.cli.training_command import Facts
 from trl_ext.cli.training_command import main as run
+from trl_ext.generation import TransformersGenerator, VLLMGenerator
+from trl_ext.generation.protocol import Generator
 from trl_ext.ppo import PPOConfig, PPOTrainer
 from trl_ext.ppo.ppo_input import check_text, read_data
+from trl_ext.ppo.samplers import checked_sampler
 from trl_ext.trainer_kit.config_docs import option
 
 
@@ -31,6 +34,27 @@ class CriticArguments:
     )
 
 
+GENERATORS = {"trl": None, "transformers": TransformersGenerator, "vllm": VLLMGenerator}
+
+
+@dataclass
+class SamplerArguments:
+    """Who samples."""
+
+    _argument_group_name = "who samples"
+
+    generator: str = option(
+        "trl", "trl, as TRL's options say; transformers, where ended rows leave their batch; or vllm."
+    )
+
+    def made(self) -> Generator | None:
+        """The generator; None for TRL."""
+        if self.generator not in GENERATORS:
+            raise ValueError(f"--generator {self.generator}: expected one of {', '.join(GENERATORS)}.")
+        make = GENERATORS[self.generator]
+        return make and make()
+
+
 class PPOCommand(PolicyCommand):
     name = "ppo"
     method = "ppo"
@@ -39,7 +63,7 @@ class PPOCommand(PolicyCommand):
         "PPO with a critic. Rows need `prompt`, text or messages; other columns reach the rewards. A stopped run goes on "
         "with the same command."
     )
-    beside = (RewardArguments, CriticArguments)
+    beside = (RewardArguments, CriticArguments, SamplerArguments)
 
     @classmethod
     def config(cls):
@@ -48,6 +72,10 @@ class PPOCommand(PolicyCommand):
     @property
     def critic(self) -> CriticArguments:
         return self.others[1]
+
+    @property
+    def sampler(self) -> SamplerArguments:
+        return self.others[2]
 
     def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> PPOTrainer:
         return PPOTrainer(
@@ -58,6 +86,7 @@ class PPOCommand(PolicyCommand):
             eval_dataset=evaluation,
             value_model=roles.value_model(self.critic.value_model),
             ptx_dataset=self._text(),
+            generator=self.sampler.made(),
         )
 
     def _text(self) -> Dataset | None:
@@ -67,12 +96,14 @@ class PPOCommand(PolicyCommand):
     def check(self, facts: Facts) -> None:
         read_data(facts.train, facts.evaluation, self.args)
         check_text(self._text(), self.args)
+        checked_sampler(self.sampler.made(), None, self.args)
         super().check(facts)
 
     def planned(self) -> dict:
         return {
             "value_model": self.critic.value_model is not None,
             "reference": self.args.beta != 0,
+            "generator": "vllm" if self.sampler.generator == "vllm" else "transformers",
             "batch": self.args.generation_batch_size // self.args.world_size,
         }
 

@@ -48,6 +48,10 @@ class RAFTCommand(PolicyCommand):
     def config(cls):
         return RAFTConfig
 
+    @property
+    def sampler(self) -> GeneratorArguments:
+        return self.others[1]
+
     def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> SelfTrainingTrainer:
         return self.trainer_class(
             **roles.policy(),
@@ -55,18 +59,20 @@ class RAFTCommand(PolicyCommand):
             args=self.args,
             train_dataset=train,
             eval_dataset=evaluation,
-            generator=self.others[1].made(),
+            generator=self.sampler.made(),
         )
 
     def check(self, facts: Facts) -> None:
         name = self.trainer_class.__name__
+        self.sampler.made()
         checked_args(self.args, self.model.model_name_or_path, None, trainer=name, config=self.config())
         read_dataset(facts.train, trainer=name, completions=self.args.mix_dataset)
         read_eval_dataset(facts.evaluation, self.args, trainer=name)
         super().check(facts)
 
     def planned(self) -> dict:
-        return {"batch": self.args.generation_batch_size} if self.args.generation_batch_size else {}
+        batch = {"batch": self.args.generation_batch_size} if self.args.generation_batch_size else {}
+        return batch | {"generator": "vllm" if self.sampler.generator == "vllm" else "transformers"}
 
 
 def main(argv: Sequence[str]) -> None:
