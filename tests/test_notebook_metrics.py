@@ -1,6 +1,8 @@
 """The table of a notebook, without one: what it would show is HTML."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from checkpoint_case import KINDS, make, pairs
@@ -68,3 +70,9 @@ def test_without_a_notebook_nothing_changes(tmp_path):
     before = [type(callback) for callback in trainer.callback_handler.callbacks]
     trainer.train()
     assert [type(callback) for callback in trainer.callback_handler.callbacks] == before
+
+
+def test_no_notebook_needs_no_ipython():
+    """Which no trainer depends on."""
+    code = "import sys; sys.modules['IPython'] = None; from trl_ext import PPOTrainer, RAFTTrainer, ImitationRewardTrainer"
+    subprocess.run([sys.executable, "-c", code], check=True)

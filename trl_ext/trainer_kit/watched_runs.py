@@ -1,8 +1,8 @@
 """What looks on while a trainer trains: signals, the log for a report, the time left, a notebook's table."""
 
+import sys
 from typing import Any, Protocol
 
-from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
 from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
 from trl_ext.trainer_kit.time_left import TimeLeft
@@ -29,7 +29,10 @@ class WatchedTrainer:
     _stop: StopWatch | None = None  # while it trains
 
     def train(self, *args, **kwargs):
-        show_in_notebook(self, self._shown)
+        if "transformers.utils.notebook" in sys.modules:  # else nobody has its bar; it needs IPython
+            from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
+
+            show_in_notebook(self, self._shown)
         self._stop = stop = StopWatch(self.accelerator)
         watching = (
             RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with),
