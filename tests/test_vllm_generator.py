@@ -187,12 +187,15 @@ def stand_in(folder, monkeypatch, tmp_path_factory):
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
+    started = []
+
     class Here:
         """vLLM's process in this one, which says what it is told in JSON."""
 
         is_alive, is_busy = True, False
 
         def __init__(self, engine, variables, folder):
+            started.append(self)
             self.engine, self.folder = engine, folder
             self.vllm = vllm_worker.Engine(json.loads(json.dumps(engine)))
 
@@ -215,6 +218,10 @@ def stand_in(folder, monkeypatch, tmp_path_factory):
 
     monkeypatch.setattr(vllm_generator, "VLLMProcess", Here)
     yield importlib.import_module("vllm")
+    for process in started:
+        if process.is_alive:
+            process.close()  # what the real one does when it is collected
+    assert not list(Path(tempfile.gettempdir()).glob("trl-ext-vllm-*"))
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         sys.modules.pop(name, None)
 
