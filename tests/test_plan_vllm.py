@@ -96,6 +96,7 @@ def test_the_ranks_are_vllms():
     [
         ({"generator": "endpoint"}, r"generator='endpoint'\): expected one of transformers, vllm"),
         ({"method": "sft"}, r"method='sft', generator='vllm'\): nothing is sampled. Leave generator out"),
+        ({"lora": 513}, r"lora=513\): expected a rank of 512 at most, since vLLM serves none above. Lower it"),
         ({"served_at_once": 0}, r"served_at_once=0\): expected a whole number from 1 on, or None for the whole batch"),
         ({"served_bits": 3}, r"served_bits=3\): expected one of None, 8, 4. Choose one, None for weights"),
         (
@@ -107,6 +108,17 @@ def test_the_ranks_are_vllms():
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         plan(**changes)
+
+
+def test_the_largest_rank_is_planned_and_without_vllm_larger_ones():
+    assert plan(lora=512).waiting["vLLM's adapter"] == 2 * 512 * ONE
+    assert plan(lora=1024, generator="transformers").phases
+
+
+def test_the_command_refuses_what_vllm_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "llama-2-7b", "--generator", "vllm", "--lora", "1024"])
+    assert "a rank of 512 at most" in capsys.readouterr().err
 
 
 def test_the_command(capsys):

@@ -19,6 +19,8 @@ SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_b
 SWITCHES = ("gradient_checkpointing", "reentrant", "value_model", "reference", "imitation", "autocast", "shared")
 LEAST = dict.fromkeys(SIZES, 1) | {"reward_models": 0}
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
@@ -91,11 +93,15 @@ class PlanSettings:
                 f"memory_plan(batch={self.batch}, micro_batch={self.micro_batch}): expected micro_batch ≤ batch, of "
                 "which it is a part. Lower micro_batch, or raise batch."
             )
+        self._check_generator()
 
+    def _check_generator(self) -> None:
         if self.generator == "vllm" and not self.samples:
             raise ValueError(
                 f"memory_plan(method={self.method!r}, generator='vllm'): nothing is sampled. Leave generator out."
             )
+        if self.generator == "vllm" and (self.lora or 0) > RANKS[-1]:
+            self._refuse("lora", f"a rank of {RANKS[-1]} at most, since vLLM serves none above", "Lower it.")
         for name in ("served_bits", "served_at_once"):
             if getattr(self, name) is not None and self.generator != "vllm":
                 self._refuse(name, "None, since vLLM alone is served by it", "Give generator='vllm', or leave it out.")

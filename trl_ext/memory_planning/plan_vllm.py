@@ -8,9 +8,8 @@ with both there. On a CPU it does not sleep, and all stays.
 from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.plan_roles import adapters, policy_adapters, policy_base, residents
-from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_settings import RANKS, PlanSettings
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 BLOCK = 16  # tokens of keys and values that belong together
 TOKENS, SEQUENCES = 8192, 256  # of one pass, vLLM's defaults, for which it tries at its start what a pass needs
 CONTEXT = 2**30  # assumed: its own CUDA context, and its graphs, which stay while it sleeps
@@ -25,7 +24,7 @@ def served_weights(shape: ModelShape, settings: PlanSettings) -> Terms:
     base + width · r′ · Σ (in + out)
     """
     weights = base_bytes(shape, bits=settings.served_bits, width=settings.width)
-    rank = next((rank for rank in RANKS if rank >= (settings.lora or 0)), settings.lora)
+    rank = next(rank for rank in RANKS if rank >= (settings.lora or 0))
     adapter = settings.width * adapter_params(shape, rank) if settings.lora else 0
     return {SERVED: weights, SERVED_ADAPTER: adapter}
 
