@@ -321,3 +321,37 @@ def test_rows_by_name(here):
     rows = named_rows("prompts.jsonl", "train", DataArguments(columns=["prompt=question"]), flag="--dataset_name")
     assert isinstance(rows, Dataset) and rows.column_names == ["prompt", "wanted"]
     assert shortened("a" * 700) == "a" * 300 + " … " + "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_name_or_path: 3\n", "--model_name_or_path 3: it must"),
+        ("dataset_name: [a]\n", "--dataset_name ['a']: it must"),
+        ("reward_funcs: {a: b}\n", "--reward_funcs {'a': 'b'}: expected"),
+        ("load_in_8bit: 7\n", "--load_in_8bit 7: it must"),
+        ("dry_run: 2\n", "--dry_run 2: it must"),
+        ("value_model: [1]\n", "--value_model [1]: it must"),
+    ],
+)
+def test_a_yaml_value_of_another_type(text, message, here, capsys):
+    (here / "wrong.yaml").write_text(text)
+    assert message in refused(capsys, "ppo", "--config", "wrong.yaml")
+
+
+def test_one_value_in_the_place_of_a_list(here, capsys):
+    (here / "one.yaml").write_text(
+        SHORT.replace("[rewards.py:nearness]", "rewards.py:nearness").replace("[prompt=question]", "prompt=question")
+    )
+    main(["ppo", "--config", "one.yaml", "--dry_run"])
+    assert "⟦say it⟧" in capsys.readouterr().out
+
+
+def test_what_a_dry_run_refuses_a_run_refuses_before_it_loads(here, capsys, monkeypatch):
+    monkeypatch.setattr("trl_ext.cli.training_command.Roles", None)  # which loads
+    config = ["ppo", "--config", "short.yaml"]
+    assert "--reward_funcs rewards.py: it is a file" in refused(capsys, *config, "--reward_funcs", "rewards.py")
+    assert "passes the model's window" in refused(capsys, *config, "--max_completion_length", "100000")
+    assert "nowhere" in refused(capsys, *config, "--model_name_or_path", "nowhere")
+    assert "--dry_run alone" in refused(capsys, *config, "--card", "24GB")
+    assert "it may be given once" in refused(capsys, *config, *config[1:])

@@ -149,5 +149,5 @@ def test_the_shells_page_from_its_first_line_to_its_last(folder, capsys):
         assert words[0] == "trl-ext"
         options = "--max_completion_length 8 --report_to none" if "--config" in words else SHORT_RUNS.get(words[1], "")
         main([*words[1:], *shlex.split(options)])
-    assert all(Path(name).exists() for name in ("ppo/report.html", "ppo-merged/config.json", "scored.parquet"))
+    assert all(Path(name).exists() for name in ("ppo/_report.html", "ppo-merged/config.json", "scored.parquet"))
     assert "⟦why?⟧" in capsys.readouterr().out

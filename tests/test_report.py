@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoint_case import KINDS, STEPS, make
 from test_stopping import Signals
+from transformers import TrainerCallback
 
 from trl_ext.cli import main
 from trl_ext.reporting.findings import RULES, findings
@@ -123,8 +124,8 @@ def test_the_page_of_two_runs(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     main(["report", "one", "two"])
     told = capsys.readouterr().out
-    assert "one/report.html: open it in a browser" in told
-    html = Path("one/report.html").read_text()
+    assert "one/_report.html: open it in a browser" in told
+    html = Path("one/_report.html").read_text()
     assert len(html) < 2_000_000 and "one beside two" in html and html.count("<svg") >= 4
     assert not re.search(r"(src|href)=[\"']?http", html)
 
@@ -176,3 +177,16 @@ def test_a_browser_reads_it(tmp_path):
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
     dom = subprocess.run(browser, capture_output=True, text=True, timeout=120).stdout
     assert "KL that runs away" in dom and "<title>run</title>" in dom and "<svg" in dom
+
+
+def test_a_log_that_cannot_be_written_stops_no_run(tmp_path):
+    class Removes(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                (tmp_path / LOG).unlink()
+                (tmp_path / LOG).mkdir()
+
+    trainer = make("ppo", tmp_path, logging_steps=1, save_strategy="no", parts={"callbacks": [Removes()]})
+    with pytest.warns(UserWarning, match="cannot be written"):
+        trainer.train()
+    assert trainer.state.global_step == STEPS

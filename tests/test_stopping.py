@@ -49,10 +49,23 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert not isinstance(raised.value, RunStopped) and trainer.state.global_step == 1
 
 
-def test_a_run_at_its_last_step_is_complete(tmp_path):
-    trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(STEPS, signal.SIGINT)]})
-    trainer.train()
-    assert trainer.state.global_step == STEPS
+def test_its_last_step_is_saved_too(tmp_path):
+    """It was asked to stop, so that what follows in a program is not done; nothing of it is lost."""
+    trainer = make("ppo", tmp_path, save_strategy="no", parts={"callbacks": [Signals(STEPS, signal.SIGINT)]})
+    with pytest.raises(RunStopped, match=f"after step {STEPS} of {STEPS}, with checkpoint-{STEPS}"):
+        trainer.train()
+    assert (tmp_path / f"checkpoint-{STEPS}").is_dir()
+
+
+def test_handlers_of_others_stay(tmp_path):
+    taken = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: taken.append(number))
+    try:
+        trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(2, signal.SIGTERM)]})
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [signal.SIGTERM] and trainer.state.global_step == STEPS
 
 
 def test_a_grow_stops_between_its_parts(tmp_path):

@@ -13,6 +13,9 @@ import torch
 import yaml
 from trl import TrlParser
 
+from trl_ext.trainer_kit.config_checks import defaults_of
+from trl_ext.trainer_kit.option_types import NO_RULE, UNFIT, annotations_of, expected, taken
+
 ENV_PREFIXES = ("HF_", "TRL_EXT_", "CUDA_VISIBLE_DEVICES")  # of variables that a YAML file may set
 PACKAGE = __name__.partition(".")[0]
 WITHOUT_A_CARD = ("use_cpu", "bf16", "fp16")  # whoever gives one of these has chosen
@@ -81,13 +84,38 @@ class CommandParser(TrlParser):
                 self.error("argument --config: expected the path of a YAML file")
             values = self._checked_file(Path(flags[at + 1]))
             del flags[at : at + 2]
+            if "--config" in flags:
+                self.error("argument --config: it may be given once")
         given, unknown = self.parse_known_args(flags, Namespace(**dict.fromkeys(WITHOUT_A_CARD)))
         if unknown:
             self._refuse(unknown[0])
         trains = any(action.dest == "use_cpu" for action in self._actions)
         if trains and all(getattr(given, name) is None and name not in values for name in WITHOUT_A_CARD):
             self._choose_device()
-        return self.parse_args_and_config(argv)
+        read = self.parse_args_and_config(argv)
+        for instance in read:
+            self._check_types(instance)
+        return read
+
+    def set_defaults_with_config(self, **values: Any) -> list[str]:
+        """As TRL's; one value in the place of a list is a list of one."""
+        several = {action.dest for action in self._actions if action.nargs == "+"}
+        given = {name: [value] if name in several and _is_one(value) else value for name, value in values.items()}
+        return super().set_defaults_with_config(**given)
+
+    def _check_types(self, instance: Any) -> None:
+        """Raise a ValueError for a value of YAML of another type than the flag's; a config of a trainer's has looked itself."""
+        if not type(instance).__module__.startswith(f"{PACKAGE}.cli."):
+            return
+        kinds, defaults = annotations_of(type(instance)), defaults_of(instance)
+        for name in (field.name for field in fields(instance) if _is_own(type(instance), field.name)):
+            value = getattr(instance, name)
+            if value == defaults[name] and type(value) is type(defaults[name]):
+                continue
+            if name == "lora_target_modules" and isinstance(value, str):  # TRL makes a text of a list of one
+                continue
+            if taken(value, kinds[name], NO_RULE) is UNFIT:
+                raise ValueError(f"--{name} {value!r}: {expected(name, value, kinds[name], NO_RULE)}.")
 
     def _choose_device(self) -> None:
         """TRL trains in 16 bits unless it is told otherwise, and refuses a machine that has no card for it."""
@@ -99,6 +127,7 @@ class CommandParser(TrlParser):
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
+        formatter.add_text("--config FILE.yaml: any of these options, one `option: value` a line; flags overrule it.")
         for title, actions in self._sections():
             formatter.start_section(title)
             formatter.add_arguments(actions)
@@ -137,6 +166,10 @@ class CommandParser(TrlParser):
     def _near(self, name: str) -> str:
         near = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(self._names()), n=1)
         return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _is_own(kind: type, name: str) -> bool:

@@ -25,6 +25,10 @@ def named_reward(name: str, *, flag: str = "--reward") -> object:
     'my/reward-model'
     """
     place, colon, attribute = name.rpartition(":")
+    if Path(name).is_file() or name.endswith(".py"):
+        raise ValueError(
+            f"{flag} {name}: it is a file. Name what is in it, as {name}:NAME, or the folder of a reward model."
+        )
     if not colon or Path(name).exists():
         return name
     try:

@@ -24,7 +24,9 @@ class ReportArguments:
     _argument_group_name = "the page"
 
     runs: list[str] | None = option(None, "Folders of runs: a trainer's output_dir. Also as the first words.")
-    output: str | None = option(None, "The .html file. None: report.html in the first run's folder.")
+    output: str | None = option(
+        None, "The .html file. None: _report.html in the first run's folder, which a push to the hub leaves out."
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     (args,) = parser.read(argv)
     if not args.runs:
         raise ValueError("--runs: expected the folder of a run, a trainer's output_dir. Give one or several.")
-    output = Path(args.output or Path(args.runs[0]) / "report.html")
+    output = Path(args.output or Path(args.runs[0]) / "_report.html")
     if output.suffix != ".html":
         raise ValueError(f"--output {args.output}: expected a name that ends in .html.")
     for folder in args.runs:

@@ -81,15 +81,29 @@ def main(command: type[TrainingCommand], argv: Sequence[str]) -> None:
     args, *others, data, model, run = parser.read(argv)
     check_seed(args.seed, call=f"--seed {args.seed}")
     asked = command(args, data, model, run, others)
-    train, evaluation = train_rows(data), eval_rows(data, asked=args.eval_strategy != "no")
-    (dry_run if run.dry_run else learn)(asked, train, evaluation)
+    facts = gathered(asked, train_rows(data), eval_rows(data, asked=args.eval_strategy != "no"))
+    asked.check(facts)
+    (dry_run if run.dry_run else learn)(asked, facts)
 
 
-def learn(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) -> None:
+def gathered(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) -> Facts:
+    """What is known before a weight is loaded, or a ValueError for a model that is not there."""
+    if command.run.card is not None and not command.run.dry_run:
+        raise ValueError(
+            f"--card {command.run.card}: it is planned for with --dry_run alone. Add that, or leave it out."
+        )
+    base, adapter = base_and_adapter(command.model)
+    call = f"--model_name_or_path {command.model.model_name_or_path}"
+    with loading(call):
+        config = AutoConfig.from_pretrained(base, revision=command.model.model_revision)
+    return Facts(train, evaluation, tokenizer_beside(adapter, base, call=call), config)
+
+
+def learn(command: TrainingCommand, facts: Facts) -> None:
     """Train; what a stopped run has left is gone on with."""
     args = command.args
     given = args.resume_from_checkpoint
-    trainer = command.trainer(Roles(command.model, args), train, evaluation)
+    trainer = command.trainer(Roles(command.model, args), facts.train, facts.evaluation)
     trainer.train(resume_from_checkpoint=given not in FROM_THE_BEGINNING and (given or True))
     trainer.save_model()
     if trainer.accelerator.is_main_process:
@@ -98,17 +112,11 @@ def learn(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) 
         trainer.push_to_hub(dataset_name=command.data.dataset_name)
 
 
-def dry_run(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) -> None:
-    """Check and show what a run would begin with. Ends with code 1 where it would not fit the card."""
-    base, adapter = base_and_adapter(command.model)
-    call = f"--model_name_or_path {command.model.model_name_or_path}"
-    with loading(call):
-        config = AutoConfig.from_pretrained(base, revision=command.model.model_revision)
-    facts = Facts(train, evaluation, tokenizer_beside(adapter, base, call=call), config)
-    command.check(facts)
+def dry_run(command: TrainingCommand, facts: Facts) -> None:
+    """Show what a run would begin with. Ends with code 1 where it would not fit the card."""
     plan, (card, card_name) = command.plan(facts), the_card(command.run.card)
     print_plan(plan, card, card_name=card_name)
-    held_out = "" if evaluation is None else f", {len(evaluation)} held out"
-    show(f"{len(train)} rows{held_out}; the first one, as it will be read", command.first_row(facts))
+    held_out = "" if facts.evaluation is None else f", {len(facts.evaluation)} held out"
+    show(f"{len(facts.train)} rows{held_out}; the first one, as it will be read", command.first_row(facts))
     if card is not None and plan.verdict(card) == "does not fit":
         raise SystemExit(1)

@@ -10,6 +10,7 @@ Its name begins with an underscore, so that a push to the hub leaves it out: it 
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +46,7 @@ class RunLog(TrainerCallback):
         end: Callable[[], dict[str, Any]],
     ):
         self.path, self.begin, self.samples, self.end = Path(folder) / LOG, begin, samples, end
-        self.looked = -1
+        self.looked, self.failed = -1, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -78,8 +79,15 @@ class RunLog(TrainerCallback):
 
     def _add(self, kind: str, state, values: dict[str, Any]) -> None:
         line = {"kind": kind, "time": round(time.time(), 3), "step": state.global_step} | values
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_written(line))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_written(line))
+        except OSError as error:  # what only informs must not stop a run
+            if not self.failed:
+                warnings.warn(
+                    f"{self.path} cannot be written ({error}): the report will lack what follows.", stacklevel=2
+                )
+            self.failed = True
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PYTHONS_OWN = (signal.SIG_DFL, signal.default_int_handler)  # others are somebody's, and stay: nohup's, a program's
 
 
 class RunStopped(KeyboardInterrupt):
@@ -45,7 +46,10 @@ class StopWatch(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler in PYTHONS_OWN}
+        for number in before:
+            signal.signal(number, self._take)
         try:
             yield
         finally:
@@ -66,7 +70,7 @@ class StopWatch(TrainerCallback):
             raise RunStopped("before its next step; what was sampled is kept")
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._anyone_asked() and state.global_step < state.max_steps:
+        if self._anyone_asked():
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True
 
