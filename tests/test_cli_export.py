@@ -1,11 +1,14 @@
 """`trl-ext export`, in process: each form gives the same greedy answers."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import trl
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,6 +29,9 @@ DEFAULT_SYSTEM = (
     "{{ '<' + m['role'][0] + '>' + m['content'] + '</' + m['role'][0] + '>' }}{% endfor %}"
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
+UPSTREAM = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+NOT_IN_GO = re.compile("gemma3.*|qwen3|llama3_2|gptoss.*")  # a system message in the user's turn, thoughts, dates
+IN_GO = ("gemma", "llama3", "qwen2_5", "phi3", "qwen3_instruct_2507")
 COUNTS = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
 
 
@@ -141,6 +147,31 @@ def test_templates_that_write_around_messages(template):
         written = as_go_writes(found, messages)
         expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert written == expected.removeprefix(tokenizer.bos_token or "")
+
+
+@pytest.mark.parametrize("file", UPSTREAM, ids=lambda file: file.stem)
+def test_upstream_templates_are_written_alike_or_not_at_all(file):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = file.read_text()
+    found = go_template(tokenizer)
+    assert found is None or not NOT_IN_GO.fullmatch(file.stem)
+    assert found is not None or file.stem not in IN_GO
+    for messages in conversations(with_system=True) if found else []:
+        try:
+            expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            assert messages[0]["role"] == "system" and '"system"' not in found
+            continue
+        assert as_go_writes(found, messages) == expected.removeprefix(tokenizer.bos_token or "")
+
+
+@pytest.mark.parametrize(
+    "added", ["{% if 0 %}{{ strftime_now('%Y') }}{% endif %}", "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"]
+)  # fmt: skip
+def test_a_template_with_a_date_or_that_drops_the_system_message_has_no_go_form(added):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = added + CHATML
+    assert go_template(tokenizer) is None
 
 
 def as_go_writes(template: str, messages: list[dict]) -> str:

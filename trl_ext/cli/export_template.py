@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
 SYSTEM, TURNS = "⟪system⟫", [f"⟪turn {i}⟫" for i in range(5)]
+DATE = "strftime_now"  # in a template: what it writes would stay that of today
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,12 @@ class Affixes:
 
 
 def go_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The chat template as a Go template; None where there is none, or it does more than to write around messages."""
-    if not tokenizer.chat_template:
+    """The chat template as a Go template; None where there is none, or it does more than to write around messages.
+
+    More is e.g. to write a system message into the user's turn, today's date, or earlier answers without their thoughts.
+    What it trims off a message's ends is not asked: Ollama writes contents as they are.
+    """
+    if not tokenizer.chat_template or DATE in str(tokenizer.chat_template):
         return None
     try:
         affixes = _affixes(tokenizer)
@@ -67,7 +72,8 @@ def go_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def conversations(*, with_system: bool) -> list[Messages]:
     """What the two must write alike."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"Is it {i}?\n No."} for i in range(5)]
-    plain = [turns[:1], turns[:3], turns]
+    thought = {"role": "assistant", "content": "<think>a</think>b"}
+    plain = [turns[:1], turns[:3], turns, [turns[0], thought, turns[2]]]
     system = [{"role": "system", "content": "Be kind."}]
     return plain + [system + turns for turns in plain] if with_system else plain
 
@@ -81,15 +87,15 @@ def _affixes(tokenizer: PreTrainedTokenizerBase) -> Affixes | None:
     before_user = _common_end(begin, to_user)
     user = (before_user, to_assistant)
     assistant = ("", to_user.removesuffix(before_user))
-    system = None
+    no_system = begin.removesuffix(before_user)
     try:
         with_system = _rendered(tokenizer, [{"role": "system", "content": SYSTEM}, *turns])
     except (ValueError, TemplateError):
-        with_system = ""
+        return Affixes(no_system, None, user, assistant)  # it takes none
     around = _between(with_system, [SYSTEM, *TURNS])
-    if around is not None and around[1].endswith(before_user):
-        system = (around[0], around[1][: len(around[1]) - len(before_user)])
-    return Affixes(begin.removesuffix(before_user), system, user, assistant)
+    if around is None or not around[1].endswith(before_user):
+        return None
+    return Affixes(no_system, (around[0], around[1].removesuffix(before_user)), user, assistant)
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
