@@ -130,6 +130,32 @@ def test_what_is_refused(options, message, here, capsys):
     assert message in refused(capsys, "export", *options)
 
 
+@pytest.mark.parametrize("to", ["hf", "vllm"])
+@pytest.mark.parametrize(
+    ("file", "changed", "why"),
+    [
+        ("run/adapter_config.json", {"task_type": "SEQ_CLS"}, "its task_type is SEQ_CLS"),
+        ("base/config.json", {"architectures": ["XForSequenceClassification"]}, "it is a XForSequenceClassification"),
+    ],
+)
+def test_a_reward_model_is_no_policy(to, file, changed, why, here, capsys):
+    config = json.loads(Path(file).read_text())
+    Path(file).write_text(json.dumps(config | changed))
+    output = ["--output_dir", "x"] if to == "hf" else []
+    told = refused(capsys, "export", Path(file).parent.name, "--to", to, *output)
+    assert f"expected a policy, and {why}" in told and not Path("x").exists()
+
+
+def test_vllm_is_given_what_is_there_or_may_be_at_the_hub(here, capsys):
+    Path("empty").mkdir()
+    for missing in ("nowhere", "empty", "../nowhere", "/nowhere/at/all"):
+        assert "neither a config.json nor an adapter_config.json" in refused(capsys, "export", missing, "--to", "vllm")
+    Path("run/adapter_config.json").write_text("{")
+    assert "adapter_config.json cannot be read" in refused(capsys, "export", "run", "--to", "vllm")
+    main(["export", "org/name", "--to", "vllm"])
+    assert capsys.readouterr().out == "vllm serve org/name\n"
+
+
 def test_what_vllm_would_serve_without(here, capsys):
     config = json.loads(Path("run/adapter_config.json").read_text())
     Path("run/adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))

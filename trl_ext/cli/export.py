@@ -1,6 +1,8 @@
 """`trl-ext export`: what was trained, in the form in which it is served."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
@@ -30,6 +33,8 @@ DESCRIPTION = """\
 hf: a plain transformers model, the adapter merged, with tokenizer, chat template and generation config. gguf: that, and a
 file for llama.cpp, by its own converter. ollama: that, and a Modelfile with template and stop tokens. vllm: the line that
 serves the adapter beside its base; nothing is written."""
+ADAPTER, SCORES = "adapter_config.json", "ForSequenceClassification"
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 CONVERTER = "convert_hf_to_gguf.py"
 GET_CONVERTER = (
     "git clone https://github.com/ggml-org/llama.cpp && "
@@ -80,6 +85,7 @@ def _check(args: ExportArguments) -> None:
         raise ValueError("--run: expected the folder of a policy, e.g. a trainer's output_dir. Give it.")
     if args.to not in FORMS:
         raise ValueError(f"--to {args.to}: expected one of {', '.join(FORMS)}.")
+    _check_policy(args)
     whole, needs_folder = not is_adapter(args.run), args.to != "vllm"
     if needs_folder == (args.output_dir is None):
         what = "expected the folder to write" if needs_folder else "nothing is written for vLLM, so leave it out"
@@ -92,6 +98,39 @@ def _check(args: ExportArguments) -> None:
         raise ValueError("--load_in_8bit and --load_in_4bit: the base was loaded in one of them. Give that.")
     if args.name is not None and (args.to != "vllm" or whole):
         raise ValueError(f"--name {args.name}: only an adapter under vLLM has one. Leave it out.")
+
+
+def _check_policy(args: ExportArguments) -> None:
+    """Of a folder, before anything is loaded: whether it holds a policy."""
+    run, call = Path(args.run).expanduser(), f"--run {args.run}"
+    adapter, whole = run / ADAPTER, run / "config.json"
+    if adapter.is_file() and not whole.is_file():
+        scores, why = _read(adapter, call).get("task_type") == "SEQ_CLS", "its task_type is SEQ_CLS"
+    elif whole.is_file():
+        kinds = _read(whole, call).get("architectures") or []
+        scores, why = any(kind.endswith(SCORES) for kind in kinds), f"it is a {', '.join(kinds)}"
+    elif run.exists() or (args.to == "vllm" and not HUB_ID.fullmatch(args.run)):  # hf is told by what loads it
+        raise ValueError(
+            f"{call}: expected a trainer's output_dir, and there is neither a config.json nor an {ADAPTER}. Give a folder "
+            "that was saved, or a hub id, as org/name."
+        )
+    else:
+        return
+    if scores:
+        raise ValueError(
+            f"{call}: expected a policy, and {why}: a reward or value model, which writes no text. Give the policy; load "
+            "this one by AutoModelForSequenceClassification."
+        )
+
+
+def _read(file: Path, call: str) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{call}: {file.name} cannot be read ({error}). Save the model once more.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{call}: {file.name} holds no object. Save the model once more.")
+    return config
 
 
 def write_model(args: ExportArguments) -> PreTrainedTokenizerBase:
