@@ -311,6 +311,21 @@ def test_examples_for_7b_fit_24gb(command, here, capsys):
     assert raised.value.code == 1
 
 
+@pytest.mark.parametrize("command", TRAINING)
+def test_a_dry_run_names_its_own_options(command, here, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reward = ["--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", *FITS]
+    config = reward if command == "reward" else adjusted(here, command)
+    main([command, *config, "--dry_run"])
+    assert "give --card, e.g. --card 24GB." in capsys.readouterr().out
+    assert "--card 'big': expected a size" in refused(capsys, command, *config, "--dry_run", "--card", "big")
+    with pytest.raises(SystemExit):
+        main([command, *config, "--dry_run", "--card", "0.001MB"])
+    told = capsys.readouterr().out
+    assert "Not even all of these make it fit:" in told and "costs: " in told
+    assert "in a script" not in told and "   --" not in told
+
+
 def test_samples_are_not_markup(here, capsys):
     write_rows(here / "marked.jsonl", [{"question": "[bold red]x[/] [/nothing]", "wanted": 1}] * 4)
     main(["ppo", "--config", "short.yaml", "--dataset_name", "marked.jsonl", "--dry_run"])

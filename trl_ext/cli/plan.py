@@ -92,10 +92,10 @@ def run(args: Namespace) -> None:
         raise SystemExit(1)
 
 
-def the_card(size: str | None) -> tuple[int | None, str]:
-    """Bytes and name of the card asked for, or of the one at hand; None where there is none."""
+def the_card(size: str | None, *, flag: str = "trl-ext plan --gpu") -> tuple[int | None, str]:
+    """Bytes and name of the card asked for by a flag, or of the one at hand; None where there is none."""
     if size is not None:
-        return card_bytes(size), size
+        return card_bytes(size, flag=flag), size
     import torch
 
     if not torch.cuda.is_available():
@@ -103,7 +103,7 @@ def the_card(size: str | None) -> tuple[int | None, str]:
     return torch.cuda.mem_get_info()[1], torch.cuda.get_device_name()
 
 
-def card_bytes(size: str) -> int:
+def card_bytes(size: str, *, flag: str = "trl-ext plan --gpu") -> int:
     """Bytes that a card of a size holds: of "24GB", as sold, 98 %; of "23.5GiB" exactly those.
 
     >>> round(card_bytes("24GB") / 2**30, 2), card_bytes("23.5 GiB") / 2**30
@@ -112,7 +112,7 @@ def card_bytes(size: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|mib|gb|mb|)\s*", size, flags=re.IGNORECASE)
     if match is None or not float(match[1]):
         raise ValueError(
-            f"trl-ext plan --gpu {size!r}: expected a size with a unit. Give the card's as sold, e.g. 24GB, or what it "
+            f"{flag} {size!r}: expected a size with a unit. Give the card's as sold, e.g. 24GB, or what it "
             "holds exactly, e.g. 23.5GiB."
         )
     unit = match[2].upper()

@@ -114,8 +114,8 @@ def learn(command: TrainingCommand, facts: Facts) -> None:
 
 def dry_run(command: TrainingCommand, facts: Facts) -> None:
     """Show what a run would begin with. Ends with code 1 where it would not fit the card."""
-    plan, (card, card_name) = command.plan(facts), the_card(command.run.card)
-    print_plan(plan, card, card_name=card_name)
+    plan, (card, card_name) = command.plan(facts), the_card(command.run.card, flag="--card")
+    print_plan(plan, card, card_name=card_name, flag="--card")
     held_out = "" if facts.evaluation is None else f", {len(facts.evaluation)} held out"
     show(f"{len(facts.train)} rows{held_out}; the first one, as it will be read", command.first_row(facts))
     if card is not None and plan.verdict(card) == "does not fit":

@@ -11,13 +11,15 @@ BAR = 40  # columns of a full card
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 
-def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str) -> None:
+def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str, flag: str = "--gpu") -> None:
     """Write it out to the terminal.
 
     Args:
         plan: To show.
         card: Bytes of the card; None: without verdict.
         card_name: What to call it.
+        flag: By which the command is given a card. With another than `trl-ext plan`'s, which alone has a flag for each
+            change, advice names the config's options only.
     """
     console = Console()
     console.print(terms_table(plan))
@@ -33,7 +35,7 @@ def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str) -> None:
     console.print()
     console.print(bars(plan, card))
     if card is None:
-        console.print("\nNo card here to compare with: give --gpu, e.g. --gpu 24GB.")
+        console.print(f"\nNo card here to compare with: give {flag}, e.g. {flag} 24GB.")
         return
     verdict = plan.verdict(card)
     console.print(
@@ -44,7 +46,7 @@ def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str) -> None:
         )
     )
     if verdict != "fits":
-        print_advice(plan.advice(card), console)
+        print_advice(plan.advice(card), console, flags=flag == "--gpu")
 
 
 def terms_table(plan: MemoryPlan) -> Table:
@@ -81,8 +83,8 @@ def bars(plan: MemoryPlan, card: int | None) -> Text:
     return lines
 
 
-def print_advice(changes: list[Advice], console: Console) -> None:
-    """Each change on top of those before it."""
+def print_advice(changes: list[Advice], console: Console, *, flags: bool = True) -> None:
+    """Each change on top of those before it, by the flags of `trl-ext plan` too where they are asked for."""
     if not changes:
         console.print("None of the known changes needs less.")
         return
@@ -92,7 +94,8 @@ def print_advice(changes: list[Advice], console: Console) -> None:
     )
     for number, advice in enumerate(changes, start=1):
         console.print(f"{number}. {advice.change}: peak {size(advice.peak)} GiB", highlight=False)
-        console.print(f"   {advice.flag}, in a script {advice.config}", highlight=False, markup=False)
+        where = f"{advice.flag}, in a script {advice.config}" if flags else advice.config
+        console.print(f"   {where}", highlight=False, markup=False)
         console.print(f"   costs: {advice.cost}", style="dim", highlight=False)
 
 
