@@ -40,6 +40,17 @@ def test_lines_are_read_one_at_a_time(tmp_path):
         next(rows)
 
 
+@pytest.mark.parametrize("line", ['{"a":', "[1]", "nothing", '{"a": 1} {'])
+def test_a_damaged_line_is_named_as_the_file_counts(line, tmp_path):
+    """Empty lines count, and what looks like an end of line within a text does not."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"a": "x\u2028y"}}\n\n{line}\n{{"a": 1}}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 3\b"):
+        list(json_rows(path))
+    with pytest.raises(ValueError, match=r"line 3\b"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_a_column_has_the_values_of_all_rows(tmp_path, name):
     rows = [{"a": "2024-01-01"}, {"a": "b", "n": 1}, {"n": 2**53 + 1}]

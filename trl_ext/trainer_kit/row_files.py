@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,13 +45,27 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     Not by Dataset.from_json, which makes datetimes of text that looks like dates, and floats of large whole numbers.
     """
     with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
-        rows = json.load(file) if path.suffix == ".json" else map(json.loads, filter(str.strip, file))
-        if not isinstance(rows, list | map):
-            raise ValueError("expected a list of objects")
-        for row in rows:
+        for place, row in _of_list(file) if path.suffix == ".json" else _of_lines(file):
             if not isinstance(row, dict):
-                raise ValueError("expected each row to be an object")
+                raise ValueError(f"expected each row to be an object: {place}")
             yield row
+
+
+def _of_list(file: TextIO) -> Iterator[tuple[str, Any]]:
+    rows = json.load(file)
+    if not isinstance(rows, list):
+        raise ValueError("expected a list of objects")
+    return ((f"row {number}", row) for number, row in enumerate(rows))
+
+
+def _of_lines(file: TextIO) -> Iterator[tuple[str, Any]]:
+    """An error names the line of the file, empty ones counted."""
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{error.msg}: line {number} column {error.colno}") from error
 
 
 def _from_json(path: Path, convert: Mapping[str, Callable], needed: Collection[str] | None) -> Dataset:
