@@ -332,6 +332,15 @@ def test_samples_are_not_markup(here, capsys):
     assert "[bold red]x[/] [/nothing]" in capsys.readouterr().out
 
 
+def test_a_terminal_obeys_no_row(here, capsys):
+    asked = "\x1b[2J\x1b]0;taken\x07a\rb\x9bc\nd"
+    write_rows(here / "odd.jsonl", [{"question": asked, "wanted": "\x1b[31m"}] * 4)
+    main(["ppo", "--config", "short.yaml", "--dataset_name", "odd.jsonl", "--dry_run"])
+    told = capsys.readouterr().out
+    assert r"\x1b[2J\x1b]0;taken\x07a\rb\x9bc" + "\nd" in told and r"\x1b[31m" in told
+    assert not set("\x1b\x07\r\x9b") & set(told)
+
+
 def test_rows_by_name(here):
     rows = named_rows("prompts.jsonl", "train", DataArguments(columns=["prompt=question"]), flag="--dataset_name")
     assert isinstance(rows, Dataset) and rows.column_names == ["prompt", "wanted"]

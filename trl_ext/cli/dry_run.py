@@ -1,5 +1,6 @@
 """The first row of a data set, in the terminal, as a trainer will read it."""
 
+import unicodedata
 from typing import NamedTuple
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 LONGEST = 600  # characters that are shown of a text: its beginning and its end
+CONTROL = ("Cc", "Cs")  # categories of Unicode: controls, and halves of characters, which cannot be printed
 
 
 class Line(NamedTuple):
@@ -38,11 +40,20 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
+def visible(text: str) -> str:
+    """With control characters as Python writes them, which a terminal would obey; ends of lines and tabs stay.
+
+    >>> visible("a\\x1b[2Jb\\r")
+    'a\\\\x1b[2Jb\\\\r'
+    """
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in CONTROL else ascii(c)[1:-1] for c in text)
+
+
 def show(title: str, lines: list[Line]) -> None:
-    """Write them out, names on the left. What is read from a file is never taken as markup."""
+    """Write them out, names on the left. What is read from a file is neither markup nor orders to the terminal."""
     console = Console(highlight=False)
-    console.print(f"\n{title}:", markup=False)
+    console.print(f"\n{visible(title)}:", markup=False)
     width = max(len(line.name) for line in lines)
     for line in lines:
         note = f"  ({line.note})" if line.note else ""
-        console.print(Text(f"  {line.name:{width}}  {line.text}{note}"), soft_wrap=True)
+        console.print(Text(visible(f"  {line.name:{width}}  {line.text}{note}")), soft_wrap=True)
