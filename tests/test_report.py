@@ -169,6 +169,102 @@ def test_a_run_that_is_still_going(tmp_path, monkeypatch, capsys):
     assert "has not ended: still going, or killed; logged up to step 11" in Path("page.html").read_text()
 
 
+def leave(folder: Path, *found: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in found))
+
+
+@pytest.mark.parametrize(
+    ("begun", "ended", "told"),
+    [
+        ({"of": 3000}, {"step": 66, "of": 3000}, "stopped after step 66 of 3000,"),
+        ({"of": 66}, {"step": 66, "of": 66}, "ended after step 66,"),
+        ({}, {"step": 66}, "ended after step 66,"),  # an older log
+        ({"of": "many"}, {"step": 66, "of": None}, "ended after step 66,"),
+        ({"of": 3000}, None, "logged up to step 11 of 3000,"),
+    ],
+)
+def test_how_far_it_came(begun, ended, told, tmp_path):
+    run = run_of(score=UP)
+    leave(tmp_path, run.begin | begun, *run.logs, *([] if ended is None else [run.end | ended]))
+    assert told in page([read_run(tmp_path)])
+
+
+def test_a_stopped_run_says_of_how_many_steps(tmp_path):
+    with pytest.raises(RunStopped):
+        make("ppo", tmp_path, logging_steps=1, parts={"callbacks": [Signals(2, signal.SIGINT)]}).train()
+    assert f"stopped after step 2 of {STEPS}," in page([read_run(tmp_path)])
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_too_few_values_are_no_praise(ended, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, values in (("few", UP[:4]), ("enough", UP[:5])):
+        run = run_of(score=values)
+        leave(tmp_path / name, run.begin, *run.logs, *([run.end] if ended else []))
+        main(["report", name])
+    told = capsys.readouterr().out
+    assert "few: too few values were logged" in told and "at most 4" in told and "enough: too few" not in told
+    assert ("look again later" in told) is not ended
+    pages = [Path(name, "report.html").read_text() for name in ("few", "enough")]
+    assert ["None of the known faults shows" in html for html in pages] == [False, True]
+    assert ["too few values were logged" in html for html in pages] == [True, False]
+
+
+def test_a_folder_that_is_given_twice_is_shown_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        run = run_of(explained_variance=[0.0] * 12)
+        leave(tmp_path / name, run.begin, *run.logs, run.end)
+    main(["report", "one", "two", "one/", str(tmp_path / "one")])
+    assert capsys.readouterr().out.count("a critic that explains nothing") == 2
+    assert "<h1>one beside two</h1>" in Path("one/report.html").read_text()
+
+
+BEGIN, LOGGED = run_of().begin, run_of(score=UP).logs
+LACK = {name: {key: value for key, value in BEGIN.items() if key != name} for name in BEGIN}
+
+
+@pytest.mark.parametrize(
+    "begin", [LACK["kind"], LACK["time"], LACK["step"], BEGIN | {"step": "0"}, BEGIN | {"time": None}]
+)
+def test_a_log_without_a_whole_beginning_is_refused(begin, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    leave(tmp_path / "run", begin, *LOGGED)
+    with pytest.raises(SystemExit) as raised:
+        main(["report", "run"])
+    told = capsys.readouterr().err
+    assert raised.value.code == 2 and f"report of 'run': its {LOG} cannot be read" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(LACK[name] for name in ("trainer", "config", "versions", "plan")),
+        *(BEGIN | {name: value} for name in ("config", "versions", "plan") for value in (None, [1], "x")),
+        BEGIN | {"plan": {"train": "much"}},
+        BEGIN | {"config": {"num_iterations": "four", "value_coef": None}},
+        {"kind": "log", "time": 1.0, "step": None, "score": 1.0},
+        {"kind": "log", "time": 1.0, "step": 3, "score": 10**400},
+        {"kind": "log", "step": 3, "score": 1.0},
+        {"kind": "sample", "time": 1.0, "step": 3},
+        {"kind": "sample", "time": 1.0, "step": 3, "prompt": "\ud800", "completion": 1, "rewards": {"r": "x"}, "score": "x"},
+        {"kind": "end", "time": 9.0, "step": None},
+        {"kind": "end", "time": 9.0, "step": 9, "peaks": [1]},
+        {"kind": ["end"], "time": 9.0, "step": 9},
+    ],
+)  # fmt: skip
+def test_damaged_lines_are_passed_over(damaged, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    moved = run_of(policy_kl=[0.0] * 12).logs
+    leave(tmp_path / "run", BEGIN | {"plan": {"train": 2**30}}, *LOGGED, *moved, damaged)
+    main(["report", "run"])
+    if damaged.get("kind") == "begin":
+        leave(tmp_path / "run", damaged, *LOGGED, *moved)
+        main(["report", "run"])
+    assert "open it in a browser" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a Chromium")
 def test_a_browser_reads_it(tmp_path):
     samples = [{"time": 1.0, "step": 0, "prompt": "why?", "completion": EVIL, "rewards": {"r": 1.0}}]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trl_ext.cli.command_parser import CommandParser
-from trl_ext.reporting.findings import findings
-from trl_ext.reporting.finished_runs import read_run
+from trl_ext.reporting.findings import findings, too_few
+from trl_ext.reporting.finished_runs import read_runs
 from trl_ext.reporting.page import report
 from trl_ext.trainer_kit.config_docs import option
 
@@ -40,8 +40,9 @@ def main(argv: Sequence[str]) -> None:
     output = Path(args.output or Path(args.runs[0]) / "_report.html")
     if output.suffix != ".html":
         raise ValueError(f"--output {args.output}: expected a name that ends in .html.")
-    for folder in args.runs:
-        run = read_run(folder)
-        for finding in findings(run):
-            print(f"{run.name}: {finding.name}: {finding.sign}. {finding.turn}")
+    for run in read_runs(args.runs):
+        found = [f"{finding.name}: {finding.sign}. {finding.turn}" for finding in findings(run)]
+        few = too_few(run)
+        for said in found or ([f"{few}."] if few else []):
+            print(f"{run.name}: {said}")
     print(f"{report(args.runs, output)}: open it in a browser")

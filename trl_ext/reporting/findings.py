@@ -47,6 +47,17 @@ def findings(run: Run) -> list[Finding]:
     return [Finding(rule.name, sign, rule.turn) for rule, sign in seen if sign is not None]
 
 
+def too_few(run: Run) -> str | None:
+    """Why nothing can be found in a run of which too little was logged; None of others."""
+    most = max((len(run.values(name)) for name in run.names), default=0)
+    if most >= LEAST:
+        return None
+    turn = "log more often (logging_steps)" + (", or look again later" if run.end is None else "")
+    return (
+        f"too few values were logged to say what is wrong: at most {most}, and {LEAST} are needed. {turn.capitalize()}"
+    )
+
+
 def thirds(values: list[float]) -> tuple[float, float] | None:
     """Means of the first and of the last third; None of too few values."""
     if len(values) < LEAST:

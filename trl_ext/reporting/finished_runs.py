@@ -1,6 +1,6 @@
 """What a run's folder says of it."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trl_ext.trainer_kit.run_log import LOG, lines
+from trl_ext.trainer_kit.run_log import LOG, is_number, is_step, lines
 
 Sample = dict[str, Any]  # step, prompt, completion, rewards, score
+UNITS = ("kind", "time", "step", "epoch")  # in each line beside what is logged
 SHOWN = 64  # samples that are kept of a Grow
 
 
@@ -36,29 +37,50 @@ class Run:
     def trainer(self) -> str:
         return str(self.begin.get("trainer", "unknown"))
 
+    @property
+    def names(self) -> list[str]:
+        """Of all that was logged."""
+        return list(dict.fromkeys(name for log in self.logs for name in log if name not in UNITS))
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """Steps and finite values of what is logged under a name."""
-        return [(log["step"], log[name]) for log in self.logs if _is_number(log.get(name))]
+        return [(log["step"], log[name]) for log in self.logs if is_number(log.get(name))]
 
     def values(self, name: str) -> list[float]:
         return [value for _, value in self.series(name)]
 
     def pairs(self, one: str, other: str) -> list[tuple[float, float]]:
         """Of two that are logged together."""
-        return [(log[one], log[other]) for log in self.logs if _is_number(log.get(one)) and _is_number(log.get(other))]
+        return [(log[one], log[other]) for log in self.logs if is_number(log.get(one)) and is_number(log.get(other))]
 
     def option(self, name: str, default: Any = None) -> Any:
-        return self.begin.get("config", {}).get(name, default)
+        """An option of its config; the default where it has none, or no number where one belongs."""
+        value = self.begin.get("config", {}).get(name, default)
+        return default if is_number(default) and not is_number(value) else value
 
     @property
     def steps(self) -> int:
         return max((log["step"] for log in self.logs), default=0)
 
     @property
+    def of(self) -> int | None:
+        """How many steps it has if nothing stops it; None of logs that do not say so."""
+        of = (self.end or self.begin).get("of")
+        return of if is_step(of) and of else None
+
+    @property
     def seconds(self) -> float:
         """From its last begin to the last that was logged."""
         last = max([self.begin["time"], *(log["time"] for log in self.logs)])
         return last - self.begin["time"]
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Runs by their folders, each once; see `read_run`."""
+    first: dict[Path, str | Path] = {}
+    for folder in folders:
+        first.setdefault(Path(folder).resolve(), folder)
+    return [read_run(folder) for folder in first.values()]
 
 
 def read_run(folder: str | Path) -> Run:
@@ -82,8 +104,34 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(f"{call}: nothing was logged yet. Wait for its first step that is logged (logging_steps).")
     ends = [i for i, line in enumerate(found) if line["kind"] == "end"]
     is_over = bool(ends) and found.index(begins[-1]) < ends[-1]
-    samples = [line for line in found if line["kind"] == "sample"] or _of_grows(folder)
-    return Run(folder.resolve().name, begins[-1], logs, samples, found[ends[-1]] if is_over else None)
+    samples = [_whole_sample(line) for line in found if line["kind"] == "sample"] or _of_grows(folder)
+    end = found[ends[-1]] | {"peaks": _numbers(found[ends[-1]].get("peaks"))} if is_over else None
+    return Run(folder.resolve().name, _whole_begin(begins[-1]), logs, samples, end)
+
+
+def _whole_begin(line: dict[str, Any]) -> dict[str, Any]:
+    """With empty tables in place of damaged ones."""
+    return (
+        line | {name: _table(line.get(name)) for name in ("config", "versions")} | {"plan": _numbers(line.get("plan"))}
+    )
+
+
+def _whole_sample(line: Sample) -> Sample:
+    """With None in place of scores that are no numbers."""
+    rewards = {name: _number(value) for name, value in _table(line.get("rewards")).items()}
+    return line | {"rewards": rewards} | ({"score": _number(line["score"])} if "score" in line else {})
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {name: number for name, number in _table(value).items() if is_number(number)}
+
+
+def _number(value: Any) -> float | None:
+    return value if is_number(value) else None
 
 
 def _of_grows(folder: Path) -> list[Sample]:
@@ -94,11 +142,10 @@ def _of_grows(folder: Path) -> list[Sample]:
 
 def _of_grow(file: Path) -> list[Sample]:
     try:
-        rows = next(pq.ParquetFile(file).iter_batches(SHOWN), None)
-    except (pa.ArrowException, OSError):
-        return []  # a damaged file: what else is there is shown
-    stage = int(file.stem.split("-")[1])
-    return [] if rows is None else [_sample(row, stage) for row in rows.to_pylist()]
+        rows, stage = next(pq.ParquetFile(file).iter_batches(SHOWN), None), int(file.stem.split("-")[1])
+        return [] if rows is None else [_sample(row, stage) for row in rows.to_pylist()]
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return []  # a damaged or another file: what else is there is shown
 
 
 def _sample(row: dict[str, Any], stage: int) -> Sample:
@@ -109,7 +156,3 @@ def _sample(row: dict[str, Any], stage: int) -> Sample:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value or [])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

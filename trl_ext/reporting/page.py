@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trl_ext.reporting.charts import charts
-from trl_ext.reporting.findings import findings
-from trl_ext.reporting.finished_runs import Run, Sample, read_run
+from trl_ext.reporting.findings import findings, too_few
+from trl_ext.reporting.finished_runs import Run, Sample, read_runs
 from trl_ext.trainer_kit.whole_files import written_whole
 
 EACH = 3  # completions that are shown of each kind
@@ -22,16 +22,15 @@ def report(folders: Sequence[str | Path], output: str | Path) -> Path:
     """Write the page of some runs, side by side.
 
     Args:
-        folders: The output_dirs of trainers of this package.
+        folders: The output_dirs of trainers of this package; one that is given twice is shown once.
         output: The .html file.
 
     Raises:
         ValueError: For a folder that is no run, or has logged nothing yet.
     """
-    runs = [read_run(folder) for folder in folders]
-    html = page(runs)
+    html = page(read_runs(folders))
     with written_whole(Path(output)) as partial:
-        partial.write_text(html, encoding="utf-8")
+        partial.write_text(html, encoding="utf-8", errors="replace")  # halves of characters
     return Path(output)
 
 
@@ -50,6 +49,7 @@ def page(runs: Sequence[Run]) -> str:
                 "run": run,
                 "state": _state(run),
                 "findings": findings(run),
+                "too_few": too_few(run),
                 "options": _options(run),
                 "last": _last(run),
                 "groups": _groups(run.samples),
@@ -72,9 +72,13 @@ def number(value: Any) -> str:
 
 
 def _state(run: Run) -> str:
-    if run.end is not None:
-        return f"ended after step {run.end['step']}, {run.seconds / 60:.1f} minutes"
-    return f"has not ended: still going, or killed; logged up to step {run.steps}, {run.seconds / 60:.1f} minutes"
+    of = f" of {run.of}" if run.of else ""
+    if run.end is None:
+        so_far = f"logged up to step {run.steps}{of}"
+        return f"has not ended: still going, or killed; {so_far}, {run.seconds / 60:.1f} minutes"
+    step = run.end["step"]
+    done = f"stopped after step {step}{of}" if run.of and step < run.of else f"ended after step {step}"
+    return f"{done}, {run.seconds / 60:.1f} minutes"
 
 
 def _options(run: Run) -> dict[str, Any]:
@@ -84,8 +88,7 @@ def _options(run: Run) -> dict[str, Any]:
 
 def _last(run: Run) -> dict[str, tuple[float, float]]:
     """First and last value of all that was logged more than once."""
-    names = dict.fromkeys(name for log in run.logs for name in log if name not in ("kind", "time", "step", "epoch"))
-    values = {name: run.values(name) for name in names}
+    values = {name: run.values(name) for name in run.names}
     return {name: (found[0], found[-1]) for name, found in values.items() if len(found) > 1}
 
 

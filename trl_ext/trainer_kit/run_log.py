@@ -1,14 +1,17 @@
 """What a run leaves for its report: one file in its folder, a line of JSON at a time.
 
-    {"kind": "begin", "time": …, "step": 0, "trainer": …, "config": {…}, "versions": {…}, "plan": {phase: bytes}}
+    {"kind": "begin", "time": …, "step": 0, "of": 3000, "trainer": …, "config": {…}, "versions": {…}, "plan": {phase: bytes}}
     {"kind": "log", "time": …, "step": 4, "score": 1.2, …}            whatever was logged
     {"kind": "sample", "step": 4, "prompt": …, "completion": …, "rewards": {name: score}}    of a few steps
-    {"kind": "end", "time": …, "step": 400, "peaks": {phase: bytes}}
+    {"kind": "end", "time": …, "step": 400, "of": 3000, "peaks": {phase: bytes}}
+
+"of" is how many steps the run has if nothing stops it.
 
 Its name begins with an underscore, so that a push to the hub leaves it out: it holds prompts.
 """
 
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +25,7 @@ from trl_ext.trainer_kit.run_record import as_json
 from trl_ext.trainer_kit.whole_files import written_whole
 
 LOG = "_trl_ext_log.jsonl"
+KINDS = ("begin", "log", "sample", "end")
 LOOKS = 6  # at samples within a run, after the first
 SAMPLES = 32  # of each look
 LONGEST = 4000  # characters of a text that are kept
@@ -55,7 +59,7 @@ class RunLog(TrainerCallback):
         self.looked = max((self._look(line["step"], state) for line in kept if line["kind"] == "sample"), default=-1)
         with written_whole(self.path) as partial:
             partial.write_text("".join(_written(line) for line in kept), encoding="utf-8")
-        self._add("begin", state, {"versions": versions()} | self.begin())
+        self._add("begin", state, {"of": state.max_steps, "versions": versions()} | self.begin())
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not self.path.exists():  # before the run, an evaluation may be logged
@@ -72,7 +76,7 @@ class RunLog(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self._add("end", state, self.end())
+            self._add("end", state, {"of": state.max_steps} | self.end())
 
     def _look(self, step: int, state) -> int:
         return LOOKS * step // max(state.max_steps, 1)
@@ -91,17 +95,31 @@ class RunLog(TrainerCallback):
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's file, of which a kill may have cut the last."""
+    """The lines of a run's file, each with its kind, time and step; damaged ones, as a kill leaves the last, are passed over."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and "kind" in line:
+            if isinstance(line, dict) and line.get("kind") in KINDS and _is_placed(line):
                 yield line
+
+
+def _is_placed(line: dict[str, Any]) -> bool:
+    return is_step(line.get("step")) and is_number(line.get("time"))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite one, that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_step(value: Any) -> bool:
+    """Whether it counts steps."""
+    return isinstance(value, int) and is_number(value) and value >= 0
 
 
 def versions() -> dict[str, str]:
