@@ -16,7 +16,7 @@ from tiny import byte_tokenizer, reversed_tokenizer, tiny_llama, tiny_reward_mod
 from transformers import AutoModelForCausalLM
 
 from trl_ext import Evaluation, LearnedReward, LengthIncentive, R3Reward, RelevanceReward, SharedBase, evaluate, score
-from trl_ext.generation import FileGenerator
+from trl_ext.generation import FileGenerator, TransformersGenerator
 from trl_ext.sequences.training_rows import collate, training_row
 
 PROMPTS = Dataset.from_dict({"prompt": ["why? ", "say it ", "a ", "and then "]})
@@ -367,6 +367,62 @@ def test_references_with_other_adapters_are_not_compared(tuned):
     assert first.compare(same)
     with pytest.raises(ValueError, match=r"the reference has other settings or weights"):
         first.compare(other)
+
+
+def answers(tmp_path, *counts: int) -> FileGenerator:
+    """A file with so many answers to each prompt."""
+    rows = [
+        {"prompt": prompt, "completion": "so"}
+        for prompt, n in zip(PROMPTS["prompt"], counts, strict=True)
+        for _ in range(n)
+    ]
+    path = tmp_path / f"{counts}.jsonl"
+    Dataset.from_list(rows).to_json(path)
+    return FileGenerator(path)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "counts", "row"),
+    [(1, (1, 1, 0, 0), 2), (2, (2, 2, 2, 1), 3), (2, (1, 1, 1, 1), 0)],
+)
+def test_means_over_other_prompts_are_not_compared(models, tmp_path, num_samples, counts, row):
+    policy, tokenizer, _ = models
+    options = {"tokenizer": tokenizer, "num_samples": num_samples, **SIZES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        full = evaluate(policy, PROMPTS, length, **options)
+        part = evaluate(policy, PROMPTS, length, generator=answers(tmp_path, *counts), **options)
+    for ours, theirs in ((full, part), (part, full)):
+        with pytest.raises(ValueError, match=rf"the prompt of row {row} got more or fewer samples in the other"):
+            ours.compare(theirs)
+    assert part.compare(part)["length"]["difference"] == 0
+
+
+def test_a_file_is_a_policy_of_its_own(models, tmp_path):
+    policy, tokenizer, _ = models
+    data = PROMPTS.add_column("reference", ["yes"] * 4)
+    sampled, written = (
+        evaluate(policy, data, length, tokenizer=tokenizer, generator=generator, **SIZES)
+        for generator in (None, answers(tmp_path, 1, 1, 1, 1))
+    )
+    assert sampled.settings["generator"] == {"name": "transformers", "generator": "transformers"}
+    assert {"name", "file", "digest"} <= written.settings["generator"].keys()
+    assert sampled.summary["perplexity"] == written.summary["perplexity"]  # of the policy, not of who wrote the file
+    assert "perplexity" in sampled.compare(sampled)
+    for compared in (written.compare(sampled), sampled.compare(written)):
+        assert list(compared) == ["reward/length", "length", "ended_share"]
+
+
+def test_own_samplers_are_compared(models):
+    policy, tokenizer, _ = models
+    served = TransformersGenerator()
+    served.name = "vllm"
+    data = PROMPTS.add_column("reference", ["yes"] * 4)
+    first, second = (
+        evaluate(policy, data, None, tokenizer=tokenizer, generator=generator, **SIZES) for generator in (None, served)
+    )
+    assert first.settings["generator"] != second.settings["generator"]
+    assert first.compare(second)["perplexity"]["difference"] == 0
 
 
 @pytest.mark.parametrize("other", [5, None, {"length": 1.0}])

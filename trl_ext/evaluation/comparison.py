@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_ext.generation.protocol import OWN_GENERATORS
+
 RESAMPLES = 2000
 SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many is seen, at 5 %, four times in five
 PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
 MADE_OF = "made_of"  # the last setting: what is behind the names of rewards and reference
+UNEVEN = "uneven"  # a setting: [row, number of samples] of prompts that got more or fewer of them than `num_samples`
+GENERATOR = "generator"  # a setting: who sampled, which is what is compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +30,7 @@ class Evaluation:
             completion, of `length` in tokens with the end, and `ended_share`; `perplexity` of reference answers with
             their ends; `distinct_1`, `distinct_2`, `msttr` (None below 100 words) of all texts; what rewards log.
         samples: One row per sample: its prompt's number `row`, `sample`, texts, ids, `ended`, and the above of its own.
-        settings: In which evaluations must agree to be compared.
+        settings: In which evaluations must agree to be compared; and who sampled, its `generator`, in which they need not.
         sums: Of each measure with an error, per prompt Σ of its values, and how many they are, `(P, 2)`.
     """
 
@@ -47,12 +51,14 @@ class Evaluation:
 
         Prompts are resampled for both at once, so that what makes a prompt hard for both does not widen the error. Of
         each measure: `difference`; `error`; and `detectable` = 2.8 · error, the smallest true difference that so many
-        prompts show four times in five. Evaluations of other prompts or settings are a ValueError.
+        prompts show four times in five. Evaluations of other prompts or settings are a ValueError, also where a prompt
+        got fewer samples in one. A file or an endpoint is compared as a policy of its own, whose perplexity nobody knows.
         """
         if not isinstance(other, Evaluation):
             raise ValueError(f"Evaluation.compare({other!r:.60}): expected an Evaluation, from `evaluate`.")
         check_comparable(self.settings, other.settings)
-        names = [name for name in self.sums if name in other.sums]
+        own = all(one.settings.get(GENERATOR, {}).get("name", "vllm") in OWN_GENERATORS for one in (self, other))
+        names = [name for name in self.sums if name in other.sums and (own or name != PERPLEXITY)]
         ours, theirs = self._stacked(names), other._stacked(names)
         values = values_of(names, ours.sum(0)) - values_of(names, theirs.sum(0))
         errors = standard_errors(lambda mine, yours: values_of(names, mine) - values_of(names, yours), ours, theirs)
@@ -73,14 +79,18 @@ class Evaluation:
 def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which two evaluations differ."""
     for name, value in ours.items():
-        if theirs[name] != value:
-            said = f"`{name}` is {value!r} here and {theirs[name]!r}"
-            if name == MADE_OF:
-                said = f"{next(one for one in value if theirs[name][one] != value[one])} has other settings or weights"
-            raise ValueError(
-                f"Evaluation.compare: {said} in the other evaluation, so they would differ by more than their policies. "
-                "Evaluate both on the same prompts, in the same way."
-            )
+        other = theirs[name]
+        if other == value or name == GENERATOR:
+            continue
+        said = f"`{name}` is {value!r} here and {other!r}"
+        if name == MADE_OF:
+            said = f"{next(one for one in value if other[one] != value[one])} has other settings or weights"
+        if name == UNEVEN:
+            said = f"the prompt of row {min({*map(tuple, value)} ^ {*map(tuple, other)})[0]} got more or fewer samples"
+        raise ValueError(
+            f"Evaluation.compare: {said} in the other evaluation, so they would differ by more than their policies. "
+            "Evaluate both on the same prompts, which both answer, in the same way."
+        )
 
 
 def values_of(names: list[str], totals: np.ndarray) -> np.ndarray:

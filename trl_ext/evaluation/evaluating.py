@@ -1,6 +1,7 @@
 """One look at a policy: prompts that it has not trained on, what it answers, and what is thought of that."""
 
 import warnings
+from collections import Counter
 from statistics import mean
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.evaluation.comparison import MADE_OF, PERPLEXITY, Evaluation, values_of
+from trl_ext.evaluation.comparison import GENERATOR, MADE_OF, PERPLEXITY, UNEVEN, Evaluation, values_of
 from trl_ext.evaluation.scoring import Rewards, reward_functions
-from trl_ext.generation.given_generator import checked_generator, finished_parts
+from trl_ext.generation.given_generator import checked_generator, finished_parts, generator_record
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.rewards.reward_columns import check_reward_columns
@@ -79,7 +80,7 @@ def evaluate(
         reference: What KL is measured to, e.g. where training began, in any of the policy's forms. None: no KL.
         references_column: Answers whose perplexity is measured: messages, or text with the space that it begins with.
             Rows where it is None or empty are passed over.
-        generator: Who samples; None: transformers.
+        generator: Who samples; None: transformers. With a file or an endpoint only perplexity is the policy's own.
         num_samples, temperature: Completions per prompt; of sampling, 0 takes the likeliest token.
         chat_template_kwargs: Passed on to the chat template.
         batch_size: Completions sampled at once, and rows per pass. None: what memory allows, and 16.
@@ -115,11 +116,14 @@ def evaluate(
         references = _nll(asked, rows, len(dataset), passes)
     made_of = {f"the reward {name!r}": made for name, made in reward_settings(functions).items()}
     made_of |= {} if start is None else {"the reference": tensors_fingerprint(start.named_parameters())}
+    counts = Counter(sample["row"] for sample in samples)
+    uneven = [[row, counts[row]] for row in range(len(dataset)) if counts[row] != num_samples]
     settings = {"prompts": len(dataset), "dataset": data_fingerprint(dataset), "num_samples": num_samples}
     settings |= {"max_completion_length": max_completion_length, "temperature": temperature}
     settings |= {"rewards": [function.__name__ for function in functions], "references_column": references_column}
     settings |= {"reference": reference and name_of(reference), "chat_template_kwargs": asked.chat_template_kwargs}
-    return _evaluation(samples, columns, references, metrics, settings | {MADE_OF: made_of})
+    settings |= {GENERATOR: generator_record(generator), UNEVEN: uneven, MADE_OF: made_of}
+    return _evaluation(samples, columns, references, metrics, settings)
 
 
 def _rows_that_fit(asked: Policy, start, dataset: Dataset, column: str | None, longest: int) -> dict:
