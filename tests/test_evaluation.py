@@ -1,7 +1,9 @@
 """A policy is looked at in one way, whichever way it is given; two looks are compared prompt by prompt."""
 
 import inspect
+import json
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -423,6 +425,33 @@ def test_own_samplers_are_compared(models):
     )
     assert first.settings["generator"] != second.settings["generator"]
     assert first.compare(second)["perplexity"]["difference"] == 0
+
+
+def test_a_reference_is_the_same_by_whatever_name(models, tuned, tmp_path):
+    policy, tokenizer, start = models
+    for part in (tokenizer, start):
+        part.save_pretrained(tmp_path / "start")
+    options = {"tokenizer": tokenizer, **SIZES}
+    first, second = (evaluate(policy, PROMPTS, None, reference=one, **options) for one in (start, tmp_path / "start"))
+    assert first.settings["reference"] != second.settings["reference"]
+    assert set(first.compare(second)) == set(second.compare(first)) >= {"kl", "kl_k1"}
+    base, adapter = tuned
+    role = base.policy(init_from=adapter, name="start")
+    first, second = (evaluate(adapter, PROMPTS, None, base=base, reference=one, **SIZES) for one in (role, adapter))
+    assert first.compare(second)["kl"]["difference"] == 0
+
+
+def test_a_reference_with_another_scale_is_not_compared(tuned, tmp_path):
+    base, adapter = tuned
+    shutil.copytree(adapter, tmp_path / "louder")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 2
+    (tmp_path / "louder" / "adapter_config.json").write_text(json.dumps(config))
+    first, second = (
+        evaluate(adapter, PROMPTS, None, base=base, reference=one, **SIZES) for one in (adapter, tmp_path / "louder")
+    )
+    with pytest.raises(ValueError, match=r"the reference has other settings or weights"):
+        first.compare(second)
 
 
 @pytest.mark.parametrize("other", [5, None, {"length": 1.0}])

@@ -18,6 +18,7 @@ SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many
 PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
 MADE_OF = "made_of"  # the last setting: what is behind the names of rewards and reference
 UNEVEN = "uneven"  # a setting: [row, number of samples] of prompts that got more or fewer of them than `num_samples`
+REFERENCE = "reference"  # a setting: its name, which may be another for the same numbers
 GENERATOR = "generator"  # a setting: who sampled, which is what is compared
 
 
@@ -80,7 +81,7 @@ def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which two evaluations differ."""
     for name, value in ours.items():
         other = theirs[name]
-        if other == value or name == GENERATOR:
+        if other == value or name == GENERATOR or (name == REFERENCE and None not in (value, other)):
             continue
         said = f"`{name}` is {value!r} here and {other!r}"
         if name == MADE_OF:

@@ -32,7 +32,7 @@ from trl_ext.sequences.windows import check_windows
 from trl_ext.shared_base.given_policy import Base, Given, check_same_words, given_policy, name_of
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
+from trl_ext.trainer_kit.fingerprints import data_fingerprint, weights_fingerprint
 from trl_ext.trainer_kit.option_rules import Rule
 from trl_ext.trainer_kit.seeds import seeded
 
@@ -115,7 +115,7 @@ def evaluate(
         columns |= {} if start is None else _kl(asked, start, samples, passes)
         references = _nll(asked, rows, len(dataset), passes)
     made_of = {f"the reward {name!r}": made for name, made in reward_settings(functions).items()}
-    made_of |= {} if start is None else {"the reference": tensors_fingerprint(start.named_parameters())}
+    made_of |= {} if start is None else {"the reference": weights_fingerprint(start)}
     counts = Counter(sample["row"] for sample in samples)
     uneven = [[row, counts[row]] for row in range(len(dataset)) if counts[row] != num_samples]
     settings = {"prompts": len(dataset), "dataset": data_fingerprint(dataset), "num_samples": num_samples}

@@ -37,6 +37,13 @@ def reference_fingerprint(model: nn.Module) -> str | None:
     return tensors_fingerprint(reference) if reference else None
 
 
+def weights_fingerprint(model: nn.Module) -> str:
+    """Of all numbers of a model, and of what its LoRA adapters multiply theirs by."""
+    scales = [(f"{name}.scaling", getattr(module, "scaling", None)) for name, module in model.named_modules()]
+    factors = [(name, torch.tensor([*each.values()])) for name, each in scales if isinstance(each, dict)]
+    return tensors_fingerprint([*model.named_parameters(), *factors])
+
+
 def tensors_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
     """Of tensors' names, shapes and first numbers."""
     digest = hashlib.blake2b(digest_size=16)
