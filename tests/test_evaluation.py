@@ -415,6 +415,16 @@ def test_a_file_is_a_policy_of_its_own(models, tmp_path):
         assert list(compared) == ["reward/length", "length", "ended_share"]
 
 
+def test_a_file_is_compared_with_a_policy_that_has_a_reference(models, tmp_path):
+    policy, tokenizer, start = models
+    options = {"tokenizer": tokenizer, "reference": start, **SIZES}
+    sampled = evaluate(policy, PROMPTS, length, **options)
+    with pytest.warns(UserWarning, match="no KL is measured"):
+        written = evaluate(policy, PROMPTS, length, generator=answers(tmp_path, 1, 1, 1, 1), **options)
+    for compared in (written.compare(sampled), sampled.compare(written)):
+        assert list(compared) == ["reward/length", "length", "ended_share"]
+
+
 def test_own_samplers_are_compared(models):
     policy, tokenizer, _ = models
     served = TransformersGenerator()

@@ -58,7 +58,7 @@ class Evaluation:
         if not isinstance(other, Evaluation):
             raise ValueError(f"Evaluation.compare({other!r:.60}): expected an Evaluation, from `evaluate`.")
         check_comparable(self.settings, other.settings)
-        own = all(one.settings.get(GENERATOR, {}).get("name", "vllm") in OWN_GENERATORS for one in (self, other))
+        own = measures_policy(self.settings) and measures_policy(other.settings)
         names = [name for name in self.sums if name in other.sums and (own or name != PERPLEXITY)]
         ours, theirs = self._stacked(names), other._stacked(names)
         values = values_of(names, ours.sum(0)) - values_of(names, theirs.sum(0))
@@ -79,19 +79,30 @@ class Evaluation:
 
 def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Raise a ValueError that names the first setting in which two evaluations differ."""
-    for name, value in ours.items():
-        other = theirs[name]
-        if other == value or name == GENERATOR or (name == REFERENCE and None not in (value, other)):
+    passed = {GENERATOR, MADE_OF}
+    if None not in (ours.get(REFERENCE), theirs.get(REFERENCE)) or not (
+        measures_policy(ours) and measures_policy(theirs)
+    ):
+        passed.add(REFERENCE)  # its numbers tell, or there is no KL to compare
+    made, others = ours.get(MADE_OF, {}), theirs | theirs.get(MADE_OF, {})
+    for name, value in (ours | made).items():
+        other = others.get(name, value)
+        if other == value or name in passed:
             continue
         said = f"`{name}` is {value!r} here and {other!r}"
-        if name == MADE_OF:
-            said = f"{next(one for one in value if other[one] != value[one])} has other settings or weights"
+        if name in made:
+            said = f"{name} has other settings or weights"
         if name == UNEVEN:
             said = f"the prompt of row {min({*map(tuple, value)} ^ {*map(tuple, other)})[0]} got more or fewer samples"
         raise ValueError(
             f"Evaluation.compare: {said} in the other evaluation, so they would differ by more than their policies. "
             "Evaluate both on the same prompts, which both answer, in the same way."
         )
+
+
+def measures_policy(settings: dict[str, Any]) -> bool:
+    """Whether the policy itself was sampled: a file or an endpoint is a policy of its own."""
+    return settings.get(GENERATOR, {}).get("name", OWN_GENERATORS[0]) in OWN_GENERATORS
 
 
 def values_of(names: list[str], totals: np.ndarray) -> np.ndarray:
