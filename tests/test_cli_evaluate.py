@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
 
-from trl_ext import evaluate
+from trl_ext import Evaluation, evaluate
 from trl_ext.cli import main
 from trl_ext.cli.command_arguments import DataArguments
 from trl_ext.cli.data_rows import named_rows
+from trl_ext.cli.evaluate import differences_table
 
 PROMPTS = [{"prompt": f"say {i}", "reference": " yes"} for i in range(6)]
 REWARDS = """
@@ -51,6 +54,23 @@ def test_two_policies_side_by_side(here, capsys):
     rows = named_rows("held-out.jsonl", "train", DataArguments(), flag="")
     start = evaluate("start", rows, None, max_completion_length=5)
     assert [sample["completion"] for sample in samples[:6]] == start.samples["completion"][:]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], "equal"),
+        ([2.0, 3.0], [1.0, 2.0], ""),  # by 1 on each prompt
+        ([1.0, 2.0], [2.0, 1.0], "not resolved"),  # 0, and might well be another number
+        ([1.0], [1.0], "not resolved"),  # of one prompt nothing is known
+    ],
+)
+def test_what_is_said_of_a_difference(ours, theirs, said):
+    one, other = (
+        Evaluation({}, Dataset.from_list([]), {}, {"length": np.stack([sums, np.ones(len(sums))], axis=1)})
+        for sums in (ours, theirs)
+    )
+    assert list(differences_table("one", one, "other", other).columns[3].cells) == [said]
 
 
 def test_on_a_base_in_eight_bits(here, capsys):

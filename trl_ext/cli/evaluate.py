@@ -121,8 +121,9 @@ def differences_table(name: str, evaluation: Evaluation, first: str, other: Eval
     table = Table("", "difference", "seen from", "", title=f"{shown(name)} less {shown(first)}", title_justify="left")
     for measure, found in evaluation.compare(other).items():
         difference = f"{found['difference']:+.4g} ± {found['error']:.2g}"
-        resolved = abs(found["difference"]) >= found["detectable"]
-        table.add_row(measure, difference, f"{found['detectable']:.2g}", "" if resolved else "not resolved")
+        resolved = "" if abs(found["difference"]) >= found["detectable"] else "not resolved"
+        said = "equal" if found["difference"] == found["error"] == 0 else resolved
+        table.add_row(measure, difference, f"{found['detectable']:.2g}", said)
     return table
 
 
