@@ -206,7 +206,7 @@ def test_too_few_values_are_no_praise(ended, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "few: too few values were logged" in told and "at most 4" in told and "enough: too few" not in told
     assert ("look again later" in told) is not ended
-    pages = [Path(name, "report.html").read_text() for name in ("few", "enough")]
+    pages = [Path(name, "_report.html").read_text() for name in ("few", "enough")]
     assert ["None of the known faults shows" in html for html in pages] == [False, True]
     assert ["too few values were logged" in html for html in pages] == [True, False]
 
@@ -218,7 +218,7 @@ def test_a_folder_that_is_given_twice_is_shown_once(tmp_path, monkeypatch, capsy
         leave(tmp_path / name, run.begin, *run.logs, run.end)
     main(["report", "one", "two", "one/", str(tmp_path / "one")])
     assert capsys.readouterr().out.count("a critic that explains nothing") == 2
-    assert "<h1>one beside two</h1>" in Path("one/report.html").read_text()
+    assert "<h1>one beside two</h1>" in Path("one/_report.html").read_text()
 
 
 BEGIN, LOGGED = run_of().begin, run_of(score=UP).logs
