@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 from rich.console import Console
@@ -17,7 +16,7 @@ from trl_ext.cli.roles import named
 from trl_ext.cli.score_pairs import write_pairs
 from trl_ext.cli.score_rows import Columns, file_fingerprint, row_parts, scored, table_schema
 from trl_ext.generation.sample_files import SampleFiles, write_table
-from trl_ext.rewards.reward_callables import reward_callables
+from trl_ext.rewards.reward_callables import reward_functions
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
 from trl_ext.trainer_kit.config_docs import option
 from trl_ext.trainer_kit.own_folders import check_is_folder
@@ -124,10 +123,8 @@ def score_file(
 
 def _scorer(args: ScoreArguments, rewards: RewardArguments) -> Scorer:
     named_rewards = [named(name, rewards) for name in rewards.reward_funcs]
-    settings = SimpleNamespace(
-        max_completion_length=args.max_completion_length, reward_weights=args.reward_weights, device=None
-    )
-    functions = reward_callables(named_rewards, None, settings, trainer="trl-ext score")
+    given = {"max_completion_length": args.max_completion_length, "weights": args.reward_weights}
+    functions = reward_functions(named_rewards, **given, call="trl-ext score")
     return Scorer(functions, args.reward_weights or [1.0] * len(functions), seed=stable_seed(args.seed, "score"))
 
 

@@ -1,9 +1,8 @@
 """Scores of texts that one has already, by anything that trainers take as rewards."""
 
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
 
-from trl_ext.rewards.reward_callables import Reward, reward_callables
+from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_columns
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
@@ -52,9 +51,3 @@ def score(
     with seeded(seed):
         scores = call_all(functions, {name: list(values) for name, values in given.items()} | unheard)
     return {function.__name__: values for function, values in zip(functions, scores, strict=True)}
-
-
-def reward_functions(rewards: Rewards, *, max_completion_length: int | None, call: str) -> list[Callable]:
-    """Each checked row by row, and named; reward models run where they are, or where a trainer would put them."""
-    settings = SimpleNamespace(max_completion_length=max_completion_length, reward_weights=None, device=None)
-    return reward_callables(rewards, None, settings, trainer=call)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -56,6 +57,14 @@ def reward_callables(
         checked_reward(function, name=name, keep_invalid=keep_invalid)
         for function, name in zip(callables, names, strict=True)
     ]
+
+
+def reward_functions(
+    rewards: object | list, *, max_completion_length: int | None, call: str, weights: list[float] | None = None
+) -> list[Callable]:
+    """The same outside of a trainer: reward models run where they are, or where a trainer would put them."""
+    settings = SimpleNamespace(max_completion_length=max_completion_length, reward_weights=weights, device=None)
+    return reward_callables(rewards, None, settings, trainer=call)
 
 
 def _callable(
