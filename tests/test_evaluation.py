@@ -591,6 +591,27 @@ def test_scores_are_the_rewards_own_and_the_same_by_the_same_seed():
     ("change", "message"),
     [
         ({"completions": ["x"]}, r"score\(prompts=…\): expected a list, one for each of 1 completions, got 2"),
+        (
+            {"completions": iter(["x", "y"])},
+            r"score\(completions=…\): expected a list, one for each prompt, got list_iterator",
+        ),
+        ({"completions": (text for text in "xy")}, r"score\(completions=…\): expected a list.*got generator"),
+        ({"completions": {"x": 1, "y": 2}}, r"score\(completions=…\): expected a list.*got dict"),
+        ({"completions": {"x", "y"}}, r"score\(completions=…\): expected a list.*got set"),
+        ({"completions": None}, r"score\(completions=…\): expected a list.*got NoneType"),
+        ({"completions": "xy"}, r"score\(completions=…\): expected a list.*got text"),
+        (
+            {"prompts": iter(["a", "b"])},
+            r"score\(prompts=…\): expected a list, one for each of 2 completions, got list_iterator",
+        ),
+        ({"answer": 3}, r"score\(answer=…\): expected a list, one for each of 2 completions, got int"),
+        ({"answer": np.array("x")}, r"score\(answer=…\): expected a list, .* got ndarray"),
+        ({"rewards": None}, r"score\(rewards=None\): expected a reward, or a list of them"),
+        ({"seed": -1}, r"score\(seed=-1\): expected a whole number in"),
+        ({"seed": True}, r"score\(seed=True\): expected a whole number in"),
+        ({"seed": 0.5}, r"score\(seed=0.5\): expected a whole number in"),
+        ({"max_completion_length": 0}, r"score\(max_completion_length=0\): expected"),
+        ({"max_completion_length": "5"}, r"score\(max_completion_length='5'\): expected"),
         ({"prompts": "ab"}, r"score\(prompts=…\): expected a list, one for each of 2 completions, got text"),
         ({"answer": ["x"]}, r"score\(answer=…\): expected a list, one for each of 2 completions, got 1"),
         ({}, r"score\(…\): the reward 'needs_answer' reads the column `answer`, and the columns are \[\]"),
@@ -598,7 +619,13 @@ def test_scores_are_the_rewards_own_and_the_same_by_the_same_seed():
 )
 def test_texts_that_cannot_be_scored(change, message):
     with pytest.raises(ValueError, match=message):
-        score(needs_answer, **{"prompts": ["a", "b"], "completions": ["x", "y"]} | change)
+        score(**{"rewards": needs_answer, "prompts": ["a", "b"], "completions": ["x", "y"]} | change)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, lambda texts: Dataset.from_dict({"text": texts})["text"]])
+def test_texts_in_lists_of_any_kind_are_scored(kind):
+    given = {"prompts": kind(["a", "b"]), "completions": kind(["x", "yyy"]), "answer": torch.tensor([1, 2])}
+    assert score([length], **given) == {"length": [1.0, 3.0]}
 
 
 def test_every_argument_is_described():

@@ -45,7 +45,7 @@ COUNT = Rule(1, expected="a whole number of at least 1")
 def evaluate(
     policy: Given,
     dataset: Dataset,
-    rewards: Rewards,
+    rewards: Rewards | None,
     *,
     max_completion_length: int,
     base: Base = None,

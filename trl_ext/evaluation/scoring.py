@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 from trl_ext.rewards.reward_callables import Reward, reward_functions
-from trl_ext.rewards.reward_columns import check_columns
+from trl_ext.rewards.reward_columns import check_columns, check_lists
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.texts import Text
-from trl_ext.trainer_kit.seeds import seeded
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1
+from trl_ext.trainer_kit.seeds import check_seed, seeded
 
-Rewards = Reward | Sequence[Reward] | None
+Rewards = Reward | Sequence[Reward]
 
 
 def score(
@@ -34,12 +36,13 @@ def score(
         seed: Of rewards that draw random numbers.
         columns: What else rewards read, one value each; without `completion_ended` all completions came to their end.
     """
+    if rewards is None:
+        raise ValueError("score(rewards=None): expected a reward, or a list of them. Give one.")
+    max_completion_length = checked("score", "max_completion_length", max_completion_length, int | None, AT_LEAST_1)
+    check_seed(seed, call=f"score(seed={seed!r})")
     functions = reward_functions(rewards, max_completion_length=max_completion_length, call="score")
     given = {"prompts": prompts, "completions": completions, **columns}
-    for name, values in given.items():
-        if isinstance(values, str) or len(values) != len(completions):
-            got = f"{len(completions)} completions, got {'text' if isinstance(values, str) else len(values)}"
-            raise ValueError(f"score({name}=…): expected a list, one for each of {got}.")
+    check_lists(given, call="score")
     check_prompts(prompts, call="score(…)", column="prompts", may_be_empty=True)
     check_completions(prompts, completions, call="score(…)", column="completions")
     for function in functions:

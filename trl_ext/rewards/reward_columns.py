@@ -95,6 +95,30 @@ def check_counts(columns: Mapping[str, Any], *, call: str) -> None:
             )
 
 
+def check_lists(columns: Mapping[str, Any], *, call: str) -> None:
+    """Raise a ValueError for a column that is no list of any kind, or has not one value for each of the `completions`.
+
+    >>> check_lists({"completions": ["a", "b"], "prompts": iter(["a", "b"])}, call="score")
+    Traceback (most recent call last):
+    ...
+    ValueError: score(prompts=…): expected a list, one for each of 2 completions, got list_iterator. Give a list.
+    """
+    counts = {name: len(values) if _is_list(values) else None for name, values in columns.items()}
+    count = counts["completions"]
+    for name in ("completions", *counts):
+        if counts[name] is None or counts[name] != count:
+            kind = "text" if isinstance(columns[name], str) else type(columns[name]).__name__
+            got = kind if counts[name] is None else counts[name]
+            each = "one for each prompt" if count is None else f"one for each of {count} completions"
+            raise ValueError(f"{call}({name}=…): expected a list, {each}, got {got}. Give a list.")
+
+
+def _is_list(values: Any) -> bool:
+    """Of texts, arrays, a data set's column: what has a length and an order."""
+    has_places = hasattr(values, "__len__") and hasattr(values, "__getitem__") and getattr(values, "ndim", 1) > 0
+    return has_places and not isinstance(values, str | bytes | Mapping)
+
+
 def own_columns(columns: Mapping) -> list[str]:
     """Names of the data set's columns among what a reward gets."""
     return [name for name in columns if name not in GIVEN]
