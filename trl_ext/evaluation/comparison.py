@@ -3,7 +3,6 @@
 `P` prompts, `M` measures. A measure is a ratio of two sums over prompts, so that a resample of the prompts gives it anew.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 from datasets import Dataset
 
 from trl_ext.generation.protocol import OWN_GENERATORS
+from trl_ext.trainer_kit.resampling import standard_errors
 
-RESAMPLES = 2000
 SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many is seen, at 5 %, four times in five
 PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
 MADE_OF = "made_of"  # the last setting: what is behind the names of rewards and reference
@@ -57,8 +56,9 @@ class Evaluation:
         """
         if not isinstance(other, Evaluation):
             raise ValueError(f"Evaluation.compare({other!r:.60}): expected an Evaluation, from `evaluate`.")
-        check_comparable(self.settings, other.settings)
-        own = measures_policy(self.settings) and measures_policy(other.settings)
+        generators = {one.settings.get(GENERATOR, {}).get("name") for one in (self, other)}
+        own = generators <= {None, *OWN_GENERATORS}  # others are no samples of the policy
+        check_comparable(self.settings, other.settings, own=own)
         names = [name for name in self.sums if name in other.sums and (own or name != PERPLEXITY)]
         ours, theirs = self._stacked(names), other._stacked(names)
         values = values_of(names, ours.sum(0)) - values_of(names, theirs.sum(0))
@@ -77,12 +77,10 @@ class Evaluation:
         return "\n".join(f"{name:{max(map(len, shown))}}  {value}" for name, value in shown.items())
 
 
-def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def check_comparable(ours: dict[str, Any], theirs: dict[str, Any], *, own: bool) -> None:
     """Raise a ValueError that names the first setting in which two evaluations differ."""
     passed = {GENERATOR, MADE_OF}
-    if None not in (ours.get(REFERENCE), theirs.get(REFERENCE)) or not (
-        measures_policy(ours) and measures_policy(theirs)
-    ):
+    if None not in (ours.get(REFERENCE), theirs.get(REFERENCE)) or not own:
         passed.add(REFERENCE)  # its numbers tell, or there is no KL to compare
     made, others = ours.get(MADE_OF, {}), theirs | theirs.get(MADE_OF, {})
     for name, value in (ours | made).items():
@@ -100,26 +98,8 @@ def check_comparable(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         )
 
 
-def measures_policy(settings: dict[str, Any]) -> bool:
-    """Whether the policy itself was sampled: a file or an endpoint is a policy of its own."""
-    return settings.get(GENERATOR, {}).get("name", OWN_GENERATORS[0]) in OWN_GENERATORS
-
-
 def values_of(names: list[str], totals: np.ndarray) -> np.ndarray:
     """Measures `(M,)` of their sums over prompts `(M, 2)`; NaN where there is nothing to take a mean of."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         ratios = totals[:, 0] / totals[:, 1]
         return np.where(np.array(names) == PERPLEXITY, np.exp(ratios), ratios)
-
-
-def standard_errors(measure: Callable[..., np.ndarray], *sums: np.ndarray) -> np.ndarray:
-    """Deviation of a measure over resamples of the prompts, with replacement, times √(n / (n − 1)); `(M,)`.
-
-    The factor makes it, for a mean of n prompts, the usual s / √n. NaN where fewer than two prompts have any value.
-    `measure` takes sums over prompts, `(M, 2)` each; `sums` are `(P, M, 2)` each, of the same prompts.
-    """
-    random, count = np.random.default_rng(0), len(sums[0])
-    picks = (random.integers(count, size=count) for _ in range(RESAMPLES))
-    found = np.ma.masked_invalid([measure(*(each[picked].sum(0) for each in sums)) for picked in picks])
-    n = np.min([(each[:, :, 1] > 0).sum(0) for each in sums], axis=0).astype(float)
-    return np.ma.filled(found.std(0), np.nan) * np.sqrt(n / np.where(n > 1, n - 1, np.nan))

@@ -10,11 +10,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.evaluation.comparison import GENERATOR, MADE_OF, PERPLEXITY, UNEVEN, Evaluation, values_of
-from trl_ext.evaluation.scoring import Rewards
 from trl_ext.generation.given_generator import checked_generator, finished_parts, generator_record
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
-from trl_ext.rewards.reward_callables import reward_functions
+from trl_ext.rewards.reward_callables import Rewards, reward_functions
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.rewards.weighted_rewards import Scorer

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
-from trl_ext.rewards.reward_callables import Reward, reward_functions
-from trl_ext.rewards.reward_columns import check_columns, check_lists
+from trl_ext.rewards.reward_callables import Rewards, reward_functions
+from trl_ext.rewards.reward_columns import check_all_columns, check_lists
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.texts import Text
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 from trl_ext.trainer_kit.seeds import check_seed, seeded
-
-Rewards = Reward | Sequence[Reward]
 
 
 def score(
@@ -45,11 +43,7 @@ def score(
     check_lists(given, call="score")
     check_prompts(prompts, call="score(…)", column="prompts", may_be_empty=True)
     check_completions(prompts, completions, call="score(…)", column="completions")
-    for function in functions:
-        try:
-            check_columns(function, columns, range(len(completions)))
-        except ValueError as error:
-            raise ValueError(f"score(…): {error}") from error
+    check_all_columns(functions, columns, range(len(completions)), call="score(…)")
     unheard = {"trainer_state": None, "log_metric": lambda *_: None, "log_extra": lambda *_: None}
     with seeded(seed):
         scores = call_all(functions, {name: list(values) for name, values in given.items()} | unheard)

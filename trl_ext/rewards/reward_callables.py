@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from trl_ext.rewards.weighted_rewards import check_weights
 
 logger = logging.getLogger("trl_ext")
 Reward = Callable[..., Any] | nn.Module | str | os.PathLike  # a function in TRL's protocol, a reward model, its path
+Rewards = Reward | Sequence[Reward]
 
 
 def reward_callables(

@@ -46,13 +46,18 @@ def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | Iterabl
         return
     rewards = list(rewards)
     columns, rows = _columns_and_rows(dataset)
+    check_all_columns(rewards, columns, rows, call=call)
+    named = {name for reward in rewards for name in columns_named(reward)}
+    warn_of_unread(dataset, ["prompt"], call=call, others=named)
+
+
+def check_all_columns(rewards: Iterable[Callable], columns: Columns, rows: Sequence[int], *, call: str) -> None:
+    """Ask each of several rewards; `call`: who asks, and where the rows are from, for the message."""
     for reward in rewards:
         try:
             check_columns(reward, columns, rows)
         except ValueError as error:
             raise ValueError(f"{call}: {error}") from error
-    named = {name for reward in rewards for name in columns_named(reward)}
-    warn_of_unread(dataset, ["prompt"], call=call, others=named)
 
 
 def check_columns(reward: Callable, columns: Columns, rows: Sequence[int]) -> None:
