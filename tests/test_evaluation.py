@@ -249,6 +249,8 @@ def test_r3_takes_the_length_limit_that_it_is_given(models, tmp_path):
     r3 = R3Reward(relevance=RelevanceReward(saved_bert(tmp_path)))
     found = evaluate(policy, data, r3, tokenizer=tokenizer, **SIZES)
     texts = {"prompts": data["prompt"][:], "completions": found.samples["completion"][:]}
+    assert "perplexity" in found.summary  # of the column that R³ reads
+    assert "perplexity" not in evaluate(policy, data, r3, tokenizer=tokenizer, references_column=None, **SIZES).summary
     same = score(r3, **texts, max_completion_length=6, **columns)["R3Reward"]
     assert list(found.samples["reward/R3Reward"]) == same
     fixed = R3Reward(max_completion_length=6, relevance=r3.relevance)

@@ -79,7 +79,7 @@ def evaluate(
         tokenizer: The policy's; None: the one beside it.
         reference: What KL is measured to, e.g. where training began, in any of the policy's forms. None: no KL.
         references_column: Answers whose perplexity is measured: messages, or text with the space that it begins with.
-            Rows where it is None or empty are passed over.
+            Rows where it is None or empty are passed over. Data for R³ have such a column, and so get a perplexity.
         generator: Who samples; None: transformers. With a file or an endpoint only perplexity is the policy's own.
         num_samples, temperature: Completions per prompt; of sampling, 0 takes the likeliest token.
         chat_template_kwargs: Passed on to the chat template.
