@@ -41,8 +41,8 @@ def test_it_advises_where_it_does_not_fit(capsys):
     options = ["--bits", "8", "--value-model", "--no-shared", "--micro-batch", "8"]
     assert ended("llama-3.1-8b", *options, "--gpu", "24GB") == 1
     printed = capsys.readouterr().out
-    assert "does not fit" in printed and "1. micro-batches of 1" in printed and "costs:" in printed
-    assert "--micro-batch 1, in a script per_device_train_batch_size=1" in printed
+    assert "does not fit" in printed and "1. micro-batches of 2" in printed and "costs:" in printed
+    assert "--micro-batch 2, in a script per_device_train_batch_size=2" in printed
     assert ended("llama-3.1-8b", "--gpu", "2GB") == 1
     assert "Not even all of these make it fit" in capsys.readouterr().out
     least = ["--method", "sft", "--bits", "4", "--lora", "1", "--batch", "1", "--completion-length", "32"]

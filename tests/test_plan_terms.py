@@ -325,7 +325,9 @@ def test_what_each_change_tries():
     assert tried("batch", batch=24, micro_batch=8, num_generations=4) == [[8]]
     assert tried("completion_length", completion_length=100) == [[50, 32]]
     assert tried("lora", lora=None) == [[16]] and tried("lora") == [[]]
-    assert tried("bits") == [[8], []] and tried("bits", bits=8) == [[], [4]] and tried("bits", bits=4) == [[], []]
+    assert tried("bits") == [[8], [8], [4]]  # with and without reentrant checkpoints
+    assert tried("bits", bits=8, reentrant=True) == [[], [], [4]] and tried("bits", bits=4) == [[], [], []]
+    assert tried("bits", lora=None) == [[], [], []] and tried("bits", gradient_checkpointing=False) == [[8], [], [4]]
     assert tried("reentrant", bits=8) == [[True]] and tried("reentrant", bits=4) == [[]]
 
 

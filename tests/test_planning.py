@@ -122,7 +122,7 @@ def test_advice_adds_up_until_it_fits_and_holds_nothing_needless():
     advice = plan.advice(card)
     assert advice[-1].verdict == "fits" and {step.verdict for step in advice[:-1]} <= {"tight", "does not fit"}
     assert memory_plan("llama-3.1-8b", **vars(advice[-1].settings)).peak == advice[-1].peak <= card
-    assert advice[0].change == "micro-batches of 1" and all(step.cost for step in advice)
+    assert advice[0].change == "micro-batches of 4" and all(step.cost for step in advice)
     assert plan.advice(2**50) == []
 
 

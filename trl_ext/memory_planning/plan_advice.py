@@ -1,7 +1,9 @@
-"""What to change so that a run fits: the cheapest changes first, one on top of the other."""
+"""What to change so that a run fits: no costlier change than is needed, each at the mildest value that suffices."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 from trl_ext.memory_planning.plan_changes import CHANGES, Change, group
 from trl_ext.memory_planning.plan_settings import PlanSettings
@@ -33,55 +35,89 @@ class Advice:
     verdict: str
 
 
-Step = tuple[Change, object]  # a change and the value that it sets
+Choice = tuple  # of each of `CHANGES` the value taken, None: not taken
 
 
 def advise(settings: PlanSettings, judge: Judge) -> list[Advice]:
-    """The changes that help, in order, until the run fits; what later ones make unnecessary is taken back.
+    """The changes that make a run fit, in order; where none do, those that need least.
+
+    One change more is allowed at a time, the cheapest first, until the best of all allowed ones together fits; then
+    each is taken back or made milder, the costliest first, as far as it still fits.
 
     Args:
         settings: That do not fit.
         judge: From settings to the peak in bytes and the verdict.
     """
-    chosen = _until_it_fits(settings, judge)
-    for step in reversed(chosen[:-1]):  # the last one is needed
-        others = [other for other in chosen if other is not step]
-        rest = _together(settings, others)
-        if rest is not None and judge(rest)[1] == FITS:
-            chosen = others
-    return _told(settings, chosen, judge)
-
-
-def _until_it_fits(settings: PlanSettings, judge: Judge) -> list[Step]:
-    """Greedily: of each change the mildest value that makes it fit, else the one that needs least."""
-    chosen, (peak, verdict) = [], judge(settings)
-    for change in CHANGES:
-        if verdict == FITS:
+    search = _Search(settings, cache(judge))
+    choice: Choice = (None,) * len(CHANGES)
+    for count in range(1, len(CHANGES) + 1):
+        if search.fits(choice):
             break
-        tried = [((change, value), _together(settings, [(change, value)])) for value in change.values(settings)]
-        options = [(judge(changed), step, changed) for step, changed in tried if changed is not None]
-        fitting = [option for option in options if option[0][1] == FITS]
-        best = fitting[0] if fitting else min(options, key=lambda option: option[0][0], default=None)
-        if best is not None and best[0][0] < peak:
-            (peak, verdict), step, settings = best
-            chosen.append(step)
-    return chosen
+        choice = search.lowest(choice, count)
+    return search.told(search.mildest(choice))
 
 
-def _told(settings: PlanSettings, chosen: list[Step], judge: Judge) -> list[Advice]:
-    advice = []
-    for change, value in chosen:
-        settings = _together(settings, [(change, value)])
-        words = [text.format(value=value) for text in (change.words, change.flag, change.config)]
-        advice.append(Advice(*words, change.cost, settings, *judge(settings)))
-    return advice
+@dataclass(frozen=True)
+class _Search:
+    settings: PlanSettings
+    judge: Judge
+
+    def lowest(self, choice: Choice, count: int) -> Choice:
+        """Of the first changes each at what needs least, beside the others; the strongest where values need alike."""
+        seen = set()
+        while choice not in seen:
+            seen.add(choice)
+            for place in range(count):
+                choice = min([*reversed(self.options(choice, place)), choice], key=self.peak)
+        return choice
+
+    def mildest(self, choice: Choice) -> Choice:
+        """Each change at the mildest value, or none, that does not undo what all of them reach."""
+        fits, peak, seen = self.fits(choice), self.peak(choice), set()
+        while choice not in seen:
+            seen.add(choice)
+            for place in reversed(range(len(CHANGES))):
+                options = self.options(choice, place)
+                choice = next((one for one in options if (self.fits(one) if fits else self.peak(one) <= peak)), choice)
+        return choice
+
+    def options(self, choice: Choice, place: int) -> list[Choice]:
+        """A choice with one change's other values, none first, which follow from the changes before it."""
+        before = self.after(choice[:place])
+        values = [] if before is None else CHANGES[place].values(before)
+        return [(*choice[:place], value, *choice[place + 1 :]) for value in (None, *values)]
+
+    def after(self, choice: Choice) -> PlanSettings | None:
+        """The settings changed, one change after the other; None where no run can have one of them."""
+        settings = self.settings
+        for change, value in zip(CHANGES, choice, strict=False):
+            settings = settings if value is None else _changed(settings, change, value)
+            if settings is None:
+                return None
+        return settings
+
+    def peak(self, choice: Choice) -> float:
+        settings = self.after(choice)
+        return math.inf if settings is None else self.judge(settings)[0]
+
+    def fits(self, choice: Choice) -> bool:
+        settings = self.after(choice)
+        return settings is not None and self.judge(settings)[1] == FITS
+
+    def told(self, choice: Choice) -> list[Advice]:
+        advice = []
+        for place, (change, value) in enumerate(zip(CHANGES, choice, strict=True)):
+            if value is not None:
+                words = [text.format(value=value) for text in (change.words, change.flag, change.config)]
+                settings = self.after(choice[: place + 1])
+                advice.append(Advice(*words, change.cost, settings, *self.judge(settings)))
+        return advice
 
 
-def _together(settings: PlanSettings, steps: list[Step]) -> PlanSettings | None:
-    """The settings with some steps taken; None where no run can have them together."""
-    values = {name: new for change, value in steps for name, new in [(change.setting, value), *change.also]}
+def _changed(settings: PlanSettings, change: Change, value: object) -> PlanSettings | None:
+    """The settings with one change; None where no run can have it."""
     try:
-        changed = replace(settings, **values)
+        changed = replace(settings, **{change.setting: value}, **dict(change.also))
     except ValueError:
         return None
     return changed if _is_whole(changed, settings) else None

@@ -62,6 +62,12 @@ def _if(condition: Callable[[PlanSettings], bool], value) -> Callable[[PlanSetti
     return lambda settings: [value] if condition(settings) else []
 
 
+def _holds_inputs_at_8_bits(settings: PlanSettings) -> bool:
+    """Whether a base in 8 bits would hold its inputs in spite of checkpoints."""
+    s = settings
+    return s.gradient_checkpointing and not s.reentrant and s.bits != 4 and s.lora is not None
+
+
 def _halves_at_once(settings: PlanSettings) -> list[int]:
     """Halves of what vLLM holds keys and values of, down to one completion."""
     found, count = [], (settings.served_at_once or settings.batch) if settings.generator == "vllm" else 1
@@ -163,11 +169,20 @@ CHANGES = (
     ),
     Change(
         "bits",
+        "the base in 8 bits, with reentrant checkpoints",
+        "--bits 8 --reentrant",
+        'SharedBase.from_pretrained(bits=8), gradient_checkpointing_kwargs={{"use_reentrant": True}}',
+        "slower sampling, and a little rounding in every layer; other checkpoints hold the inputs of 8-bit layers",
+        _if(_holds_inputs_at_8_bits, 8),
+        also=(("reentrant", True),),
+    ),
+    Change(
+        "bits",
         "the base in 4 bits",
         "--bits 4",
         "SharedBase.from_pretrained(bits=4)",
         "more rounding: check a reward model's accuracy and the policy's start again",
-        _if(lambda settings: settings.bits == 8, 4),
+        _if(lambda settings: settings.bits != 4 and settings.lora is not None, 4),
     ),
     Change(
         "served_bits",
