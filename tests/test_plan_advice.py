@@ -48,6 +48,18 @@ def test_each_change_is_as_mild_as_still_fits():
     assert [step.flag for step in steps] == ["--batch 8", "--bits 4"]
 
 
+@pytest.mark.parametrize(("method", "steps"), [("ppo", 8), ("raft", 16), ("sft", 16)])
+def test_smaller_micro_batches_leave_a_step_its_size(method, steps):
+    """On-policy a step is what is sampled at once, here 8 after the next change."""
+
+    def judge(one: PlanSettings) -> tuple[int, str]:
+        fits = one.micro_batch == 1 and (one.batch <= 8 or not one.samples)
+        return one.micro_batch + one.batch, "fits" if fits else "does not fit"
+
+    first = advise(PlanSettings(method=method, micro_batch=4), judge)[0]
+    assert first.config == f"per_device_train_batch_size=1, gradient_accumulation_steps={steps}"
+
+
 def alone(plan: MemoryPlan) -> list[MemoryPlan]:
     """With each change alone that shortens no answer, 8 bits with reentrant checkpoints among them."""
     changes = [

@@ -105,13 +105,18 @@ class _Search:
         return settings is not None and self.judge(settings)[1] == FITS
 
     def told(self, choice: Choice) -> list[Advice]:
-        advice = []
+        advice, steps = [], self._micro_batches(choice)
         for place, (change, value) in enumerate(zip(CHANGES, choice, strict=True)):
             if value is not None:
-                words = [text.format(value=value) for text in (change.words, change.flag, change.config)]
+                words = [text.format(value=value, steps=steps) for text in (change.words, change.flag, change.config)]
                 settings = self.after(choice[: place + 1])
                 advice.append(Advice(*words, change.cost, settings, *self.judge(settings)))
         return advice
+
+    def _micro_batches(self, choice: Choice) -> int:
+        """Of a step: all that is sampled at once on-policy; else a step's size is not what is sampled."""
+        settings = self.after(choice)
+        return (settings if settings.on_policy else self.settings).batch // settings.micro_batch
 
 
 def _changed(settings: PlanSettings, change: Change, value: object) -> PlanSettings | None:

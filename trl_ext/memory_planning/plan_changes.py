@@ -17,7 +17,7 @@ class Change:
         also: Other settings that it sets, by name.
         words: What is changed; `{value}` is the new one.
         flag: Of `trl-ext plan`.
-        config: The line of a script.
+        config: The line of a script; `{steps}` is of how many micro-batches a step then is.
         cost: What it costs.
     """
 
@@ -82,7 +82,7 @@ CHANGES = (
         "micro_batch",
         "micro-batches of {value}",
         "--micro-batch {value}",
-        "per_device_train_batch_size={value}",
+        "per_device_train_batch_size={value}, gradient_accumulation_steps={steps}",
         "more, smaller passes per step; the result is the same",
         _halves("micro_batch"),
     ),
