@@ -14,6 +14,7 @@ from trl_ext import memory_plan
 from trl_ext.memory_planning.counted_models import counted_shape
 from trl_ext.memory_planning.layer_kinds import Experts, Norm
 from trl_ext.memory_planning.layer_pass import Pass
+from trl_ext.memory_planning.layer_reading import layer_of
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.model_shapes import BUILT_IN, shape_of
 from trl_ext.memory_planning.plan_activations import (
@@ -164,6 +165,52 @@ def test_the_text_part_of_what_sees_images():
     config = Gemma3Config(text_config=SIZES | {"head_dim": 16})
     assert shape_of(config).params == shape_of(config_of("gemma3_text", head_dim=16)).params
     assert shape_of(config.to_dict() | {"_name_or_path": "g"}).params == shape_of(config).params
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "attends"),
+    [
+        ("jamba", {"attn_layer_offset": 2, "attn_layer_period": 3}, 1),
+        ("olmo_hybrid", {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}, 1),
+    ],
+)
+def test_layers_named_after_their_attention_are_told_by_their_parts(kind, changes, attends):
+    """Attention beside state-space layers: 4 heads of 16, of which 2 have keys; an MLP of 160."""
+    shape = shape_of(config_of(kind, **changes))
+    told = [(layer, count) for layer, count in shape.kinds.items() if layer.heads]
+    assert [(layer.queries, layer.keys, layer.inner, count) for layer, count in told] == [(64, 32, 160, attends)]
+    assert set(shape.assumed) == {"a layer without attention"} and not told[0][0].assumed
+    assert memory_plan(config_of(kind, **changes), "ppo").peak > 0
+
+
+def test_a_decoder_layer_inside_a_layer_is_not_all_attention():
+    """Zamba's hybrid layers hold one with attention of twice the width, of which its MLP is no part, and a mixer."""
+    shape = shape_of(AutoConfig.for_model("zamba", num_hidden_layers=8))
+    (layer,) = [layer for layer in shape.kinds if layer.heads]
+    assert (layer.queries, layer.keys, layer.heads) == (2 * 3712, 2 * 3712, 16) and layer.inner >= 4 * 3712
+    assert layer.assumed == "the part 'shared_transf'"
+
+
+class AttentionLayer(torch.nn.Module):
+    """A layer whose class says attention, with linear layers and no parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixer = torch.nn.Linear(64, 64)
+
+
+class WholeAttention(torch.nn.Module):
+    """A layer all of which is one attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = AttentionLayer()
+
+
+def test_layers_whose_parts_say_little_are_assumed():
+    config = config_of("phi3")
+    assert layer_of(AttentionLayer(), None, config, 64).assumed == "a layer without attention"
+    assert "its MLP" in layer_of(WholeAttention(), None, config, 64).assumed
 
 
 @pytest.mark.parametrize(("kind", "words"), [("mamba", "a layer without attention"), ("deepseek_v3", "attention of")])

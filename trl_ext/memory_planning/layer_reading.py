@@ -15,19 +15,20 @@ from trl_ext.memory_planning.layer_kinds import Experts, Layer, Norm
 HEAD_SIZES = ("head_dim", "qk_head_dim", "v_head_dim", "head_size")  # of queries and keys, of values
 ACTIVE_EXPERTS = ("num_experts_per_tok", "moe_topk", "top_k", "moe_k", "experts_per_token", "moe_top_k")
 ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "activation_func")
-MIXED = ("mlp", "feedforward", "ffn", "moe", "expert")  # of the names of modules that look at one token alone
+FEEDS = ("mlp", "feedforward", "ffn")  # of the names of modules that look at one token alone
+MIXED = (*FEEDS, "moe", "expert")
 
 
 def layer_of(layer: nn.Module, window: int | None, config: PreTrainedConfig, hidden: int) -> Layer:
     """A layer of the model that a configuration describes; the weights of its adapter are not counted yet."""
-    mixer = next((part for name, part in layer.named_modules() if _is_attention(name, part)), None)
+    mixer = next((part for name, part in layer.named_modules() if name and _is_attention(part)), None)
     heads = _heads(mixer, config, hidden)
     if heads is None:
         return _unknown_layer(layer, hidden)
     inside = set(mixer.modules())
     experts, listed = _experts(layer, config, hidden)
     mlps = [_mlp(part, hidden) for part in layer.modules() if part not in inside | listed]
-    inner, kept, result = (sum(numbers) for numbers in zip(*mlps, strict=True))
+    inner, kept, result = (sum(numbers) for numbers in zip((0, 0, False), *mlps, strict=True))
     norms = tuple(_norms(layer, heads, hidden))
     unsaid = [heads.pop("assumed"), _unsaid(layer, inside | listed, known=bool(inner or experts))]
     return Layer(
@@ -78,9 +79,17 @@ def _size(linear: nn.Linear | Conv1D) -> tuple[int, int]:
     return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
 
 
-def _is_attention(name: str, module: nn.Module) -> bool:
+def _is_attention(module: nn.Module) -> bool:
+    """Whether a part attends, and is not a layer, named after what it has, that has an MLP beside."""
     kind = type(module).__name__.lower()
-    return "attention" in kind and "norm" not in kind and "linear" not in kind and bool(linears_of(module))
+    feeds = any(_named(name, part, FEEDS) for name, part in module.named_children())
+    other = feeds or "norm" in kind or "linear" in kind
+    return "attention" in kind and not other and bool(linears_of(module))
+
+
+def _named(name: str, part: nn.Module, words: tuple[str, ...]) -> bool:
+    """Whether the name of a part or of its class has one of some words."""
+    return any(word in (name + type(part).__name__).lower() for word in words)
 
 
 def _heads(mixer: nn.Module | None, config: PreTrainedConfig, hidden: int) -> dict | None:
@@ -223,6 +232,6 @@ def _norm_kept(norm: nn.Module, numbers: int) -> tuple[int, bool]:
 def _unsaid(layer: nn.Module, seen: set[nn.Module], *, known: bool) -> str:
     """What else of the layer has linear layers, and is neither attention nor an MLP."""
     others = [(name, part) for name, part in layer.named_children() if part not in seen and linears_of(part)]
-    odd = [name for name, part in others if not any(word in (name + type(part).__name__).lower() for word in MIXED)]
+    odd = [name for name, part in others if not _named(name, part, MIXED)]
     odd = [name for name in odd if not isinstance(dict(others)[name], nn.Linear | Conv1D)]
     return "" if known and not odd else f"the part {odd[0]!r}" if odd else "its MLP"
