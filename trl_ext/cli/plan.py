@@ -86,10 +86,28 @@ def run(args: Namespace) -> None:
     )
     card, card_name = the_card(args.gpu)
     settings = {name: getattr(args, name) for name in names}
+    _check_words(args)
     plan = memory_plan(args.model, **settings, lora=args.lora or None)
     print_plan(plan, card, card_name=card_name)
     if card is not None and plan.verdict(card) == "does not fit":
         raise SystemExit(1)
+
+
+def _check_words(args: Namespace) -> None:
+    """Raise a ValueError in the command's words where `memory_plan` has others: no bits are 16, no adapter is 0."""
+    for name in ("bits", "served_bits"):
+        if getattr(args, name) not in (None, 16, 8, 4):
+            raise ValueError(
+                f"trl-ext plan {_option(name)} {getattr(args, name)}: expected 16, 8 or 4. Give 16 for weights that are "
+                "not quantised."
+            )
+    if args.lora < 0:
+        raise ValueError(f"trl-ext plan --lora {args.lora}: expected a rank from 1 on. Give 0 to train all weights.")
+    if args.lora == 0 and args.bits in (8, 4):
+        raise ValueError(
+            f"trl-ext plan --bits {args.bits} --lora 0: quantised weights are frozen, so there would be nothing to train. "
+            "Give a LoRA rank, e.g. --lora 16, or --bits 16."
+        )
 
 
 def the_card(size: str | None, *, flag: str = "trl-ext plan --gpu") -> tuple[int | None, str]:
