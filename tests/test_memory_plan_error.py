@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -86,3 +88,13 @@ def test_on_a_card_no_process_is_a_fork_of_one_that_has_asked_it():
     """bitsandbytes asks while it is imported, and CUDA cannot be used in a fork of who did."""
     assert processes("cuda").get_start_method() == "spawn"
     assert processes("cpu").get_start_method() == "forkserver"
+
+
+def test_the_readme_says_how_many_runs_its_commands_pick():
+    text = " ".join((Path(plan_error.__file__).parent / "README.md").read_text(encoding="utf-8").split())
+    commands = [words.split() for words in re.findall(r"--only ([a-z0-9_\- ]+?)(?:  ?#|`| 20\d\d-)", text)]
+    picked = [[case for case in CASES if any(word in case.name for word in words)] for words in commands]
+    first, second, decoders = picked
+    apart = [case for case in first if case in second]
+    assert f"Of its {len(first)} runs the {len(first) - len(apart)} of PPO" in text and len(apart) == 8
+    assert f"{len(second)} runs of the real trainers" in text and len(decoders) == 4 * 7
