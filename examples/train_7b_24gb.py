@@ -181,8 +181,9 @@ def check_plans(found: dict[str, MemoryPlan], options) -> None:
 
 
 def remedy(advice: Advice) -> str:
-    """An option of this program, or where it has none the line of a script."""
-    return advice.flag if advice.flag.split()[0] in ("--bits", "--batch", "--completion-length") else advice.config
+    """An option of this program, whose checkpoints are reentrant in 8 bits, or where it has none the line of a script."""
+    option, *value = advice.flag.removesuffix(" --reentrant").split()
+    return " ".join([option, *value]) if option in ("--bits", "--batch", "--completion-length") else advice.config
 
 
 # Running them

@@ -12,6 +12,8 @@ from shared_case import base_path
 from tiny import byte_tokenizer
 from train_7b_data import fitting_prompts, load_rows
 
+from trl_ext import memory_plan
+
 QUICK = {
     "--batch": 4,
     "--prompt-length": 16,
@@ -236,3 +238,9 @@ def test_another_runs_stage_is_not_gone_on_with(settings, tmp_path, left, messag
     (tmp_path / "sft" / left).write_text("{}")
     with pytest.raises(ValueError, match=message):
         train_7b_24gb.main(words(settings | {"--output-dir": tmp_path}))
+
+
+def test_what_would_help_is_in_the_programs_own_options():
+    """It takes reentrant checkpoints in 8 bits by itself, and has no option of that name."""
+    (advice,) = memory_plan("llama-2-7b", "sft").advice(10 * 2**30 * 98 // 100)
+    assert advice.flag == "--bits 8 --reentrant" and train_7b_24gb.remedy(advice) == "--bits 8"
