@@ -105,7 +105,7 @@ def test_every_trainer_leaves_what_a_report_needs(kind, tmp_path):
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path):
-    stopped = make("ppo", tmp_path, logging_steps=1, parts={"callbacks": [Signals(2, signal.SIGINT)]})
+    stopped = make("ppo", tmp_path, logging_steps=1, parts={"callbacks": [Signals(2, signal.SIGTERM)]})
     with pytest.raises(RunStopped):
         stopped.train()
     with (tmp_path / LOG).open("a") as file:
@@ -192,7 +192,7 @@ def test_how_far_it_came(begun, ended, told, tmp_path):
 
 def test_a_stopped_run_says_of_how_many_steps(tmp_path):
     with pytest.raises(RunStopped):
-        make("ppo", tmp_path, logging_steps=1, parts={"callbacks": [Signals(2, signal.SIGINT)]}).train()
+        make("ppo", tmp_path, logging_steps=1, parts={"callbacks": [Signals(2, signal.SIGTERM)]}).train()
     assert f"stopped after step 2 of {STEPS}," in page([read_run(tmp_path)])
 
 

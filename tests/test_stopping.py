@@ -14,6 +14,17 @@ from trl_ext.trainer_kit.commands import ends_in_one_line
 from trl_ext.trainer_kit.stopping import SIGNALS, RunStopped
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handlers():
+    """As in a shell; a shell that starts a job in the background lets it ignore Ctrl-C, and then so does a run."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in zip(SIGNALS, (signal.default_int_handler, signal.SIG_DFL), strict=True):
+        signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Signals(TrainerCallback):
     """Sends this process signals as a step begins."""
 
@@ -55,6 +66,13 @@ def test_its_last_step_is_saved_too(tmp_path):
     with pytest.raises(RunStopped, match=f"after step {STEPS} of {STEPS}, with checkpoint-{STEPS}"):
         trainer.train()
     assert (tmp_path / f"checkpoint-{STEPS}").is_dir()
+
+
+def test_a_run_in_the_background_ignores_ctrl_c(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(2, signal.SIGINT)]})
+    trainer.train()
+    assert trainer.state.global_step == STEPS
 
 
 def test_handlers_of_others_stay(tmp_path):
