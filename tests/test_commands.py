@@ -148,7 +148,9 @@ def test_generate_is_stopped_and_goes_on(tmp_path, monkeypatch):
     Path("rewards.py").write_text(slow)
     options = ["generate", "--prompts", "prompts.jsonl", "--model", "model", "--output", "samples.parquet"]
     options += ["--num-generations", "2", "--max-completion-length", "4", "--reward", "rewards.py:slow"]
-    Path("command.py").write_text("from trl_ext.cli import main\n\nmain()")
+    # a job in the background would not listen
+    listens = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    Path("command.py").write_text(f"{listens}from trl_ext.cli import main\n\nmain()")
     process = start("command.py", *options, output=tmp_path / "told")
     while not Path("here").exists() and process.is_alive():
         time.sleep(0.05)
