@@ -1,6 +1,8 @@
 """What looks on while a trainer trains: signals, the log for a report, the time left, a notebook's table."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from trl_ext.trainer_kit.run_log import RunLog
@@ -33,24 +35,27 @@ class WatchedTrainer:
             from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
 
             show_in_notebook(self, self._shown)
+        with self._watched() as stop:
+            output = super().train(*args, **kwargs)
+        if stop.stopped_at is not None:
+            raise RunStopped(self._stopped(stop.stopped_at))
+        return output
+
+    @contextmanager
+    def _watched(self) -> Iterator[StopWatch]:
+        """Inside, callbacks look on, and signals are taken."""
         self._stop = stop = StopWatch(self.accelerator)
-        watching = (
-            RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with),
-            self._time_left(),
-            stop,
-        )
+        log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with)
+        watching = (log, self._time_left(), stop)
         for callback in watching:
             self.add_callback(callback)
         try:
             with stop.listening():
-                output = super().train(*args, **kwargs)
+                yield stop
         finally:
             for callback in watching:
                 self.remove_callback(callback)
             self._stop = None
-        if stop.stopped_at is not None:
-            raise RunStopped(self._stopped(stop.stopped_at))
-        return output
 
     def _steps_to_know(self) -> int:
         return 10
