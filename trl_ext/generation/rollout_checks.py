@@ -11,6 +11,7 @@ from trl_ext.generation.decoding import until_end
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.text_shapes import shown
+from trl_ext.sequences.vocabulary import unread_id
 
 MEND = "Mend the generator"
 
@@ -94,10 +95,10 @@ def _checked_ids(sample: Sample, vocabulary: int, where: str) -> list[int]:
         raise ValueError(
             f"{where} has no token: expected at least one. {MEND}: an answer that says nothing is the end token alone."
         )
-    beyond = [i for i in ids if not 0 <= i < vocabulary]
-    if beyond:
+    unread = unread_id(ids, vocabulary)
+    if unread is not None:
         raise ValueError(
-            f"{where} has the token {beyond[0]}, and the policy's vocabulary has {vocabulary}: another tokenizer's ids. "
+            f"{where} has the token {unread}, and the policy's vocabulary has {vocabulary}: another tokenizer's ids. "
             "Give a generator that serves the policy, with its tokenizer."
         )
     return [int(i) for i in ids]
