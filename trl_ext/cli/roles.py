@@ -81,10 +81,9 @@ class Roles:
         head = {"imitation_head": self.base.model.get_output_embeddings()} if self.args.imitation_coef else {}
         return {"model": role, "processing_class": self.base.tokenizer} | head
 
-    def rewards(self, rewards: RewardArguments) -> list[object]:
+    def rewards(self, rewards: list[object]) -> list[object]:
         """As trainers take them; an adapter of the shared base becomes a role on it."""
-        names = {name: named(name, rewards) for name in rewards.reward_funcs or []}
-        return [self._on_base(reward) for reward in names.values()]
+        return [self._on_base(reward) for reward in rewards]
 
     def value_model(self, name: str | None) -> str | PeftModel | None:
         """A value model that begins as what is named."""

@@ -1,5 +1,7 @@
 """What `trl-ext ppo`, `raft` and `rest` have in common: a policy that completes prompts, and is paid for it."""
 
+from functools import cached_property
+
 from datasets import Dataset
 
 from trl_ext.cli.command_arguments import RewardArguments
@@ -24,6 +26,11 @@ class PolicyCommand(TrainingCommand):
     def rewards(self) -> RewardArguments:
         return next(given for given in self.others if isinstance(given, RewardArguments))
 
+    @cached_property
+    def named_rewards(self) -> list[object]:
+        """What the names stand for; a user's file is run once."""
+        return [named(name, self.rewards) for name in self.rewards.reward_funcs or []]
+
     def check(self, facts: Facts) -> None:
         names = self.rewards.reward_funcs or []
         if not names:
@@ -31,7 +38,7 @@ class PolicyCommand(TrainingCommand):
                 "--reward_funcs: expected a reward. Give r3, a reward model, or module:name of a function."
             )
         check_weights(self.args.reward_weights, len(names), given=f"--reward_weights {self.args.reward_weights}")
-        functions = [reward for name in names if not isinstance(reward := named(name, self.rewards), str)]
+        functions = [reward for reward in self.named_rewards if not isinstance(reward, str)]
         for flag, rows in (("--dataset_name", facts.train), ("--eval_dataset_name", facts.evaluation)):
             if rows is not None:
                 self._check_rows(rows, functions, facts, call=flag)
@@ -75,7 +82,7 @@ class PolicyCommand(TrainingCommand):
             prompt_length=longest_prompt(facts.train, facts.tokenizer, self.args.chat_template_kwargs),
             completion_length=self.args.max_completion_length,
             num_generations=self.args.num_generations,
-            reward_models=sum(isinstance(named(name, self.rewards), str) for name in self.rewards.reward_funcs),
+            reward_models=sum(isinstance(reward, str) for reward in self.named_rewards),
         )
 
     def planned(self) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from datasets import Dataset
 
@@ -80,22 +81,24 @@ class PPOCommand(PolicyCommand):
     def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> PPOTrainer:
         return PPOTrainer(
             **roles.policy(),
-            reward_funcs=roles.rewards(self.rewards),
+            reward_funcs=roles.rewards(self.named_rewards),
             args=self.args,
             train_dataset=train,
             eval_dataset=evaluation,
             value_model=roles.value_model(self.critic.value_model),
-            ptx_dataset=self._text(),
+            ptx_dataset=self.text,
             generator=self.sampler.made(),
         )
 
-    def _text(self) -> Dataset | None:
+    @cached_property
+    def text(self) -> Dataset | None:
+        """What is learned beside."""
         name = self.critic.ptx_dataset_name
         return name and named_rows(name, "train", DataArguments(), flag="--ptx_dataset_name")
 
     def check(self, facts: Facts) -> None:
         read_data(facts.train, facts.evaluation, self.args)
-        check_text(self._text(), self.args)
+        check_text(self.text, self.args)
         checked_sampler(self.sampler.made(), None, self.args)
         super().check(facts)
 

@@ -55,7 +55,7 @@ class RAFTCommand(PolicyCommand):
     def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> SelfTrainingTrainer:
         return self.trainer_class(
             **roles.policy(),
-            reward_funcs=roles.rewards(self.rewards),
+            reward_funcs=roles.rewards(self.named_rewards),
             args=self.args,
             train_dataset=train,
             eval_dataset=evaluation,
