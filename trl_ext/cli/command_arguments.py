@@ -1,10 +1,23 @@
 """What the commands that train are told beside the method's own config; names are TRL's where it has one."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from trl import ModelConfig
 
 from trl_ext.trainer_kit.config_docs import option
+
+
+class LoadsInBits(Protocol):
+    """Arguments that say in how many bits a base is loaded."""
+
+    load_in_8bit: bool
+    load_in_4bit: bool
+
+
+def bits_of(args: LoadsInBits) -> int | None:
+    """8 or 4; None for a base as its checkpoint is."""
+    return 8 if args.load_in_8bit else 4 if args.load_in_4bit else None
 
 
 @dataclass
@@ -48,7 +61,7 @@ class ModelArguments(ModelConfig):
 
     @property
     def bits(self) -> int | None:
-        return 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
+        return bits_of(self)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 from rich.table import Table
 
-from trl_ext.cli.command_arguments import DataArguments, RewardArguments
+from trl_ext.cli.command_arguments import DataArguments, RewardArguments, bits_of
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import train_rows
 from trl_ext.cli.roles import named
@@ -73,7 +73,7 @@ def _checked(args: EvaluateArguments) -> Path | None:
         raise ValueError("--policies: expected one or several models or adapters, by path or hub id. Give one.")
     if len({*args.policies}) < len(args.policies):
         raise ValueError(f"--policies {' '.join(args.policies)}: one is named twice. Give each once.")
-    if (args.load_in_8bit or args.load_in_4bit) and args.base is None:
+    if bits_of(args) and args.base is None:
         raise ValueError("--load_in_8bit, --load_in_4bit: expected --base, which is loaded so. Give it.")
     if args.output is None:
         return None
@@ -88,7 +88,7 @@ def _checked(args: EvaluateArguments) -> Path | None:
 
 def shared_base(args: EvaluateArguments) -> SharedBase | str | None:
     """The base, loaded once where it is to be in fewer bits."""
-    bits = 8 if args.load_in_8bit else 4 if args.load_in_4bit else None
+    bits = bits_of(args)
     return args.base if bits is None else SharedBase.from_pretrained(args.base, bits=bits)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from peft import PeftConfig
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
+from trl_ext.cli.command_arguments import bits_of
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.export_template import go_template
 from trl_ext.sequences.tokenizers import tokenizer_beside
@@ -136,7 +137,7 @@ def _read(file: Path, call: str) -> dict[str, Any]:
 def write_model(args: ExportArguments) -> PreTrainedTokenizerBase:
     """Write the policy as a plain transformers model; its tokenizer."""
     if is_adapter(args.run):
-        bits = 8 if args.load_in_8bit else 4 if args.load_in_4bit else None
+        bits = bits_of(args)
         base = SharedBase.from_pretrained(args.base or _base_of(args.run), bits=bits, dtype=None if bits else "auto")
         merged = base.merge(args.run, args.output_dir, dtype=args.dtype)
         print(f"merged: {merged.kl:.2g} nats per token from the adapter on its base, {merged.agreement:.1%} alike")
