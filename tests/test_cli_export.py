@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from cli_case import refused
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
@@ -101,14 +102,6 @@ def test_for_llama_cpp(here, capsys, monkeypatch):
     script.write_text("import sys\nopen(sys.argv[sys.argv.index('--outfile') + 1], 'w').write(sys.argv[1])\n")
     main(command)
     assert Path("out/model.gguf").read_text() == "out"
-
-
-def refused(capsys, *argv) -> str:
-    with pytest.raises(SystemExit) as raised:
-        main(argv)
-    told = capsys.readouterr().err
-    assert raised.value.code == 2 and "Traceback" not in told, told
-    return told
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_case import refused
 from datasets import Dataset
 from peft import PeftConfig
 from safetensors.torch import load_file
@@ -79,14 +80,6 @@ def here(place, tmp_path, monkeypatch) -> Path:
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def refused(capsys, *argv) -> str:
-    with pytest.raises(SystemExit) as raised:
-        main(argv)
-    told = capsys.readouterr().err
-    assert raised.value.code == 2 and "Traceback" not in told, told
-    return told
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
