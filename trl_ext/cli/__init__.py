@@ -1,7 +1,6 @@
 """The command `trl-ext`."""
 
 import argparse
-import difflib
 import importlib
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from trl_ext import __version__
 from trl_ext.cli.generate import add_generate
 from trl_ext.cli.plan import add_plan
 from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.near_names import near_name
 
 BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their modules, and what they do
     "reward": ("train_reward", "train a reward model on pairs"),
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def refuse_unknown(flag: str, parser: argparse.ArgumentParser) -> None:
     """End with a command's own usage, and the near flag, for one that it does not have."""
     known = [name for action in parser._actions for name in action.option_strings]
-    near = difflib.get_close_matches(flag.partition("=")[0], known, n=1)
-    parser.error(f"there is no flag {flag}." + (f" Did you mean {near[0]}?" if near else ""))
+    near = near_name(flag.partition("=")[0], known)
+    parser.error(f"there is no flag {flag}." + (f" Did you mean {near}?" if near else ""))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,5 @@
 """How a command that trains reads its flags and its YAML: by TRL's parser, with other words for what is wrong."""
 
-import difflib
 import inspect
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
@@ -14,6 +13,7 @@ import yaml
 from trl import TrlParser
 
 from trl_ext.trainer_kit.config_checks import defaults_of
+from trl_ext.trainer_kit.near_names import near_name
 from trl_ext.trainer_kit.option_types import NO_RULE, UNFIT, annotations_of, expected, taken
 
 ENV_PREFIXES = ("HF_", "TRL_EXT_", "CUDA_VISIBLE_DEVICES")  # of variables that a YAML file may set
@@ -164,8 +164,8 @@ class CommandParser(TrlParser):
         return {action.dest for action in self._actions if action.dest != "help"}
 
     def _near(self, name: str) -> str:
-        near = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(self._names()), n=1)
-        return f" Did you mean {near[0]!r}?" if near else ""
+        near = near_name(name.replace("-", "_").lower(), self._names())
+        return f" Did you mean {near!r}?" if near else ""
 
 
 def _is_one(value: Any) -> bool:

@@ -1,11 +1,11 @@
 """What PPO asks of its options: those of `GRPOConfig` that mean nothing, and where each other does something."""
 
 from dataclasses import fields, replace
-from difflib import get_close_matches
 
 from transformers import GenerationConfig
 from trl import GRPOConfig
 
+from trl_ext.trainer_kit.near_names import near_name
 from trl_ext.trainer_kit.option_rules import Need, Rule, below, nonzero, switched_on, without
 from trl_ext.trainer_kit.training_rules import FINITE, TRAINING_RULES
 
@@ -63,10 +63,10 @@ def check_generation_kwargs(config: GRPOConfig) -> None:
             )
     unknown = [name for name in given or () if name not in KNOWN and not config.use_vllm]  # vLLM has others
     if unknown:
-        near = get_close_matches(str(unknown[0]), KNOWN | SAID_BY.keys(), 1)
+        near = near_name(str(unknown[0]), KNOWN | SAID_BY.keys())
         raise ValueError(
             f"{call}: transformers' generation has no option {unknown[0]!r}, so it would do nothing. "
-            f"{f'Is {near[0]!r} meant? ' if near else ''}Give names that `GenerationConfig` has."
+            f"{f'Is {near!r} meant? ' if near else ''}Give names that `GenerationConfig` has."
         )
 
 
