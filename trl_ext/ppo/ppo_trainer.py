@@ -129,7 +129,13 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
 
     _tag_names = ["trl", "trl-ext", "ppo"]  # noqa: RUF012 - as TRL declares it
     _name = "PPO"
-    _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}  # noqa: RUF012
+    _paper = {  # noqa: RUF012
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": "@article{schulman2017proximal,\n  title = {{Proximal Policy Optimization Algorithms}},\n"
+        "  author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},\n"
+        "  year = 2017,\n  eprint = {arXiv:1707.06347}\n}",
+    }
     _row_ids = "prompt_ids"
     _shown = ("score", "kl_per_completion", "completions/mean_length", "explained_variance")
     _rates = ("learning_rate", "critic_learning_rate")
@@ -353,6 +359,9 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
 
     def _last_samples(self):
         return samples_of(self._logs)
+
+    def _scored_by(self):
+        return self.reward_func_names
 
     def _recorded(self):
         return ppo_record(self, self.text and self.text.dataset)

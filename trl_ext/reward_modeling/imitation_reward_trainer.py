@@ -87,12 +87,13 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
 
     _sequences_per_row = 2
     _harmless = frozenset({"imitation_head"})  # a path; the record has the head's own fingerprint
+    _tag_names = ["trl", "trl-ext", "reward-trainer"]  # noqa: RUF012 - as TRL declares it
     _name = "Imitation Reward"
-    _paper = {  # noqa: RUF012 - as TRL declares it
+    _paper = {  # noqa: RUF012
         "title": "Secrets of RLHF in Large Language Models Part I: PPO",
         "id": "2307.04964",
         "citation": "@article{zheng2023secrets,\n  title = {{Secrets of RLHF in Large Language Models Part I: PPO}},\n"
-        "  author = {Rui Zheng and others},\n  year = 2023,\n  eprint = {arXiv:2307.04964}\n}",
+        "  author = {Rui Zheng and Shihan Dou and Songyang Gao and others},\n  year = 2023,\n  eprint = {arXiv:2307.04964}\n}",
     }
 
     _shown = ("accuracy", "margin", "ranking_loss", "imitation_loss")
@@ -163,6 +164,9 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
             "tokenizer": tokenizer_fingerprint(self.processing_class),
             "imitation_head": tensors_fingerprint([("weight", self._head.weight)]) if apart else None,
         }
+
+    def _learned_from(self):
+        return {"training pairs": self._pairs, "held out": self.eval_dataset}
 
     def _run_record(self):
         record = super()._run_record()

@@ -23,5 +23,9 @@ class RAFTTrainer(SelfTrainingTrainer[RAFTConfig]):
     _paper = {  # noqa: RUF012
         "title": "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
         "id": "2304.06767",
+        "citation": "@article{dong2023raft,\n  title = {{RAFT: Reward rAnked FineTuning for Generative Foundation Model "
+        "Alignment}},\n  author = {Hanze Dong and Wei Xiong and Deepanshu Goyal and Yihan Zhang and Winnie Chow and Rui Pan "
+        "and Shizhe Diao and Jipeng Zhang and Kashun Shum and Tong Zhang},\n  year = 2023,\n"
+        "  journal = {Transactions on Machine Learning Research},\n  eprint = {arXiv:2304.06767}\n}",
     }
     config_class = RAFTConfig

@@ -25,5 +25,7 @@ class ReSTTrainer(SelfTrainingTrainer[ReSTConfig]):
     _paper = {  # noqa: RUF012
         "title": "Reinforced Self-Training (ReST) for Language Modeling",
         "id": "2308.08998",
+        "citation": "@article{gulcehre2023reinforced,\n  title = {{Reinforced Self-Training (ReST) for Language Modeling}},\n"
+        "  author = {Caglar Gulcehre and others},\n  year = 2023,\n  eprint = {arXiv:2308.08998}\n}",
     }
     config_class = ReSTConfig

@@ -27,6 +27,7 @@ from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
+from trl_ext.rewards.checked_reward import reward_name
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer
@@ -231,6 +232,12 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     def _steps_to_know(self):
         schedule = self.grower.schedule
         return schedule.steps_per_improve * schedule.improves_per_stage
+
+    def _learned_from(self):
+        return {"prompts": self.grower.dataset, "held out": self.held_out_prompts}
+
+    def _scored_by(self):
+        return [reward_name(reward) for reward in self.reward_funcs]
 
     def _recorded(self):
         return grow_record(self.grower)

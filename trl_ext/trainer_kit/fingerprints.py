@@ -76,11 +76,15 @@ def rows_fingerprint(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
 
 
 def adapter_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What the adapters of a model were made with, as JSON takes it; nothing for a model without."""
+    """What the adapters of a model were made with, as JSON takes it, but for their base's path; nothing for a model without."""
     if not isinstance(model, PeftModel):
         return {}
     return {
-        name: {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        name: {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.to_dict().items()
+            if key != "base_model_name_or_path"  # which the weights' fingerprint stands for, and a push would tell
+        }
         for name, config in model.peft_config.items()
         if name != REFERENCE
     }

@@ -11,6 +11,7 @@ from torch import nn
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
 from trl_ext.trainer_kit.fingerprints import adapter_settings, model_fingerprint, reference_fingerprint
 from trl_ext.trainer_kit.free_disk import check_free_disk, checkpoint_bytes
+from trl_ext.trainer_kit.model_cards import ModelCards
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.rates import RATES, is_stepwise
 from trl_ext.trainer_kit.run_changes import (
@@ -33,12 +34,10 @@ from trl_ext.trainer_kit.run_record import (
 )
 from trl_ext.trainer_kit.whole_files import remove_leftovers
 
-CARD = "README.md"
-MARK = "generated_from_trainer"  # a tag of every card that TRL writes
 ALONE = "Give this one a folder of its own."
 
 
-class OutputDirWatch:
+class OutputDirWatch(ModelCards):
     """Mixin before a TRL trainer, whose output_dir belongs to one run: a record in it says how that was begun.
 
         trl_ext_run.json     in the folder, and as it was then in each checkpoint
@@ -50,8 +49,6 @@ class OutputDirWatch:
         _fixed, _harmless             which of it cannot change within a run, and which may at any time
         _run_files                    what in the folder is a run's
         _older                        an older record, as one of today
-
-    create_model_card    TRL writes a README.md with each checkpoint: only over its own
     """
 
     _accept_by = "accept_changes"
@@ -61,13 +58,6 @@ class OutputDirWatch:
     _run: Record | None = None  # of this run, in the main process
     _before: Record | None = None  # of the run that is gone on with
     _changed: tuple[Change, ...] = ()  # since the checkpoint that it goes on from
-
-    def create_model_card(self, *args, **kwargs):
-        card = Path(self.args.output_dir) / CARD
-        if not card.is_file() or MARK in card.read_text(errors="replace"):
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            warnings.warn(f"{type(self).__name__}: {str(card)!r} is not a trainer's and stays as it is.", stacklevel=2)
 
     # What a trainer says of its run
 
