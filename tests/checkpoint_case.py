@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from two_processes import leave
 
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
@@ -81,6 +82,16 @@ def make(kind: str, folder: str | Path, *, model=None, lora: bool = False, parts
         peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type=TASKS[kind]) if lora else None,
         **own | (parts or {}),
     )
+
+
+def local_base(folder: Path, kind: str):
+    """A model that was loaded from a folder."""
+    tokenizer = byte_tokenizer()
+    (tiny_reward_model if kind == "reward" else tiny_llama)(tokenizer, tie_word_embeddings=True).save_pretrained(
+        folder
+    )
+    auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
+    return auto.from_pretrained(folder)
 
 
 TASKS = {"ppo": "CAUSAL_LM", "raft": "CAUSAL_LM", "reward": "SEQ_CLS"}

@@ -1,15 +1,13 @@
 """`hub_strategy="checkpoint"`: what Trainer pushes is enough to go on from, elsewhere. The hub is a folder here."""
 
 import shutil
-from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 
 import pytest
 from checkpoint_case import KINDS, STEPS, assert_same, make, trained
 from datasets import Dataset
-from huggingface_hub import HfApi
-from transformers import Trainer, TrainerCallback
+from hub_case import hub  # noqa: F401 - a fixture
+from transformers import TrainerCallback
 
 OWN = {
     "ppo": {"ppo_critic.safetensors", "ppo_rollouts_0.safetensors", "ppo_state_0.json"},
@@ -38,37 +36,13 @@ def assert_goes_on(trainer, resume: str | bool, whole) -> None:
     assert_same(trained(whole), trained(trainer))
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """What is pushed, by its path in the repository."""
-
-    def upload_folder(self, *, folder_path, path_in_repo="", ignore_patterns=(), **kwargs):
-        skip = shutil.ignore_patterns(*ignore_patterns) if ignore_patterns else None
-        target = tmp_path / "hub" / path_in_repo
-        if path_in_repo:
-            shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder_path, target, ignore=skip, dirs_exist_ok=True)
-        done = Future()
-        done.set_result(None)
-        return done
-
-    def init_hf_repo(self, token=None):
-        self.hub_model_id, self.push_in_progress = "me/run", None
-
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    older = partial(upload_folder, None)  # as some versions of transformers call it
-    monkeypatch.setattr("transformers.trainer.upload_folder", older, raising=False)
-    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
-    return tmp_path / "hub"
-
-
 def run(kind: str, folder: Path, *, stop: bool = False, push: bool = False):
     parts = {"callbacks": [Steps(stop)]} | ({"eval_dataset": HELD_OUT} if kind == "raft" else {})
     return make(kind, folder, parts=parts, push_to_hub=push, hub_strategy="checkpoint", **OPTIONS.get(kind, {}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_pushed_is_gone_on_with(hub, tmp_path, kind):
+def test_what_was_pushed_is_gone_on_with(hub, tmp_path, kind):  # noqa: F811
     whole = run(kind, tmp_path / "whole")
     whole.train()
     run(kind, tmp_path / "stopped", stop=True, push=True).train()
@@ -81,7 +55,7 @@ def test_what_was_pushed_is_gone_on_with(hub, tmp_path, kind):
         assert_goes_on(run(kind, tmp_path / place), True, whole)
 
 
-def test_a_fresh_run_is_not_begun_in_what_was_pushed(hub, tmp_path):
+def test_a_fresh_run_is_not_begun_in_what_was_pushed(hub, tmp_path):  # noqa: F811
     run("reward", tmp_path / "run", stop=True, push=True).train()
     with pytest.raises(ValueError, match="holds a run already"):
         run("reward", hub).train()

@@ -4,12 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from checkpoint_case import KINDS, STEPS, make
+from checkpoint_case import KINDS, STEPS, local_base, make
 from datasets import Dataset, IterableDataset
+from hub_case import hub  # noqa: F401 - a fixture
 from huggingface_hub import ModelCard
-from test_hub_checkpoints import hub  # noqa: F401
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_ext import ReSTTrainer
 from trl_ext.trainer_kit.model_cards import CARD, CardFacts, complete_card, hub_id, public_name, results
@@ -21,16 +19,6 @@ TEMPLATE = (
     "a version of [{base}](https://huggingface.co/{base}) on the [{data}](https://huggingface.co/datasets/{data}) dataset.\n"
     'pipeline(model="None")\n\n### Framework versions\n\n- TRL: 1\n'
 )
-
-
-def local_base(folder: Path, kind: str):
-    """A model that was loaded from a folder."""
-    tokenizer = byte_tokenizer()
-    (tiny_reward_model if kind == "reward" else tiny_llama)(tokenizer, tie_word_embeddings=True).save_pretrained(
-        folder
-    )
-    auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
-    return auto.from_pretrained(folder)
 
 
 def checked(card: Path, kind: str, tmp_path: Path) -> str:

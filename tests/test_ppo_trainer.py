@@ -422,8 +422,3 @@ def test_the_value_model_is_saved_as_one(adapter, tmp_path):
     asked = {"prompts": ["why?", "go"], "completions": [" so", " on"]}
     assert score(**asked) == pytest.approx(now(**asked), abs=1e-5)
     assert score(**asked) != pytest.approx(LearnedReward(str(tmp_path / "scorer"))(**asked), abs=1e-5)
-
-
-def test_a_head_is_no_model_of_its_own(tmp_path):
-    with pytest.raises(ValueError, match=r"save_value_model\('value'\): the critic is a head on the policy"):
-        ppo_trainer(tmp_path).save_value_model("value")

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from trl_ext.trainer_kit.passes import seen_in
 
@@ -81,6 +81,11 @@ class Critic:
         """The model that it is, or None for a head on the policy."""
         return None if self.reads_policy else self._bare.model
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The head on the policy that it is, or None for a model of its own."""
+        return self._bare.linear if self.reads_policy else None
+
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: with an adapter, the adapter and the head."""
         return [parameter for _, parameter in self._named()]
@@ -112,18 +117,6 @@ class Critic:
         """Write what is trained to `ppo_critic.safetensors` in `folder`."""
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
         save_file(weights, Path(folder) / CRITIC_FILE)
-
-    def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the value model as a checkpoint of its own, or a ValueError where it is a head on the policy."""
-        model = self.own_model
-        if model is None:
-            raise ValueError(
-                f"PPOTrainer.save_value_model({str(folder)!r}): the critic is a head on the policy's hidden states, with a "
-                "bias, which no sequence-classification model has a place for. Train with value_model=…, to have one of "
-                f"its own; the head is in each checkpoint's {CRITIC_FILE}."
-            )
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote, or raise a ValueError if it came from another kind of critic."""

@@ -42,6 +42,7 @@ from trl_ext.ppo.samplers import ask, check_sampling, checked_sampler, non_empty
 from trl_ext.ppo.sampling_watch import SamplingWatch
 from trl_ext.ppo.stop_tokens import set_end_tokens
 from trl_ext.ppo.text_mix import text_mix
+from trl_ext.ppo.value_checkpoint import save_value_model
 from trl_ext.ppo.value_function import make_critic, values_beside
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.ppo.walk import CompletionWalk
@@ -376,13 +377,15 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
 
     def save_value_model(self, output_dir: str | PathLike) -> None:
         """Write the value model: a plain sequence-classification checkpoint with one label, or an adapter of one, which
-        `value_model=`, `LearnedReward` and transformers read; not a folder of the policy's.
+        `value_model=`, `LearnedReward` and transformers read; not into a folder of the policy's. A head on the policy is
+        written with the policy's trunk, as `score`; its bias, which transformers has in token classifiers only, too.
 
         Raises:
-            ValueError: If the critic is a head on the policy.
+            ValueError: If the folder holds another model, or a head on the policy cannot be written as `score`.
         """
         if self.accelerator.is_main_process:
-            self.critic.export(output_dir, self._tokenizer)
+            policy = self.accelerator.unwrap_model(self.model)
+            save_value_model(self.critic, policy, self._tokenizer, output_dir, facts=self._facts())
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir):

@@ -1,13 +1,17 @@
 """Reward models, i.e. sequence-classification models with one label: loading them, plain or adapters, and asking them."""
 
+import json
 import os
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
@@ -18,6 +22,8 @@ from trl_ext.trainer_kit.saved_adapters import PREFIX, attach, base_of, of_score
 
 HEADS = ("score", "classifier")  # where transformers has the labels
 CONFIG_KWARGS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+HUB_KWARGS = ("revision", "token", "cache_dir", "subfolder")
+BIAS = "score.bias"
 OTHER_HEADS = {"v_head", "value_head", "reward_head", "regression_head"}  # of other libraries' models of one number
 
 
@@ -86,6 +92,8 @@ def _load_adapter(path: str, *, new_head: bool, trainable: bool, **model_kwargs)
     base, missing = _load_base(base_of(adapter), path, own, **{"revision": adapter.config.revision} | model_kwargs)
     _check_missing(path, missing - own.keys(), new_head)
     _zero(base, missing - own.keys())
+    if BIAS in own and base.score.bias is None:
+        _give_bias(base, torch.zeros(1))  # which the adapter's takes the place of
     if missing - own.keys():  # its head is new, so there is none to look for in its files
         adapter.config.task_type = None
     model = attach(base, of_scorer(adapter, base), trainable=trainable)
@@ -118,6 +126,8 @@ def _load_base(
     found = {name: shape for name, shape in found.items() if name not in own}
     found |= {name: shape for name, shape in own.items() if name.split(".")[0] in HEADS and shape[0] != 1}
     _check_shapes(path, found, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    if BIAS in report["unexpected_keys"]:
+        _give_bias(model, _saved_tensor(base, BIAS, **model_kwargs))
     unread = sorted({name.split(".")[0] for name in report["unexpected_keys"]} & OTHER_HEADS)
     if unread:
         raise ValueError(
@@ -152,6 +162,19 @@ def _check_missing(path: str, missing: set[str], new_head: bool) -> None:
             "would the scores. Expected a trained reward model; of an adapter, one trained with "
             "modules_to_save=['score']."
         )
+
+
+def _give_bias(model: PreTrainedModel, bias: torch.Tensor) -> None:
+    """A bias for `score`, which transformers has none of, and a critic that was a head on a policy has."""
+    model.score.bias = nn.Parameter(bias.to(model.score.weight))
+
+
+def _saved_tensor(path: str, name: str, **model_kwargs) -> torch.Tensor:
+    known = {key: value for key, value in model_kwargs.items() if key in HUB_KWARGS}
+    index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **known)
+    file = SAFE_WEIGHTS_NAME if index is None else json.loads(Path(index).read_text())["weight_map"][name]
+    with safe_open(cached_file(path, file, **known), "pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 @torch.no_grad()

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 
 from trl_ext.trainer_kit.overrides import replaced
+from trl_ext.trainer_kit.run_log import versions
 
 CARD = "README.md"
 MARK = "generated_from_trainer"  # a tag of every card that TRL writes
@@ -154,6 +155,21 @@ def complete_card(folder: Path, facts: CardFacts) -> None:
     card.save(folder / CARD)
 
 
+def write_card(folder: Path, title: str, text: str, facts: CardFacts, *, tags: Sequence[str]) -> None:
+    """A card of what is no trainer's output as it is: what that is, its base, and what is known of the run."""
+    known, base = hub_id(facts.base), public_name(facts.base)
+    data = ModelCardData(
+        base_model=known, library_name="peft" if facts.is_adapter else "transformers", tags=[MARK, "trl-ext", *tags]
+    )
+    began = f"Its base is {_linked_base(facts.base)}." if base else ""
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", text, began, *_sections(facts), _versions()]
+    (folder / CARD).write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def _versions() -> str:
+    return "\n".join([VERSIONS, "", *(f"- {name}: {number}" for name, number in versions().items())])
+
+
 def with_section(text: str, section: str) -> str:
     """A card's text with a section before the versions that it ends with."""
     before, heading, behind = text.partition(VERSIONS)
@@ -164,6 +180,10 @@ def _linked(link: re.Match, base: str) -> str:
     """A link to the hub that TRL has written for the base or the data: as it is where it can lead to something."""
     if link["data"]:
         return link[0] if hub_id(link["name"]) else f"`{public_name(link['name'])}`"
+    return _linked_base(base)
+
+
+def _linked_base(base: str) -> str:
     if not base:
         return "a model without a name"
     there = hub_id(base)
