@@ -20,7 +20,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, SharedBase
 from trl_ext.ppo.value_function import values_beside
 from trl_ext.rewards.reward_models import load_scorer
 from trl_ext.trainer_kit.model_cards import CARD
@@ -158,6 +158,15 @@ def test_a_reward_can_begin_with_it(tmp_path):
     )
     reward = ImitationRewardTrainer(str(tmp_path / "value"), args, train_dataset=pairs())
     torch.testing.assert_close(reward.model.score.weight, one.critic.head.weight)
+
+
+def test_a_role_of_a_shared_base_goes_on_with_it(tmp_path):
+    local_base(tmp_path / "sft-base", "ppo")
+    byte_tokenizer().save_pretrained(tmp_path / "sft-base")
+    base = SharedBase.from_pretrained(str(tmp_path / "sft-base"), bits=None)
+    one = trained(tmp_path, model=base.policy(lora()))
+    one.save_value_model(tmp_path / "value")
+    torch.testing.assert_close(read_values(base.value_model(init_from=str(tmp_path / "value"))), own_values(one))
 
 
 def test_where_another_model_is_it_is_not_written(tmp_path):

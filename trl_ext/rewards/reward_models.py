@@ -92,8 +92,6 @@ def _load_adapter(path: str, *, new_head: bool, trainable: bool, **model_kwargs)
     base, missing = _load_base(base_of(adapter), path, own, **{"revision": adapter.config.revision} | model_kwargs)
     _check_missing(path, missing - own.keys(), new_head)
     _zero(base, missing - own.keys())
-    if BIAS in own and base.score.bias is None:
-        _give_bias(base, torch.zeros(1))  # which the adapter's takes the place of
     if missing - own.keys():  # its head is new, so there is none to look for in its files
         adapter.config.task_type = None
     model = attach(base, of_scorer(adapter, base), trainable=trainable)
@@ -126,8 +124,8 @@ def _load_base(
     found = {name: shape for name, shape in found.items() if name not in own}
     found |= {name: shape for name, shape in own.items() if name.split(".")[0] in HEADS and shape[0] != 1}
     _check_shapes(path, found, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-    if BIAS in report["unexpected_keys"]:
-        _give_bias(model, _saved_tensor(base, BIAS, **model_kwargs))
+    if BIAS in report["unexpected_keys"]:  # of a critic that was a head on a policy
+        model.score.bias = nn.Parameter(_saved_tensor(base, BIAS, **model_kwargs).to(model.score.weight))
     unread = sorted({name.split(".")[0] for name in report["unexpected_keys"]} & OTHER_HEADS)
     if unread:
         raise ValueError(
@@ -162,11 +160,6 @@ def _check_missing(path: str, missing: set[str], new_head: bool) -> None:
             "would the scores. Expected a trained reward model; of an adapter, one trained with "
             "modules_to_save=['score']."
         )
-
-
-def _give_bias(model: PreTrainedModel, bias: torch.Tensor) -> None:
-    """A bias for `score`, which transformers has none of, and a critic that was a head on a policy has."""
-    model.score.bias = nn.Parameter(bias.to(model.score.weight))
 
 
 def _saved_tensor(path: str, name: str, **model_kwargs) -> torch.Tensor:

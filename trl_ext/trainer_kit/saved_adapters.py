@@ -115,6 +115,7 @@ def attach(model: PreTrainedModel, adapter: SavedAdapter, *, trainable: bool) ->
         ValueError: If the adapter was made for a model of another shape.
     """
     _fit_embeddings(model, adapter)
+    _fit_bias(model, adapter)
     adapter.config.inference_mode = False
     attached = get_peft_model(model, adapter.config)
     _load(attached, adapter)
@@ -123,6 +124,13 @@ def attach(model: PreTrainedModel, adapter: SavedAdapter, *, trainable: bool) ->
         attached.requires_grad_(False)
         adapter.config.inference_mode = True
     return attached
+
+
+def _fit_bias(model: PreTrainedModel, adapter: SavedAdapter) -> None:
+    """A place for a head's bias, which transformers' sequence classifiers lack, and a critic that was a head on a policy has."""
+    score = dict(model.named_children()).get("score")
+    if f"{PREFIX}score.bias" in adapter.weights and isinstance(score, nn.Linear) and score.bias is None:
+        score.bias = nn.Parameter(torch.zeros_like(score.weight[:, 0]))
 
 
 # Embeddings
