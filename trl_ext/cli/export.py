@@ -1,46 +1,29 @@
 """`trl-ext export`: what was trained, in the form in which it is served."""
 
 import json
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
-
-from trl_ext.cli.command_arguments import bits_of
 from trl_ext.cli.command_parser import CommandParser
-from trl_ext.cli.export_template import go_template
+from trl_ext.cli.export_model import base_name, write_policy, write_scorer
+from trl_ext.cli.export_serving import MODELFILE, convert, find_converter, modelfile, serve_line, template_for_ollama
 from trl_ext.sequences.tokenizers import tokenizer_beside
-from trl_ext.sequences.turn_end import end_with_turn
-from trl_ext.shared_base.merge import FILES, MARK
-from trl_ext.shared_base.shared_base import SharedBase
+from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
 from trl_ext.trainer_kit.config_docs import option
-from trl_ext.trainer_kit.loading import loading
-from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.saved_adapters import is_adapter
 from trl_ext.trainer_kit.whole_files import written_whole
 
 FORMS = ("hf", "gguf", "ollama", "vllm")
 EXAMPLE = "trl-ext export RUN --to hf --output_dir MERGED"
 DESCRIPTION = """\
-hf: a plain transformers model, the adapter merged, with tokenizer, chat template and generation config. gguf: that, and a
-file for llama.cpp, by its own converter. ollama: that, and a Modelfile with template and stop tokens. vllm: the line that
-serves the adapter beside its base; nothing is written."""
+hf: a plain transformers model, the adapter merged, with tokenizer, chat template and generation config; also of a reward or
+value model. gguf: that of a policy, and a file for llama.cpp, by its own converter. ollama: that, and a Modelfile with template
+and stop tokens. vllm: the line that serves the adapter beside its base; nothing is written."""
 ADAPTER, SCORES = "adapter_config.json", "ForSequenceClassification"
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-CONVERTER = "convert_hf_to_gguf.py"
-GET_CONVERTER = (
-    "git clone https://github.com/ggml-org/llama.cpp && "
-    "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt && export LLAMA_CPP=$PWD/llama.cpp"
-)
 
 
 @dataclass
@@ -49,7 +32,7 @@ class ExportArguments:
 
     _argument_group_name = "what is exported"
 
-    run: str | None = option(None, "Folder of a policy: an adapter, or a whole model. Also as the first word.")
+    run: str | None = option(None, "Folder of what was trained: an adapter, or a whole model. Also as the first word.")
     to: str = option("hf", f"One of {', '.join(FORMS)}.")
     output_dir: str | None = option(None, "Folder to write: a new one, or one of the same export.")
     base: str | None = option(None, "What the adapter goes on, by path or hub id. None: the base that it names.")
@@ -65,44 +48,57 @@ def main(argv: Sequence[str]) -> None:
         (ExportArguments,), prog="trl-ext export", example=EXAMPLE, description=DESCRIPTION, words="run"
     )
     (args,) = parser.read(argv)
-    _check(args)
+    scores = _check(args)
     if args.to == "vllm":
-        print(serve_line(args))
-        return
+        print(serve_line(args.run, args.name))
+    elif scores:
+        write_scorer(args)
+        print(f"{args.output_dir}: a sequence classifier of transformers with its tokenizer")
+    else:
+        _write(args)
+
+
+def _write(args: ExportArguments) -> None:
     converter = find_converter() if args.to == "gguf" else None  # asked before minutes of merging
-    tokenizer = write_model(args)
-    folder = Path(args.output_dir)
+    if args.to == "ollama":
+        template_for_ollama(tokenizer_beside(args.run, args.base or base_name(args.run), call=f"--run {args.run}"))
+    tokenizer, folder = write_policy(args), Path(args.output_dir)
     print(f"{folder}: a transformers model with its tokenizer")
     if converter is not None:
         print(f"{convert(converter, folder)}: for llama.cpp")
     if args.to == "ollama":
-        with written_whole(folder / "Modelfile") as partial:
-            partial.write_text(modelfile(tokenizer, end_tokens(folder, tokenizer)), encoding="utf-8")
-        print(f"{folder / 'Modelfile'}: ollama create NAME -f {folder / 'Modelfile'}")
+        with written_whole(folder / MODELFILE) as partial:
+            partial.write_text(modelfile(folder, tokenizer), encoding="utf-8")
+        print(f"{folder / MODELFILE}: ollama create NAME -f {folder / MODELFILE}")
 
 
-def _check(args: ExportArguments) -> None:
+def _check(args: ExportArguments) -> bool:
+    """Whether it scores rather than writes; a ValueError for what does not go together."""
     if args.run is None:
         raise ValueError("--run: expected the folder of a policy, e.g. a trainer's output_dir. Give it.")
     if args.to not in FORMS:
         raise ValueError(f"--to {args.to}: expected one of {', '.join(FORMS)}.")
-    _check_policy(args)
+    scores = _check_run(args)
     whole, needs_folder = not is_adapter(args.run), args.to != "vllm"
     if needs_folder == (args.output_dir is None):
         what = "expected the folder to write" if needs_folder else "nothing is written for vLLM, so leave it out"
         raise ValueError(f"--output_dir with --to {args.to}: {what}.")
     for name in ("base", "load_in_8bit", "load_in_4bit"):
-        if getattr(args, name) and (whole or args.to == "vllm"):
+        if getattr(args, name) and (whole or scores or args.to == "vllm"):
             why = "the run is a whole model" if whole else "vLLM loads the base itself"
+            why = (
+                "a scorer is merged onto the base that it names, as its checkpoint is" if scores and not whole else why
+            )
             raise ValueError(f"--{name}: {why}, so it does nothing. Leave it out.")
     if args.load_in_8bit and args.load_in_4bit:
         raise ValueError("--load_in_8bit and --load_in_4bit: the base was loaded in one of them. Give that.")
     if args.name is not None and (args.to != "vllm" or whole):
         raise ValueError(f"--name {args.name}: only an adapter under vLLM has one. Leave it out.")
+    return scores
 
 
-def _check_policy(args: ExportArguments) -> None:
-    """Of a folder, before anything is loaded: whether it holds a policy."""
+def _check_run(args: ExportArguments) -> bool:
+    """Of a folder, before anything is loaded: whether it holds a reward or value model; a ValueError where it holds none."""
     run, call = Path(args.run).expanduser(), f"--run {args.run}"
     adapter, whole = run / ADAPTER, run / "config.json"
     if adapter.is_file() and not whole.is_file():
@@ -111,17 +107,23 @@ def _check_policy(args: ExportArguments) -> None:
         kinds = _read(whole, call).get("architectures") or []
         scores, why = any(kind.endswith(SCORES) for kind in kinds), f"it is a {', '.join(kinds)}"
     elif run.exists() or (args.to == "vllm" and not HUB_ID.fullmatch(args.run)):  # hf is told by what loads it
+        newest = newest_complete_checkpoint(run) if run.is_dir() else None
+        holds = "Give a folder that was saved, or a hub id, as org/name."
+        if newest is not None:
+            holds = (
+                f"It holds checkpoints, as of a run that was stopped: give the newest, {newest}, or let the run end."
+            )
         raise ValueError(
-            f"{call}: expected a trainer's output_dir, and there is neither a config.json nor an {ADAPTER}. Give a folder "
-            "that was saved, or a hub id, as org/name."
+            f"{call}: expected a trainer's output_dir, and there is neither a config.json nor an {ADAPTER}. {holds}"
         )
     else:
-        return
-    if scores:
+        return False
+    if scores and args.to != "hf":
         raise ValueError(
-            f"{call}: expected a policy, and {why}: a reward or value model, which writes no text. Give the policy; load "
-            "this one by AutoModelForSequenceClassification."
+            f"{call} --to {args.to}: expected a policy, and {why}: a reward or value model, which writes no text. Give the "
+            "policy; --to hf writes this one as a plain sequence classifier."
         )
+    return scores
 
 
 def _read(file: Path, call: str) -> dict[str, Any]:
@@ -132,91 +134,3 @@ def _read(file: Path, call: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{call}: {file.name} holds no object. Save the model once more.")
     return config
-
-
-def write_model(args: ExportArguments) -> PreTrainedTokenizerBase:
-    """Write the policy as a plain transformers model; its tokenizer."""
-    if is_adapter(args.run):
-        bits = bits_of(args)
-        base = SharedBase.from_pretrained(args.base or _base_of(args.run), bits=bits, dtype=None if bits else "auto")
-        merged = base.merge(args.run, args.output_dir, dtype=args.dtype)
-        print(f"merged: {merged.kl:.2g} nats per token from the adapter on its base, {merged.agreement:.1%} alike")
-        return tokenizer_beside(merged.path, call="trl-ext export")
-    call, folder = f"--run {args.run}", Path(args.output_dir)
-    mark = {"base": Path(args.run).name, "adapter": None, "run": str(Path(args.run).resolve())}
-    check_own_folder(folder, MARK, mark, names=FILES, call=f"--output_dir {folder}")
-    with loading(call):
-        model = AutoModelForCausalLM.from_pretrained(args.run, dtype=args.dtype or "auto")
-    tokenizer = tokenizer_beside(args.run, call=call)
-    end_with_turn(model, tokenizer, call=call)
-    mark_folder(folder, MARK, mark)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _base_of(adapter: str) -> str:
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if not base:
-        raise ValueError(f"--run {adapter}: the adapter names no base. Give --base its path or hub id.")
-    return base
-
-
-def serve_line(args: ExportArguments) -> str:
-    """How vLLM serves it."""
-    if not is_adapter(args.run):
-        return f"vllm serve {shlex.quote(args.run)}"
-    config, name = PeftConfig.from_pretrained(args.run), args.name or Path(args.run).name
-    if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None):
-        raise ValueError(
-            f"--run {args.run} --to vllm: vLLM serves LoRA alone, and it is more. Give --to hf, and serve that."
-        )
-    lora = shlex.quote(f"{name}={Path(args.run).resolve()}")
-    return f"vllm serve {shlex.quote(_base_of(args.run))} --enable-lora --max-lora-rank {max(8, config.r)} --lora-modules {lora}"
-
-
-def find_converter() -> Path:
-    """llama.cpp's converter, in $LLAMA_CPP or on the PATH; a ValueError that says how to get it."""
-    places = [Path(os.environ["LLAMA_CPP"]) / CONVERTER] if "LLAMA_CPP" in os.environ else []
-    found = shutil.which(CONVERTER)
-    places += [Path(found)] if found else []
-    for place in places:
-        if place.is_file():
-            return place
-    raise ValueError(
-        f"--to gguf: llama.cpp's {CONVERTER} is neither in $LLAMA_CPP nor on the PATH. Get it: {GET_CONVERTER}"
-    )
-
-
-def convert(converter: Path, folder: Path) -> Path:
-    """The file that llama.cpp's converter makes of a folder."""
-    output = folder / "model.gguf"
-    ran = subprocess.run(
-        [sys.executable, str(converter), str(folder), "--outfile", str(output), "--outtype", "auto"],
-        capture_output=True,
-        text=True,
-    )
-    if ran.returncode or not output.is_file():
-        said = (ran.stderr.strip() or ran.stdout.strip() or "nothing").splitlines()[-1]
-        raise ValueError(
-            f"--to gguf: {converter} ended with {ran.returncode} and said: {said}. {folder} stays as it is."
-        )
-    return output
-
-
-def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """With which an answer ends, by the generation config."""
-    ids = GenerationConfig.from_pretrained(folder).eos_token_id
-    ids = ids if isinstance(ids, list) else [ids]
-    return tokenizer.convert_ids_to_tokens([i for i in dict.fromkeys([*ids, tokenizer.eos_token_id]) if i is not None])
-
-
-def modelfile(tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> str:
-    """For `ollama create`, beside the weights."""
-    lines, template = ["FROM ."], go_template(tokenizer)
-    if template is not None:
-        lines.append(f'TEMPLATE """{template}"""')
-    elif tokenizer.chat_template:
-        lines.append("# The chat template does more than to write around messages: write a TEMPLATE for it.")
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    return "\n".join(lines) + "\n"

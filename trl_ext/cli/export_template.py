@@ -22,20 +22,22 @@ class Affixes:
         no_system: At the beginning, where there is no system message.
         system, user, assistant: Before and behind a message of that role. Behind a user's comes the header of the
             assistant's turn.
+        joins: Whether a system message opens the turn of the user's that follows, which has nothing before it then.
     """
 
     no_system: str
     system: tuple[str, str] | None
     user: tuple[str, str]
     assistant: tuple[str, str]
+    joins: bool = False
 
     def written(self, messages: Messages) -> str:
         """A conversation that ends with a user's message, as Ollama would write it."""
         has_system = messages[0]["role"] == "system"
         text = "" if has_system else self.no_system
-        for message in messages:
+        for i, message in enumerate(messages):
             before, behind = getattr(self, message["role"])
-            text += before + message["content"] + behind
+            text += ("" if self.joins and has_system and i == 1 else before) + message["content"] + behind
         return text
 
     def go(self) -> str:
@@ -45,15 +47,19 @@ class Affixes:
         for i, role in enumerate(roles):
             before, behind = getattr(self, role)
             test = f'{{{{ {"else if" if i else "if"} eq .Role "{role}" }}}}'
-            branches += f"{test}{_text(before)}{{{{ .Content }}}}{_text(behind)}"
+            before = _text(before)
+            if self.joins and role == "user":
+                before = f"{{{{ if not (and $.System (eq $i 1)) }}}}{before}{{{{ end }}}}"
+            branches += f"{test}{before}{{{{ .Content }}}}{_text(behind)}"
         begin = f"{{{{ if not .System }}}}{_text(self.no_system)}{{{{ end }}}}" if self.no_system else ""
-        return f"{begin}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}"
+        loop = "range $i, $_ := .Messages" if self.joins else "range .Messages"
+        return f"{begin}{{{{ {loop} }}}}{branches}{{{{ end }}}}{{{{ end }}}}"
 
 
 def go_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The chat template as a Go template; None where there is none, or it does more than to write around messages.
 
-    More is e.g. to write a system message into the user's turn, today's date, or earlier answers without their thoughts.
+    More is e.g. to write today's date, or earlier answers without their thoughts.
     What it trims off a message's ends is not asked: Ollama writes contents as they are.
     """
     if not tokenizer.chat_template or DATE in str(tokenizer.chat_template):
@@ -93,8 +99,10 @@ def _affixes(tokenizer: PreTrainedTokenizerBase) -> Affixes | None:
     except (ValueError, TemplateError):
         return Affixes(no_system, None, user, assistant)  # it takes none
     around = _between(with_system, [SYSTEM, *TURNS])
-    if around is None or not around[1].endswith(before_user):
+    if around is None:
         return None
+    if not around[1].endswith(before_user):
+        return Affixes(no_system, (around[0], around[1]), user, assistant, joins=True)
     return Affixes(no_system, (around[0], around[1].removesuffix(before_user)), user, assistant)
 
 

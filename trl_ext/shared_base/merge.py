@@ -21,11 +21,15 @@ from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
 from trl_ext.trainer_kit.device import checked_device, checked_dtype
 from trl_ext.trainer_kit.free_disk import check_free_disk
+from trl_ext.trainer_kit.loading import loaded_bits
+from trl_ext.trainer_kit.model_cards import CardFacts, is_strangers, training_told, write_card
 from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import eval_mode
 
 MARK = "trl_ext_merge.json"  # says of which merge a folder is
-FILES = re.compile(r"[^.].*\.\w+|additional_chat_templates")  # whatever a model and its tokenizer may be saved as
+FILES = re.compile(
+    r"[^.].*\.\w+|additional_chat_templates|Modelfile"
+)  # whatever a model and its tokenizer may be saved as
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: why is the sky blue?\nAnswer: air scatters short waves of light more than long ones.",
@@ -88,7 +92,7 @@ def merge_adapter(
         ValueError: If output_dir is a file, or holds files that the same merge has not written.
     """
     call, folder = "SharedBase.merge(…)", Path(output_dir)
-    run, tokenizer = _merge_of(base.name, adapter), tokenizer_at(adapter) or base.tokenizer
+    run, tokenizer = merge_of(base.name, adapter), tokenizer_at(adapter) or base.tokenizer
     check_own_folder(folder, MARK, run, names=FILES, call=call)
     dtype = base.model.dtype if dtype is None else checked_dtype(dtype, call=f"SharedBase.merge(dtype={dtype!r})")
     device = checked_device(device, call=f"SharedBase.merge(device={str(device)!r})")
@@ -96,12 +100,11 @@ def merge_adapter(
     merged = saved_adapter(whole, adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name).merge_and_unload(
         safe_merge=True
     )
-    attached = saved_adapter(tree_over(base.model), adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name)
-    kl, agreement = _difference(attached, merged, tokenizer, texts)
-    if kl > LARGE_KL:
+    difference = compared(base, adapter, merged, texts=texts, path=str(folder))
+    if difference.kl > LARGE_KL:
         warnings.warn(
-            f"{call}: merged model and adapter on the base differ by {kl:.3f} nats per token and agree on "
-            f"{agreement:.0%} of the likeliest tokens. Measure the merged model before you serve it.",
+            f"{call}: merged model and adapter on the base differ by {difference.kl:.3f} nats per token and agree on "
+            f"{difference.agreement:.0%} of the likeliest tokens. Measure the merged model before you serve it.",
             stacklevel=3,
         )
     end_with_turn(merged, tokenizer, call=call)
@@ -109,10 +112,41 @@ def merge_adapter(
     mark_folder(folder, MARK, run)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Merged(str(folder), kl, agreement)
+    write_merged_card(folder, adapter, base=base.name, said=_said(difference, adapter, base))
+    return difference
 
 
-def _merge_of(base: str, adapter: str | os.PathLike) -> dict[str, str]:
+def compared(
+    base: "Base",
+    adapter: str | os.PathLike,
+    merged: PreTrainedModel,
+    *,
+    texts: tuple[Text, ...] | list[Text] = TEXTS,
+    path: str = "",
+) -> Merged:
+    """How far a merged model, at `path`, is from its adapter on a base."""
+    call, tokenizer = "SharedBase.merge(…)", tokenizer_at(adapter) or base.tokenizer
+    attached = saved_adapter(tree_over(base.model), adapter, task=TaskType.CAUSAL_LM, call=call, base=base.name)
+    return Merged(path, *_difference(attached, merged, tokenizer, texts))
+
+
+def write_merged_card(folder: Path, run: str | os.PathLike, *, base: str, said: str) -> None:
+    """A card beside what was made of a run, with what the run's own card says of how it was trained."""
+    if not is_strangers(folder):
+        facts = CardFacts(base=base, is_adapter=False, data_name=None, data={}, rewards=(), results={})
+        write_card(folder, folder.resolve().name, said, facts, tags=["merged"], behind=training_told(Path(run)))
+
+
+def _said(difference: Merged, adapter: str | os.PathLike, base: "Base") -> str:
+    bits = loaded_bits(base.model.config)
+    onto = f"the weights of its base in {bits} bits, dequantised" if bits else "its base"
+    return (
+        f"The adapter `{Path(adapter).resolve().name}`, merged into {onto}: on {len(TEXTS)} texts {difference.kl:.2g} nats per "
+        f"token from the adapter on that base, and {difference.agreement:.1%} of the likeliest tokens are the same."
+    )
+
+
+def merge_of(base: str, adapter: str | os.PathLike) -> dict[str, str]:
     """Of which merge a folder is, as may be published with it: names without the paths, and what tells paths apart."""
     places = [os.path.abspath(name) if os.path.exists(name) else str(name) for name in (base, adapter)]
     run = hashlib.blake2b("\n".join(places).encode(), digest_size=8).hexdigest()

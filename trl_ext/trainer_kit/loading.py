@@ -8,6 +8,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import PretrainedConfig
 
 # What loading may raise of a checkpoint that is absent, damaged or of something else, besides a plain ValueError.
 DAMAGED = (
@@ -48,6 +49,13 @@ def loading(call: str) -> Iterator[None]:
             f"{call}: it cannot be loaded ({why_unloadable(error)}). Give a folder written by save_pretrained, or a hub id "
             "that can be reached or was downloaded before."
         ) from error
+
+
+def loaded_bits(config: PretrainedConfig) -> int:
+    """In how many bits bitsandbytes has loaded a model's weights; 0: they are as the checkpoint is."""
+    how = getattr(config, "quantization_config", None)
+    told = how if isinstance(how, dict) else {} if how is None else how.to_dict()
+    return next((bits for bits in (8, 4) if told.get(f"load_in_{bits}bit")), 0)
 
 
 def why_unloadable(error: Exception) -> str:

@@ -22,7 +22,7 @@ MARK = "generated_from_trainer"  # a tag of every card that TRL writes
 DRAFT = "[More Information Needed]"  # in every card that PEFT begins
 CACHED = re.compile(r"models--(.+?)--(.+)")  # folder of a hub id in the hub's cache, which holds snapshots/<revision>
 LINK = re.compile(r"\[(?P<name>[^\]\n]*)\]\(https://huggingface\.co/(?P<data>datasets/)?(?P=name)\)")
-VERSIONS = "### Framework versions"  # a heading of TRL's template
+TRAINING, VERSIONS = "## Training procedure", "### Framework versions"  # headings of TRL's template
 
 
 class ModelCards:
@@ -155,15 +155,33 @@ def complete_card(folder: Path, facts: CardFacts) -> None:
     card.save(folder / CARD)
 
 
-def write_card(folder: Path, title: str, text: str, facts: CardFacts, *, tags: Sequence[str]) -> None:
-    """A card of what is no trainer's output as it is: what that is, its base, and what is known of the run."""
-    known, base = hub_id(facts.base), public_name(facts.base)
+def write_card(
+    folder: Path, title: str, text: str, facts: CardFacts, *, tags: Sequence[str], behind: str | None = None
+) -> None:
+    """A card of what is no trainer's output as it is: what that is, its base, and what is known of the run.
+
+    Args:
+        folder: Where it goes.
+        title, text: Of the card.
+        facts: What is known.
+        tags: Further ones.
+        behind: What ends it, in the place of the versions.
+    """
     data = ModelCardData(
-        base_model=known, library_name="peft" if facts.is_adapter else "transformers", tags=[MARK, "trl-ext", *tags]
+        base_model=hub_id(facts.base),
+        library_name="peft" if facts.is_adapter else "transformers",
+        tags=[MARK, "trl-ext", *tags],
     )
-    began = f"Its base is {_linked_base(facts.base)}." if base else ""
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", text, began, *_sections(facts), _versions()]
+    began = f"Its base is {_linked_base(facts.base)}." if facts.base else ""
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", text, began, *_sections(facts), behind or _versions()]
     (folder / CARD).write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def training_told(run: Path) -> str | None:
+    """What the card of a run says of its training, from there to its end; None where it has none of a trainer's."""
+    card = run / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    return text[text.index(TRAINING) :].rstrip() if MARK in text and TRAINING in text else None
 
 
 def _versions() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from trl_ext.trainer_kit.loading import loaded_bits
 from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
 from trl_ext.trainer_kit.time_left import TimeLeft
@@ -69,7 +70,8 @@ class WatchedTrainer:
     def _begun(self) -> dict[str, Any]:
         plan = getattr(self.memory, "plan", None)
         phases = {} if plan is None else {name: phase.bytes for name, phase in plan.phases.items()}
-        return {"trainer": type(self).__name__, "config": self._run_record()["config"], "plan": phases}
+        bits = loaded_bits(self.model.config)
+        return {"trainer": type(self).__name__, "config": self._run_record()["config"], "bits": bits, "plan": phases}
 
     def _ended_with(self) -> dict[str, Any]:
         return {"peaks": {phase: reserved for phase, (_, reserved) in getattr(self.memory, "measured", {}).items()}}

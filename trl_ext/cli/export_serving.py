@@ -1,0 +1,149 @@
+"""What serves an exported policy: vLLM's line, llama.cpp's file, Ollama's Modelfile."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from trl_ext.cli.export_template import DATE, go_template
+from trl_ext.generation.vllm_checks import RANKS
+from trl_ext.sequences.tokenizers import tokenizer_at
+from trl_ext.trainer_kit.saved_adapters import is_adapter
+
+CONVERTER, GGUF, MODELFILE = "convert_hf_to_gguf.py", "model.gguf", "Modelfile"
+GET_CONVERTER = (
+    "git clone https://github.com/ggml-org/llama.cpp && "
+    "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt && export LLAMA_CPP=$PWD/llama.cpp"
+)
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # called the same by transformers and Ollama
+BEYOND_LORA = (
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+)  # that vLLM would serve without, or wrongly
+
+
+# vLLM
+
+
+def serve_line(run: str, name: str | None) -> str:
+    """How vLLM serves it."""
+    if not is_adapter(run):
+        return f"vllm serve {shlex.quote(run)}"
+    config, name = PeftConfig.from_pretrained(run), name or Path(run).resolve().name
+    more = [option for option in BEYOND_LORA if getattr(config, option, None)]
+    if more or config.r > RANKS[-1]:
+        why = f"it has {more[0]}" if more else f"its rank is {config.r}"
+        raise ValueError(
+            f"--run {run} --to vllm: vLLM serves LoRA of one rank, up to {RANKS[-1]}, alone, and {why}. Give --to hf, and serve "
+            "that."
+        )
+    base, rank = base_of_run(run), next(rank for rank in RANKS[1:] if rank >= config.r)
+    lora = shlex.quote(f"{name}={Path(run).resolve()}")
+    return f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank}{_own_template(run, base)} --lora-modules {lora}"
+
+
+def base_of_run(adapter: str) -> str:
+    """The base that an adapter names."""
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if not base:
+        raise ValueError(f"--run {adapter}: the adapter names no base. Give --base its path or hub id.")
+    return base
+
+
+def _own_template(run: str, base: str) -> str:
+    """The option for a chat template that the run was trained with and the base lacks."""
+    file, own, bases = Path(run).resolve() / "chat_template.jinja", tokenizer_at(run), tokenizer_at(base)
+    same = own is None or (bases is not None and bases.chat_template == own.chat_template)
+    return "" if same or not file.is_file() else f" --chat-template {shlex.quote(str(file))}"
+
+
+# llama.cpp
+
+
+def find_converter() -> Path:
+    """llama.cpp's converter, in $LLAMA_CPP or on the PATH; a ValueError that says how to get it."""
+    places = [Path(os.environ["LLAMA_CPP"]) / CONVERTER] if "LLAMA_CPP" in os.environ else []
+    found = shutil.which(CONVERTER)
+    places += [Path(found)] if found else []
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(
+        f"--to gguf: llama.cpp's {CONVERTER} is neither in $LLAMA_CPP nor on the PATH. Get it: {GET_CONVERTER}"
+    )
+
+
+def convert(converter: Path, folder: Path) -> Path:
+    """The file that llama.cpp's converter makes of a folder."""
+    output = folder / GGUF
+    ran = subprocess.run(
+        [sys.executable, str(converter), str(folder), "--outfile", str(output), "--outtype", "auto"],
+        capture_output=True,
+        text=True,
+    )
+    if ran.returncode or not output.is_file():
+        said = (ran.stderr.strip() or ran.stdout.strip() or "nothing").splitlines()[-1]
+        raise ValueError(
+            f"--to gguf: {converter} ended with {ran.returncode} and said: {said}. {folder} stays as it is."
+        )
+    return output
+
+
+# Ollama
+
+
+def template_for_ollama(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The chat template in Go, None where there is none; a ValueError for one that has no such form."""
+    template = go_template(tokenizer)
+    if template is None and tokenizer.chat_template:
+        does = (
+            "writes today's date"
+            if DATE in str(tokenizer.chat_template)
+            else "does more than to write around messages"
+        )
+        raise ValueError(
+            f"--to ollama: the chat template {does} (as leaving out earlier thoughts), which Ollama's Go templates would write "
+            "otherwise, so answers would be asked for otherwise than in training. Give --to gguf: llama.cpp's server reads "
+            "the template as it is. Or --to hf, and write a Modelfile by hand."
+        )
+    if template is not None and '"""' in template:
+        raise ValueError(
+            '--to ollama: the chat template has """ in it, which ends a text in a Modelfile. Give --to gguf.'
+        )
+    return template
+
+
+def modelfile(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """For `ollama create`, beside the weights: template, ends, and how the generation config samples.
+
+    Ollama's own penalty for repetition is 1.1 where nothing is said, which no training here has seen.
+    """
+    config, template = GenerationConfig.from_pretrained(folder), template_for_ollama(tokenizer)
+    lines = ["FROM .", *([] if template is None else [f'TEMPLATE """{template}"""'])]
+    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in end_tokens(config, tokenizer)]
+    return "\n".join([*lines, *_sampling(config)]) + "\n"
+
+
+def _sampling(config: GenerationConfig) -> Iterator[str]:
+    for name in SAMPLING if config.do_sample else ():
+        if getattr(config, name, None) is not None:
+            yield f"PARAMETER {name} {getattr(config, name)}"
+    yield f"PARAMETER repeat_penalty {config.repetition_penalty or 1.0}"
+
+
+def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """With which an answer ends, by the generation config."""
+    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return tokenizer.convert_ids_to_tokens([i for i in dict.fromkeys([*ids, tokenizer.eos_token_id]) if i is not None])
+
+
+def _quoted(text: str) -> str:
+    return f'"""{text}"""' if '"' in text else f'"{text}"'
