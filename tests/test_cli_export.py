@@ -186,7 +186,9 @@ def test_onto_what_an_adapter_of_a_quantised_base_is_merged(bits, here, capsys):
     main(["export", "run", "--output_dir", "plain"])
     told = capsys.readouterr().out
     assert f"trained on its base in {bits} bits, and is merged here onto the base's own weights" in told
-    measured = re.search(r"Of 3 texts: (\S+) nats per token, (\S+)% alike", told)
+    measured = re.search(
+        rf"On 3 texts: (\S+) nats per token from the adapter on the base in {bits} bits, (\S+)% alike", told
+    )
     assert measured and 1e-6 < float(measured[1]) < 1
     main(["export", "run", "--output_dir", "rounded", f"--load_in_{bits}bit"])
     assert "is merged here onto" not in capsys.readouterr().out
@@ -225,6 +227,8 @@ def test_what_is_there_is_not_written_over_unless_it_was_made_of_the_same(here, 
     )
     main(["export", "run", "--to", "ollama", "--output_dir", "out"])
     Path("out/model.gguf").write_text("of the weights before")
+    assert "--output_dir out: 'out' holds what another run" in refused(capsys, "export", "base", "--output_dir", "out")
+    assert Path("out/model.gguf").exists()
     main(["export", "run", "--output_dir", "out"])
     assert not Path("out/Modelfile").exists() and not Path("out/model.gguf").exists()
 

@@ -104,9 +104,13 @@ def test_streams_and_several_held_out_sets_are_told_of(tmp_path):
         IterableDataset.from_generator(lambda: iter([{"prompt": "a"}])),
         Dataset.from_dict({"prompt": ["a", "b"]}),
     )
-    complete_card(tmp_path, facts(data={"training": stream, "held out": {"easy": two, "hard": two}}))
+    complete_card(tmp_path, facts(bits=8, data={"training": stream, "held out": {"easy": two, "hard": two}}))
     text = (tmp_path / CARD).read_text()
-    assert "- training: a stream" in text and "- held out, hard: 2 rows of `prompt`" in text
+    assert (
+        "Its base was loaded in 8 bits" in text
+        and "- training: a stream" in text
+        and "- held out, hard: 2 rows of `prompt`" in text
+    )
     assert text.index("### Data") < text.index("### Framework versions") and text.count("### Framework versions") == 1
 
 

@@ -35,11 +35,12 @@ class Asked(Protocol):
 
 def write_policy(args: Asked) -> PreTrainedTokenizerBase:
     """Write a policy; its tokenizer."""
-    folder = Path(args.output_dir)
-    remove_made_of_it(folder)
+    base = args.base or base_name(args.run)
+    _check_folder(args, base)  # before minutes of loading
+    remove_made_of_it(Path(args.output_dir))
     if is_adapter(args.run):
-        _write_merged(args)
-        return tokenizer_beside(folder, call="trl-ext export")
+        _write_merged(args, base)
+        return tokenizer_beside(args.output_dir, call="trl-ext export")
     with loading(f"--run {args.run}"):
         model = AutoModelForCausalLM.from_pretrained(args.run, dtype=args.dtype or "auto")
     tokenizer = tokenizer_beside(args.run, call=f"--run {args.run}")
@@ -50,8 +51,9 @@ def write_policy(args: Asked) -> PreTrainedTokenizerBase:
 
 def write_scorer(args: Asked) -> None:
     """Write a reward or value model as a plain sequence classifier."""
+    base = base_name(args.run)
+    _check_folder(args, base)
     model = load_scorer(args.run, dtype=args.dtype or "auto")
-    base = base_of_run(args.run) if isinstance(model, PeftModel) else None
     tokenizer = tokenizer_beside(args.run, base, call=f"--run {args.run}")
     if isinstance(model, PeftModel):
         before = _scores(model, tokenizer)
@@ -62,17 +64,20 @@ def write_scorer(args: Asked) -> None:
     _write(model, tokenizer, args, "The reward or value model: one number per text, none of which it writes")
 
 
+def _check_folder(args: Asked, base: str) -> None:
+    folder, mark = Path(args.output_dir), merge_of(base, args.run)
+    check_own_folder(folder, MARK, mark, names=FILES, call=f"--output_dir {args.output_dir}")
+
+
 def _scores(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[float]:
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     return score_sequences(model, ids, list(TEXTS), pad_token_id=tokenizer.pad_token_id or 0, batch_size=1)
 
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: Asked, what: str) -> None:
-    folder, call = Path(args.output_dir), f"--output_dir {args.output_dir}"
-    mark = merge_of("", args.run)
-    check_own_folder(folder, MARK, mark, names=FILES, call=call)
-    check_free_disk(folder, sum(p.nbytes for p in model.parameters()), call=call)
-    mark_folder(folder, MARK, mark)
+    folder = Path(args.output_dir)
+    check_free_disk(folder, sum(p.nbytes for p in model.parameters()), call=f"--output_dir {folder}")
+    mark_folder(folder, MARK, merge_of(base_name(args.run), args.run))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_merged_card(folder, args.run, base=base_name(args.run), said=f"{what} of `{Path(args.run).resolve().name}`.")
@@ -93,17 +98,16 @@ def remove_made_of_it(folder: Path) -> None:
 # An adapter's base, and its bits
 
 
-def _write_merged(args: Asked) -> None:
+def _write_merged(args: Asked, name: str) -> None:
     bits, trained = bits_of(args), recorded_bits(args.run)
     if bits is not None and trained not in (None, bits):
         was = f"in {trained} bits" if trained else "as its checkpoint is"
         raise ValueError(
             f"--load_in_{bits}bit: by the run's log, the base was loaded {was}. Leave it out, or say that."
         )
-    name = args.base or base_of_run(args.run)
     base = SharedBase.from_pretrained(name, bits=bits, dtype=None if bits else "auto")
     merged = base.merge(args.run, args.output_dir, dtype=args.dtype)
-    print(f"merged: {_differs(merged)} from the adapter on its base")
+    print(f"merged: {_differs(merged, 'its base')}")
     if trained and not bits:
         print(f"{_otherwise_than_trained(trained)}{_how_far(name, trained, args)}")
 
@@ -115,8 +119,8 @@ def recorded_bits(run: str) -> int | None:
     return begun[-1].get("bits") if begun else None
 
 
-def _differs(merged: Merged) -> str:
-    return f"{merged.kl:.2g} nats per token, {merged.agreement:.1%} alike"
+def _differs(merged: Merged, base: str) -> str:
+    return f"{merged.kl:.2g} nats per token from the adapter on {base}, {merged.agreement:.1%} alike"
 
 
 def _otherwise_than_trained(bits: int) -> str:
@@ -133,4 +137,4 @@ def _how_far(base: str, bits: int, args: Asked) -> str:
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(args.output_dir, dtype=args.dtype or "auto")
         difference = compared(trained_on, args.run, merged)
-    return f"Of {len(TEXTS)} texts: {_differs(difference)} from the adapter on the base in {bits} bits."
+    return f"On {len(TEXTS)} texts: {_differs(difference, f'the base in {bits} bits')}."

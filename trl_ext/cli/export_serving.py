@@ -46,6 +46,7 @@ def serve_line(run: str, name: str | None) -> str:
             "that."
         )
     base, rank = base_of_run(run), next(rank for rank in RANKS[1:] if rank >= config.r)
+    base = str(Path(base).resolve()) if Path(base).exists() else base
     lora = shlex.quote(f"{name}={Path(run).resolve()}")
     return f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank}{_own_template(run, base)} --lora-modules {lora}"
 

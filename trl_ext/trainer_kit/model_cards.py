@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 
+from trl_ext.trainer_kit.loading import loaded_bits
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.run_log import versions
 
@@ -72,6 +73,7 @@ class ModelCards:
             data=self._learned_from(),
             rewards=tuple(self._scored_by()),
             results=results(self.state.log_history, self._shown),
+            bits=loaded_bits(self.model.config),
         )
 
 
@@ -86,6 +88,7 @@ class CardFacts:
         data: Data sets by what they were for; None where there was none.
         rewards: Names of what scored.
         results: As of `results`.
+        bits: In how many its base was loaded; 0: as the checkpoint is.
     """
 
     base: str
@@ -94,6 +97,7 @@ class CardFacts:
     data: dict[str, Any]
     rewards: tuple[str, ...]
     results: dict[str, tuple[tuple[int, float], tuple[int, float]]]
+    bits: int = 0
 
 
 # Names
@@ -225,6 +229,8 @@ def _sections(facts: CardFacts) -> list[str]:
         data.insert(0, f"- read from: `{public_name(facts.data_name)}`")
     if facts.rewards:
         data.append("- rewards: " + ", ".join(f"`{public_name(name)}`" for name in facts.rewards))
+    if facts.bits:
+        told.append(f"Its base was loaded in {facts.bits} bits (bitsandbytes).")
     if data:
         told.append("### Data\n\n" + "\n".join(data))
     if facts.results:
