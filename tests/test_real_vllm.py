@@ -311,7 +311,7 @@ def named_vllm(folder: Path) -> str:
     return str(folder)
 
 
-def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: int = 400) -> None:
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: int = 900) -> None:
     for _ in range(seconds):
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return

@@ -41,6 +41,7 @@ import trl_ext
 from trl_ext import SharedBase
 from trl_ext.self_training.improve_rows import ImproveRows
 from trl_ext.shared_base.shared_tree import quantised_linears
+from trl_ext.trainer_kit import model_cards
 from trl_ext.trainer_kit.head_tiles import TILE
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import behind
@@ -66,6 +67,10 @@ SIGNATURES = {  # and where each is used
         ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
         "self_training.tokenising, to prepare kept samples as SFT does",
     ),
+    **{
+        (kind, "create_model_card"): (["self", "model_name", "dataset_name", "tags"], "model_cards, to put it right")
+        for kind in (GRPOTrainer, SFTTrainer, RewardTrainer)
+    },
     (Trainer, "create_scheduler"): (
         ["self", "num_training_steps", "optimizer"],
         "SelfTrainingTrainer, rates by Improve",
@@ -83,7 +88,7 @@ SIGNATURES = {  # and where each is used
     (Trainer, "_push_from_checkpoint"): (["self", "checkpoint_folder"], "SelfTrainingTrainer, what is pushed"),
     (Trainer, "_load_callback_state"): (["self"], "checkpoints, where the run's folder has moved"),
     (Trainer, "_save_rng_state"): (["self", "output_dir"], "checkpoints, which wait for all processes"),
-    (Trainer, "_save"): (["self", "output_dir", "state_dict"], "PPOTrainer and SelfTrainingTrainer, what is saved"),
+    (Trainer, "_save"): (["self", "output_dir", "state_dict"], "PPOTrainer, what is saved; model_cards"),
     (Trainer, "training_step"): (
         ["self", "model", "inputs", "num_items_in_batch"],
         "finite_steps, around a micro-batch",
@@ -781,3 +786,13 @@ def sft_config(folder, **changes) -> SFTConfig:
     settings = {"bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_length": None}
     settings |= {"gradient_checkpointing": False, "save_strategy": "no", "dataloader_pin_memory": False}
     return SFTConfig(str(folder), **settings | changes)
+
+
+@pytest.mark.parametrize("template", ["lm_model_card.md", "rm_model_card.md"])
+def test_model_cards_have_what_is_put_right_in_them(template):
+    """model_cards: the heading before which a run is told of, that from which it is told, and the links of base and data."""
+    text = (Path(utils.__file__).parents[1] / "templates" / template).read_text()
+    assert text.count(f"\n{model_cards.VERSIONS}\n") == 1 and text.count(f"\n{model_cards.TRAINING}\n") == 1
+    for part in ("{{ base_model }}](https://huggingface.co/{{ base_model }})", 'model="{{ hub_model_id }}"'):
+        assert part in text
+    assert "{{ dataset_name }}](https://huggingface.co/datasets/{{ dataset_name }})" in text
