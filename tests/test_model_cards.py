@@ -10,7 +10,7 @@ from hub_case import hub  # noqa: F401 - a fixture
 from huggingface_hub import ModelCard
 
 from trl_ext import ReSTTrainer
-from trl_ext.trainer_kit.model_cards import CARD, CardFacts, complete_card, hub_id, public_name, results
+from trl_ext.trainer_kit.card_files import CARD, CardFacts, complete_card, hub_id, public_name, results
 
 PAPERS = {"ppo": ("PPO", "1707.06347"), "raft": ("RAFT", "2304.06767"), "reward": ("Imitation Reward", "2307.04964")}
 LINKS = re.compile(r"\]\((https?://[^)]*)\)")

@@ -41,7 +41,7 @@ import trl_ext
 from trl_ext import SharedBase
 from trl_ext.self_training.improve_rows import ImproveRows
 from trl_ext.shared_base.shared_tree import quantised_linears
-from trl_ext.trainer_kit import model_cards
+from trl_ext.trainer_kit import card_files
 from trl_ext.trainer_kit.head_tiles import TILE
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import behind
@@ -790,9 +790,9 @@ def sft_config(folder, **changes) -> SFTConfig:
 
 @pytest.mark.parametrize("template", ["lm_model_card.md", "rm_model_card.md"])
 def test_model_cards_have_what_is_put_right_in_them(template):
-    """model_cards: the heading before which a run is told of, that from which it is told, and the links of base and data."""
+    """card_files: the heading before which a run is told of, that from which it is told, and the links of base and data."""
     text = (Path(utils.__file__).parents[1] / "templates" / template).read_text()
-    assert text.count(f"\n{model_cards.VERSIONS}\n") == 1 and text.count(f"\n{model_cards.TRAINING}\n") == 1
+    assert text.count(f"\n{card_files.VERSIONS}\n") == 1 and text.count(f"\n{card_files.TRAINING}\n") == 1
     for part in ("{{ base_model }}](https://huggingface.co/{{ base_model }})", 'model="{{ hub_model_id }}"'):
         assert part in text
     assert "{{ dataset_name }}](https://huggingface.co/datasets/{{ dataset_name }})" in text

@@ -23,7 +23,7 @@ from transformers import (
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, SharedBase
 from trl_ext.ppo.value_function import values_beside
 from trl_ext.rewards.reward_models import load_scorer
-from trl_ext.trainer_kit.model_cards import CARD
+from trl_ext.trainer_kit.card_files import CARD
 
 IDS = torch.tensor([[0, 0, 7, 8, 9, 30], [5, 6, 7, 8, 9, 10]])
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 0).long()}

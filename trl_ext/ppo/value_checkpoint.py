@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from trl_ext.ppo.critic import Critic
-from trl_ext.trainer_kit.model_cards import CardFacts, write_card
+from trl_ext.trainer_kit.card_files import CardFacts, write_card
 from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.saved_adapters import PREFIX

@@ -19,10 +19,10 @@ from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.shared_base.adapter_files import saved_adapter
 from trl_ext.shared_base.shared_tree import quantised_linears, tree_over
+from trl_ext.trainer_kit.card_files import CardFacts, is_strangers, training_told, write_card
 from trl_ext.trainer_kit.device import checked_device, checked_dtype
 from trl_ext.trainer_kit.free_disk import check_free_disk
 from trl_ext.trainer_kit.loading import loaded_bits
-from trl_ext.trainer_kit.model_cards import CardFacts, is_strangers, training_told, write_card
 from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import eval_mode
 
