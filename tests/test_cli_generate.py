@@ -56,10 +56,10 @@ def folder(tmp_path, monkeypatch):
 
 def run(*options, output="samples.parquet", model="model", generator="transformers"):
     """The command with two samples per prompt and two prompts per part."""
-    shared = ["--prompts", "prompts.jsonl", "--num-generations", "2", "--max-completion-length", "6"]
-    shared += ["--prompts-per-part", "2", "--device", "cpu", "--generator", generator, "--output", output]
-    shared += ["--model", model] if model else []
-    main(["generate", *shared, *options])
+    shared = {"--prompts": "prompts.jsonl", "--num-generations": "2", "--max-completion-length": "6"}
+    shared |= {"--prompts-per-part": "2", "--device": "cpu", "--generator": generator, "--output": output}
+    shared |= {"--model": model} if model else {}
+    main(["generate", *(word for flag in shared.items() if flag[0] not in options for word in flag), *options])
 
 
 def refused(capsys, message, *options, **others):

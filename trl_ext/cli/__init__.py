@@ -3,11 +3,17 @@
 import argparse
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from trl_ext import __version__
+from trl_ext.cli.command_words import in_words_of
 from trl_ext.cli.generate import add_generate
+from trl_ext.cli.given_flags import is_flag, without_debug
+from trl_ext.cli.help_format import PlainParser
+from trl_ext.cli.plain_flags import arguments
+from trl_ext.cli.plain_terminal import plain_without_terminal
 from trl_ext.cli.plan import add_plan
 from trl_ext.trainer_kit.commands import ends_in_one_line
 from trl_ext.trainer_kit.near_names import near_name
@@ -22,35 +28,47 @@ BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their module
     "report": ("report_runs", "one page about runs: what is wrong, curves, completions"),
     "export": ("export", "write a policy for transformers, llama.cpp, Ollama or vLLM"),
 }
+DESCRIPTION = "RLHF trainers and rewards on top of TRL. `trl-ext COMMAND --help` lists a command's options."
 GOES_ON = "What is saved is kept: the same command goes on from there."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand; what is slow to import is imported only then. All of them end by `ends_in_one_line`."""
-    args, rest = _parser().parse_known_args(argv)
-    if rest and args.command not in BY_DATACLASS:
-        refuse_unknown(rest[0], args.own)
-    with ends_in_one_line(f"trl-ext {args.command}", when_stopped=args.when_stopped):
-        if args.command in BY_DATACLASS:
-            importlib.import_module(f"trl_ext.cli.{BY_DATACLASS[args.command][0]}").main(rest)
+    argv, debug = without_debug(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    name, command = _asked(argv, parser)
+    stopped = command.get_default("when_stopped")
+    with (
+        ends_in_one_line(f"trl-ext {name}", when_stopped=stopped, debug=debug, say=in_words_of(name)),
+        plain_without_terminal(),
+    ):
+        if name in BY_DATACLASS:
+            importlib.import_module(f"trl_ext.cli.{BY_DATACLASS[name][0]}").main(argv[1:])
         else:
+            args = parser.parse_args([name, *arguments(argv[1:], command)])
             args.run(args)
 
 
-def refuse_unknown(flag: str, parser: argparse.ArgumentParser) -> None:
-    """End with a command's own usage, and the near flag, for one that it does not have."""
-    known = [name for action in parser._actions for name in action.option_strings]
-    near = near_name(flag.partition("=")[0], known)
-    parser.error(f"there is no flag {flag}." + (f" Did you mean {near}?" if near else ""))
+def _asked(argv: list[str], parser: PlainParser) -> tuple[str, PlainParser]:
+    """The command; ends here for one that there is not, and for --help and --version."""
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    if not argv or is_flag(argv[0]):
+        parser.parse_args(argv)
+    if argv[0] not in commands:
+        near = near_name(argv[0], commands)
+        said = f" Did you mean {near}?" if near else ""
+        parser.error(f"there is no command {argv[0]!r}.{said} trl-ext --help lists all.")
+    return argv[0], commands[argv[0]]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trl-ext", description="RLHF trainers and rewards on top of TRL.")
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="trl-ext", description=DESCRIPTION, example="trl-ext COMMAND")
     parser.add_argument("--version", action="version", version=f"trl-ext {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    demo = commands.add_parser(
-        "demo", help="the whole chain, offline, on a CPU: SFT, reward model, then PPO, RAFT and ReST with R³"
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, prog="trl-ext"
     )
+    text = "the whole chain, offline, on a CPU: SFT, reward model, then PPO, RAFT and ReST with R³"
+    demo = commands.add_parser("demo", help=text, description=f"{text[0].upper()}{text[1:]}.", example="trl-ext demo")
     demo.add_argument("--output-dir", type=Path, default=Path("trl_ext_demo"), help="where models and results go")
     demo.add_argument("--seed", type=int, default=0, help="of data order, initial heads and sampling")
     demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
@@ -59,8 +77,6 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text, add_help=False).set_defaults(when_stopped=GOES_ON)
     add_generate(commands)
     add_plan(commands)
-    for command in commands.choices.values():
-        command.set_defaults(own=command)
     return parser
 
 

@@ -2,38 +2,26 @@
 
 import inspect
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
+from argparse import Action, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
 from trl import TrlParser
 
+from trl_ext.cli.given_flags import OF_TRANSFORMERS, SEVERAL, Given, gathered, is_flag, split, written
+from trl_ext.cli.help_format import OF_ALL, OneNameAndDefault, usage_of
+from trl_ext.cli.option_files import options_in
+from trl_ext.cli.plain_flags import options_of, path_of, refuse_word
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.near_names import near_name
 from trl_ext.trainer_kit.option_types import NO_RULE, UNFIT, annotations_of, expected, taken
 
-ENV_PREFIXES = ("HF_", "TRL_EXT_", "CUDA_VISIBLE_DEVICES")  # of variables that a YAML file may set
 PACKAGE = __name__.partition(".")[0]
 WITHOUT_A_CARD = ("use_cpu", "bf16", "fp16")  # whoever gives one of these has chosen
 REST = "further options, of TRL and transformers"
-
-
-class OneName(ArgumentDefaultsHelpFormatter):
-    """Help with one name per flag, where the parser knows `--two_words` and `--two-words`."""
-
-    def _format_action_invocation(self, action: Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        values = "" if action.nargs == 0 else self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{action.option_strings[0]} {values}".strip()
-
-    def _get_default_metavar_for_optional(self, action: Action) -> str:
-        kind = getattr(action.type, "__name__", "value")
-        return {"string_to_bool": "BOOL", "int": "N", "float": "X", "str": "TEXT"}.get(kind, "VALUE")
 
 
 class CommandParser(TrlParser):
@@ -59,9 +47,9 @@ class CommandParser(TrlParser):
         super().__init__(
             dataclass_types,
             prog=prog,
-            usage=f"{example} [further options]",
+            usage=usage_of(example),
             description=description,
-            formatter_class=OneName,
+            formatter_class=OneNameAndDefault,
             allow_abbrev=False,
         )
         self.words = words
@@ -74,28 +62,31 @@ class CommandParser(TrlParser):
                 of the environment that is not this command's; and whatever the dataclasses refuse.
             SystemExit: With the command's usage and code 2, for a flag that there is not.
         """
-        argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-        if self.words and argv and not argv[0].startswith("-"):
-            argv = [f"--{self.words}", *argv]
-        flags, values = list(argv), {}
-        if "--config" in flags:
-            at = flags.index("--config")
-            if at + 1 == len(flags):
-                self.error("argument --config: expected the path of a YAML file")
-            values = self._checked_file(Path(flags[at + 1]))
-            del flags[at : at + 2]
-            if "--config" in flags:
-                self.error("argument --config: it may be given once")
-        given, unknown = self.parse_known_args(flags, Namespace(**dict.fromkeys(WITHOUT_A_CARD)))
-        if unknown:
-            self._refuse(unknown[0])
+        path, flags = self._given(argv)
+        values = {} if path is None else self._checked_file(Path(path))
+        given, _ = self.parse_known_args(flags, Namespace(**dict.fromkeys(WITHOUT_A_CARD)))
         trains = any(action.dest == "use_cpu" for action in self._actions)
         if trains and all(getattr(given, name) is None and name not in values for name in WITHOUT_A_CARD):
             self._choose_device()
-        read = self.parse_args_and_config(argv)
+        read = self.parse_args_and_config([*([] if path is None else ["--config", path]), *flags])
         for instance in read:
             self._check_types(instance)
         return read
+
+    def _given(self, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+        """The path of the YAML file, and the flags, each once; words that none has taken are `words`."""
+        options = options_of(self)
+        parts = split(argv, options)
+        words = [part.values[0] for part in parts if part.flag is None]
+        unknown = next(filter(is_flag, words), None)
+        if unknown is not None:
+            self.error(f"there is no flag {unknown}.{self._near(unknown.lstrip('-').partition('=')[0])}")
+        places = 0 if self.words is None else len(words) if options[f"--{self.words}"].nargs in SEVERAL else 1
+        if len(words) > places:
+            refuse_word(words[places], self)
+        own = [Given(f"--{self.words}", words)] if words else []
+        flags = gathered([*own, *(part for part in parts if part.flag is not None)], options, self)
+        return path_of(flags, self), written([part for part in flags if part.flag != "--config"])
 
     def set_defaults_with_config(self, **values: Any) -> list[str]:
         """As TRL's; one value in the place of a list is a list of one."""
@@ -126,8 +117,8 @@ class CommandParser(TrlParser):
     def format_help(self) -> str:
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
-        formatter.add_text(self.description)
-        formatter.add_text("--config FILE.yaml: any of these options, one `option: value` a line; flags overrule it.")
+        for text in (self.description, *OF_ALL):
+            formatter.add_text(text)
         for title, actions in self._sections():
             formatter.start_section(title)
             formatter.add_arguments(actions)
@@ -140,25 +131,23 @@ class CommandParser(TrlParser):
         for kind in self.dataclass_types:
             own = [left.pop(field.name) for field in fields(kind) if field.name in left and _is_own(kind, field.name)]
             yield getattr(kind, "_argument_group_name", f"what {kind.__name__} adds"), own
-        yield REST, [action for action in self._actions if action.dest != "help" and action is left.get(action.dest)]
+        rest = [action for action in self._actions if action is left.get(action.dest)]
+        yield REST, [action for action in rest if action.dest not in ("help", "debug")]
 
     def _checked_file(self, path: Path) -> dict[str, Any]:
         """What it says, or a ValueError unless it is a YAML file of options that there are."""
-        call = f"--config {path}"
-        values = _mapping(path, call)
+        values, call = options_in(path), f"--config {path}"
         for key in values:
-            if key == "env":
-                _check_environment(values[key], call)
-            elif not isinstance(key, str) or key not in self._names():
+            if key != "env" and (not isinstance(key, str) or key not in self._names()):
                 raise ValueError(
                     f"{call}: there is no option {key!r}.{self._near(str(key))} {self.prog} --help lists all."
                 )
+        if not isinstance(values.get("debug", ""), str):
+            raise ValueError(
+                f"{call}: debug: {values['debug']!r}: expected transformers' option, {' or '.join(OF_TRANSFORMERS)}. For the "
+                "traceback, give the flag --debug."
+            )
         return values
-
-    def _refuse(self, flag: str) -> NoReturn:
-        if not flag.startswith("-"):
-            self.error(f"{flag!r} belongs to no flag. Each value follows its flag; one with spaces needs quotes.")
-        self.error(f"there is no flag {flag}.{self._near(flag.lstrip('-').partition('=')[0])}")
 
     def _names(self) -> set[str]:
         return {action.dest for action in self._actions if action.dest != "help"}
@@ -176,28 +165,3 @@ def _is_own(kind: type, name: str) -> bool:
     """Whether a field was declared, or declared anew, in this package."""
     owner = next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
     return owner.__module__.startswith(PACKAGE)
-
-
-def _mapping(path: Path, call: str) -> dict[Any, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise ValueError(
-            f"{call}: expected a YAML file of options and plain values ({reason}). Mend it: one `option: value` a line, no tags."
-        ) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{call}: expected `option: value` in each line, got {type(values).__name__}. Mend it.")
-    return values
-
-
-def _check_environment(variables: Any, call: str) -> None:
-    """Raise a ValueError for variables that a file from elsewhere must not set, such as LD_PRELOAD or PATH."""
-    if not isinstance(variables, dict):
-        raise ValueError(f"{call}: expected `env` to hold variables with their values, got {variables!r}. Mend it.")
-    for name in variables:
-        if not str(name).startswith(ENV_PREFIXES):
-            raise ValueError(
-                f"{call}: its `env` would set {name}; expected names that begin with {', '.join(ENV_PREFIXES)}. If you "
-                "mean it, set it in your shell."
-            )

@@ -13,7 +13,10 @@ generator=FileGenerator("samples.parquet")."""
 def add_generate(commands) -> None:
     """Add the command to argparse's subparsers."""
     parser = commands.add_parser(
-        "generate", help="sample completions of prompts into a parquet file, scored if asked", description=DESCRIPTION
+        "generate",
+        help="sample completions of prompts into a parquet file, scored if asked",
+        description=DESCRIPTION,
+        example="trl-ext generate --prompts prompts.jsonl --model MODEL --output samples.parquet",
     )
     _add_files(parser)
     _add_generator(parser)
@@ -63,10 +66,10 @@ def _add_sampling(parser: ArgumentParser) -> None:
 def _add_rewards(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("scores").add_argument
     text = (
-        "path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
-        "path/to/file.py:name; may be given several times"
+        "one or several: path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
+        "path/to/file.py:name"
     )
-    add("--reward", action="append", default=[], help=text)
+    add("--reward", nargs="+", metavar="REWARD", default=[], help=text)
     text = "one per reward (default: 1 each); 0 only watches it"
     add("--reward-weights", type=float, nargs="+", metavar="WEIGHT", help=text)
 

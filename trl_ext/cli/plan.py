@@ -33,7 +33,12 @@ SWITCHES = {
 
 def add_plan(commands) -> None:
     """Add the command to argparse's subparsers."""
-    parser = commands.add_parser("plan", help="will a run fit the card? nothing is loaded", description=DESCRIPTION)
+    parser = commands.add_parser(
+        "plan",
+        help="will a run fit the card? nothing is loaded",
+        description=DESCRIPTION,
+        example="trl-ext plan MODEL --bits 8 --gpu 24GB",
+    )
     parser.add_argument("model", metavar="MODEL")
     _add_what(parser)
     sizes = parser.add_argument_group("sizes").add_argument

@@ -3,10 +3,14 @@
 import errno
 import os
 import re
+import shutil
+import signal
 import sys
+import textwrap
+import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,6 +22,7 @@ from trl_ext.trainer_kit.quiet import repeats_left_out
 
 PACKAGE = Path(__file__).parents[1]
 TRACEBACK = "TRL_EXT_TRACEBACK"  # of the environment: also shows where bad input was found
+DEBUG = "--debug"  # the same, of a command
 BAD_INPUT, STOPPED, READER_GONE = 2, 130, 1  # exit codes
 MENDABLE = (ValueError, OSError, ImportError)  # anything else is a fault of the code
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust, and so safetensors, tells of a full disk
@@ -31,37 +36,63 @@ REMEDIES = {
 
 
 @contextmanager
-def ends_in_one_line(call: str, *, when_stopped: str, folder: Path = PACKAGE) -> Iterator[None]:
+def ends_in_one_line(
+    call: str,
+    *,
+    when_stopped: str,
+    folder: Path = PACKAGE,
+    debug: bool | None = None,
+    say: Callable[[str], str] = str,
+) -> Iterator[None]:
     """Let what is run inside end as a command does.
 
-    bad input    code 2 and one line: what was expected, what came, what to do. With TRL_EXT_TRACEBACK=1, the traceback too
-    Ctrl-C       code 130 and one line
+    bad input    code 2 and one line: what was expected, what came, what to do
+    Ctrl-C       code 130 and one line; SIGTERM likewise
     `| head`     nothing more is said to a reader that has gone
     a fault      its traceback, as ever: any error but a ValueError, an OSError and an ImportError
+    --debug      or TRL_EXT_TRACEBACK=1 in the environment: also the traceback of what is told in one line
     a warning    of the package's own, one line, without the place and the line of source that Python shows
 
     Args:
         call: The command, for the line.
         when_stopped: How its user goes on after Ctrl-C.
         folder: Of a program outside this package, whose messages then are as much its own words as the package's.
+        debug: Whether tracebacks are asked for; None: a program without that flag.
+        say: Makes of words for whoever calls from Python the command's own.
     """
     try:
-        with repeats_left_out(), warnings_in_one_line(call, folder):
+        with repeats_left_out(), terminated_as_interrupted(), warnings_in_one_line(call, folder, say):
             yield
         sys.stdout.flush()
     except KeyboardInterrupt as error:
-        _end(f"{call}: stopped{f' {error}' if str(error) else ''}. {when_stopped}", error, STOPPED)
+        _end(f"{call}: stopped{say(f' {error}') if str(error) else ''}. {when_stopped}", error, STOPPED, debug)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would complain of it
         raise SystemExit(READER_GONE) from error
     except (*MENDABLE, SafetensorError) as error:
         if isinstance(error, SafetensorError) and not OS_ERROR.search(str(error)):
             raise
-        _end(f"{call}: error: {told(error, folder)}", error, BAD_INPUT)
+        asked_by = f"{TRACEBACK}=1" if debug is None else DEBUG
+        _end(f"{call}: error: {say(told(error, folder, asked_by))}", error, BAD_INPUT, debug)
 
 
 @contextmanager
-def warnings_in_one_line(call: str, folder: Path = PACKAGE) -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM ends what is run as Ctrl-C does; a handler of somebody else's stays."""
+    is_ours = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def warnings_in_one_line(call: str, folder: Path = PACKAGE, say: Callable[[str], str] = str) -> Iterator[None]:
     """Inside, what the package or the program in `folder` warns of is shown in one line; of others, as ever.
 
     It is theirs by where it is said from, whichever line it is said of. Who records warnings gets them as they are.
@@ -70,7 +101,7 @@ def warnings_in_one_line(call: str, folder: Path = PACKAGE) -> Iterator[None]:
 
     def formatted(message, category, filename, lineno, line=None):
         if _is_own(_said_from(sys._getframe(1)), folder):
-            return f"{call}: warning: {' '.join(str(message).split())}\n"
+            return f"{call}: warning: {say(' '.join(str(message).split()))}\n"
         return former(message, category, filename, lineno, line)
 
     warnings.formatwarning = formatted
@@ -94,10 +125,10 @@ def _is_own(file: str, folder: Path) -> bool:
     return any(Path(file).is_relative_to(own) for own in (PACKAGE, folder))
 
 
-def told(error: Exception, folder: Path) -> str:
+def told(error: Exception, folder: Path, asked_by: str) -> str:
     """An error in words: as the command raised it, as the system names it, else in one line with its place."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"({type(error).__name__} in {frame.filename}, line {frame.lineno}); {TRACEBACK}=1 shows the way there"
+    place = f"({type(error).__name__} in {frame.filename}, line {frame.lineno}); {asked_by} shows the way there"
     number = _system_error(error)
     if number is not None:
         file = error.filename if isinstance(error, OSError) else None
@@ -116,8 +147,15 @@ def _system_error(error: Exception) -> int | None:
     return number if number in REMEDIES and is_bare else None
 
 
-def _end(line: str, error: BaseException, code: int) -> NoReturn:
-    if os.environ.get(TRACEBACK):
+def _end(line: str, error: BaseException, code: int, debug: bool | None) -> NoReturn:
+    if debug or os.environ.get(TRACEBACK):
         traceback.print_exception(error)
-    print(line, file=sys.stderr)
+    print(_wrapped(line), file=sys.stderr)
     raise SystemExit(code) from error
+
+
+def _wrapped(line: str) -> str:
+    """Between words, on a terminal; a log gets one line, which can be searched."""
+    if not sys.stderr.isatty():
+        return line
+    return "\n".join(textwrap.wrap(line, shutil.get_terminal_size().columns, break_long_words=False))

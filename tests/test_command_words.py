@@ -1,0 +1,95 @@
+"""A command names flags and files where a trainer names Python: every message of the package that does is walked."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trl_ext
+from trl_ext.cli.command_words import in_words_of
+from trl_ext.trainer_kit.commands import ends_in_one_line
+
+ROOT = Path(trl_ext.__file__).parent
+ROOMS = ("generation", "ppo", "reward_modeling", "rewards", "self_training", "sequences", "shared_base", "trainer_kit")
+PYTHON = re.compile(
+    r"\bdataset\.\w+|tokenizer\.\w+_\w+|resume_from_checkpoint=|accept_changes=[\[(]|another output_dir"
+    r"|\w+Trainer\(\w+=|SharedBase\.\w+\(|FileGenerator\b|\b(train|eval) dataset\b|\b(train|eval|ptx)_dataset="
+)
+OF_PYTHON_ALONE = (  # what a command does not do, or says itself before
+    "expected a datasets.Dataset",  # it reads a file, or a data set of the hub
+    "a Dataset or an iterable",
+    "expected a PPOConfig",
+    "FileGenerator(X)",  # the generator's own name, which a flag does not spell
+    "VLLMGenerator: the policy has no model",
+    "expected a LoraConfig",
+    "is frozen, so there is nothing to train",
+    "all of it is frozen, so the critic",
+    "add it with tokenizer.add_tokens",  # then the model is another one
+)
+UNREAD = ("migration.py",)  # names of TRL 0.x, for who moves a script
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Texts that are no docstrings, with X where a value stands, and a trainer's name where one is meant."""
+    for file in (path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name not in UNREAD):
+        tree = ast.parse(file.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs | parts:
+                text = node.value
+            else:
+                continue
+            text = re.sub(r"^X(?=\()", "RAFTTrainer", text).replace("(X, 'prompt')", "('X', 'prompt')")
+            if " " in text and PYTHON.search(text):
+                yield f"{file.name}:{node.lineno}", text
+
+
+def test_every_message_has_words_for_a_command():
+    walked = dict(messages())
+    assert len(walked) > 40
+    say = in_words_of("ppo")
+    left = {place: say(text) for place, text in walked.items() if PYTHON.search(say(text))}
+    assert not {place: text for place, text in left.items() if not any(own in text for own in OF_PYTHON_ALONE)}
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "said"),
+    [
+        ("ppo", "dataset = dataset.rename_column('question', 'prompt').", "--columns prompt=question."),
+        ("generate", "dataset = dataset.rename_column('question', 'prompt')", "--prompt-column question"),
+        ("score", "begin anew with another output_dir.", "begin anew with another --output."),
+        ("ppo", "within the run, accept_changes=['beta', 'lam'].", "within the run, --accept_changes beta lam."),
+        ("ppo", "PPOTrainer.train(resume_from_checkpoint=True): output_dir 'out' holds", "--output_dir 'out' holds"),
+        ("raft", "RAFTTrainer.train, output_dir 'out': no room", "--output_dir 'out': no room"),
+        ("ppo", "PPOTrainer.train(resume_from_checkpoint='a/b'): no", "--resume_from_checkpoint a/b: no"),
+        ("rest", "ReSTTrainer(train_dataset=…) is empty", "--dataset_name is empty"),
+        ("ppo", "PPOTrainer(value_model='rm'): it has 2 labels", "--value_model rm: it has 2 labels"),
+        ("ppo", "Set `tokenizer.eos_token`.", "Write eos_token into the model's tokenizer_config.json."),
+        ("ppo", "Drop such rows with `dataset.filter`.", "Drop such rows from the file."),
+        (
+            "raft",
+            "dataset = dataset.map(lambda row: {'a': row['a'].strip()})",
+            "in each row of the file, a = row['a'].strip()",
+        ),
+        ("ppo", "SharedBase.reward_model('rm'): no", "--reward_funcs rm: no"),
+        ("ppo", "SharedBase.from_pretrained('m', bits=8): no", "--model_name_or_path m: no"),
+        ("ppo", "raise max_steps or num_train_epochs; to begin", "raise --max_steps or --num_train_epochs; to begin"),
+        ("ppo", "the file's output_dirs, --output_dir a", "the file's output_dirs, --output_dir a"),
+    ],
+)
+def test_by_hand(command, message, said):
+    assert in_words_of(command)(message) == said
+
+
+def test_they_are_said_of_errors_and_warnings(capsys):
+    with (
+        pytest.raises(SystemExit),
+        ends_in_one_line("cmd", when_stopped="", say=in_words_of("ppo"), folder=Path(__file__).parent),
+    ):
+        raise ValueError("Begin with another output_dir.")
+    assert capsys.readouterr().err == "cmd: error: Begin with another --output_dir.\n"
