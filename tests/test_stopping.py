@@ -11,7 +11,7 @@ from self_training_case import trainer as raft_trainer
 from transformers import TrainerCallback
 
 from trl_ext.trainer_kit.commands import ends_in_one_line
-from trl_ext.trainer_kit.stopping import SIGNALS, RunStopped
+from trl_ext.trainer_kit.stopping import SIGNALS, RunStopped, signals_held
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +114,40 @@ def test_without_optimizers_it_cannot_go_on(tmp_path):
     trainer = make("ppo", tmp_path, parts={"callbacks": [Signals(2, signal.SIGINT)]}, save_only_model=True)
     with pytest.raises(RunStopped, match="save_only_model=True keeps what going on would need out of it"):
         trainer.train()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_is_stopped_wherever_it_is(number, capsys):
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(SystemExit) as raised, ends_in_one_line("cmd", when_stopped="Give it again."):
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+    assert raised.value.code == 130 and capsys.readouterr().err == "cmd: stopped. Give it again.\n"
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+
+
+def test_what_is_written_is_whole_before_a_signal_is_heard():
+    written = []
+    with pytest.raises(KeyboardInterrupt), signals_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        written.append("whole")
+    assert written == ["whole"]
+    with pytest.raises(KeyboardInterrupt), signals_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        written.append("after a second one")
+    assert written == ["whole"]
+
+
+def test_a_finished_run_makes_no_further_step(tmp_path):
+    """transformers makes one before it looks whether the end is reached."""
+    one = make("ppo", tmp_path)
+    one.train()
+    again = make("ppo", tmp_path)
+    with pytest.warns(UserWarning, match=rf"finished already, after step {STEPS} of {STEPS}: nothing was trained"):
+        again.train(resume_from_checkpoint=True)
+    assert again.was_finished and not one.was_finished and again.state.global_step == STEPS
+    assert_same(trained(one), trained(again))
 
 
 def test_a_command_says_where_it_stopped(capsys):

@@ -40,6 +40,12 @@ def is_finished(folder: Path) -> bool:
     return _damage(folder / TRAINER_STATE) is None
 
 
+def has_all_steps(folder: str | Path) -> bool:
+    """Whether its run had made all its steps when it was written."""
+    state = json.loads(Path(folder, TRAINER_STATE).read_text(encoding="utf-8"))
+    return 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
+
+
 def rng_file(process: int, processes: int) -> str:
     """Name of a process's random state, as transformers' Trainer gives it."""
     return "rng_state.pth" if processes <= 1 else f"rng_state_{process}.pth"

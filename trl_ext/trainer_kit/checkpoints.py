@@ -174,7 +174,8 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         rates = own_rates(self.optimizer, self.lr_scheduler) if changed else nullcontext()
         with replaced(self.args, _setup_devices=device), rates:
             super()._load_optimizer_and_scheduler(checkpoint)
-        self._write_record()
+        if self.state.global_step < self.state.max_steps:
+            self._write_record()
 
     def _load_callback_state(self):
         super()._load_callback_state()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
+from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders, has_all_steps
 from trl_ext.trainer_kit.fingerprints import adapter_settings, model_fingerprint, reference_fingerprint
 from trl_ext.trainer_kit.free_disk import check_free_disk, checkpoint_bytes
 from trl_ext.trainer_kit.model_cards import ModelCards
@@ -147,6 +147,8 @@ class OutputDirWatch(ModelCards):
         """
         then = before if checkpoint is None else self._record_of(Path(checkpoint)) or before
         found = [] if then is None else self._changes(then)
+        if checkpoint is not None and has_all_steps(checkpoint) and not any(change.is_longer for change in found):
+            return ()  # nothing will be made, so that nothing changes
         if checkpoint is not None and then is None:
             warnings.warn(
                 f"{call}: {checkpoint!r} has no record of how its run was begun, as an older version's, so it is not known "

@@ -1,6 +1,7 @@
 """Folders in which a run writes over nothing but its own: a mark in them says whose they are."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,11 +11,16 @@ from trl_ext.trainer_kit.whole_files import written_whole
 
 
 def check_is_folder(folder: Path, *, call: str) -> None:
-    """Raise a ValueError if a folder, which need not exist, cannot be made since a file has its name or a parent's."""
+    """Raise a ValueError if a folder, which need not exist, cannot be made or written: a file has its name or a parent's."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ValueError(
             f"{call}: expected a folder to write into, but {str(nearest)!r} is a file. Give another name."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{call}: expected a folder to write into, but {str(nearest)!r} may not be written. Give another place, or ask "
+            "for the permission."
         )
 
 

@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,38 @@ class RunStopped(KeyboardInterrupt):
     """
 
 
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Inside, signals go to a handler, where Python's own would have them; another thread than the main one has none."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    before = {number: former for number, former in before.items() if former in PYTHONS_OWN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Inside, the first signal waits until what is written is whole; a second one does not."""
+    asked = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    with handled(hold):
+        yield
+    if asked:
+        raise KeyboardInterrupt
+
+
 class StopWatch(TrainerCallback):
     """Listens for signals while a trainer trains; a second one stops at once, as without this.
 
@@ -33,28 +66,20 @@ class StopWatch(TrainerCallback):
     Attributes:
         asked: The signal that came, None before.
         stopped_at: The step after which the run has ended.
+        steps: How many were made.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.asked: signal.Signals | None = None
         self.stopped_at: int | None = None
+        self.steps = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, signals are taken; from another thread than the main one they cannot be, and nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled(self._take):
             yield
-            return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {number: handler for number, handler in before.items() if handler in PYTHONS_OWN}
-        for number in before:
-            signal.signal(number, self._take)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _take(self, number: int, frame) -> None:
         if self.asked is not None:
@@ -70,6 +95,7 @@ class StopWatch(TrainerCallback):
             raise RunStopped("before its next step; what was sampled is kept")
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
         if self._anyone_asked():
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True

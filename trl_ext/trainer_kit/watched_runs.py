@@ -1,6 +1,7 @@
 """What looks on while a trainer trains: signals, the log for a report, the time left, a notebook's table."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -25,11 +26,14 @@ class WatchedTrainer:
         _shown            names of what it logs and matters
         _steps_to_know    after how many steps its speed is known
         _last_samples     its last samples, each with its rewards
+
+    A run that has made all its steps makes no further one when it is given again, and says so.
     """
 
     memory: Memory
     _shown: tuple[str, ...] = ()
     _stop: StopWatch | None = None  # while it trains
+    was_finished = False  # whether what `train` was to go on with had ended already
 
     def train(self, *args, **kwargs):
         if "transformers.utils.notebook" in sys.modules:  # else nobody has its bar; it needs IPython
@@ -40,7 +44,16 @@ class WatchedTrainer:
             output = super().train(*args, **kwargs)
         if stop.stopped_at is not None:
             raise RunStopped(self._stopped(stop.stopped_at))
+        self.was_finished = not stop.steps
+        if self.was_finished and self.accelerator.is_main_process:
+            warnings.warn(self._ended_before(), stacklevel=2)
         return output
+
+    def _run_epoch(self, *args, **kwargs):  # transformers looks whether the end is reached behind each step alone
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     @contextmanager
     def _watched(self) -> Iterator[StopWatch]:
@@ -75,6 +88,16 @@ class WatchedTrainer:
 
     def _ended_with(self) -> dict[str, Any]:
         return {"peaks": {phase: reserved for phase, (_, reserved) in getattr(self.memory, "measured", {}).items()}}
+
+    def _ended_before(self) -> str:
+        folder, step = self.args.output_dir, self.state.global_step
+        stages = hasattr(self.args, "num_stages")  # of which a run's length follows
+        longer = "num_stages" if stages else "max_steps or num_train_epochs"
+        return (
+            f"{type(self).__name__}.train, output_dir {folder!r}: this run was finished already, after step {step} of "
+            f"{self.state.max_steps}: nothing was trained, and its record stays as it is. To go on for longer, raise "
+            f"{longer}; to begin anew, give another output_dir."
+        )
 
     def _stopped(self, step: int) -> str:
         how = "save_only_model=True keeps what going on would need out of it"
