@@ -105,6 +105,40 @@ def test_the_same_command_goes_on(here, capsys):
     assert any(not torch.equal(tensor, begun[name]) for name, tensor in weights(Path("out")).items())
 
 
+LONGER = {"ppo": "max_steps", "reward": "max_steps", "raft": "num_stages"}
+
+
+@pytest.mark.parametrize("command", LONGER)
+def test_a_finished_run_given_again_says_so_and_changes_nothing(command, here, capsys):
+    """Also where a change is accepted: the record tells of what was trained."""
+    config = ["--config", "short.yaml", "--output_dir", command]
+    if command == "raft":
+        config = [*adjusted(here, "raft"), "--num_stages", "1", "--num_generations", "2", "--stage_batch_size", "4"]
+        config += ["--drop_truncated", "false"]
+    if command == "reward":
+        config = ["--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", "--output_dir", command, *FITS]
+        config += ["--max_steps", "2", "--report_to", "none"]
+    main([command, *config])
+    capsys.readouterr()
+    files = {path: path.read_bytes() for path in Path(command).rglob("*") if path.is_file() and path.name[0] != "_"}
+    with pytest.warns(UserWarning, match=rf"finished already, after step .* raise {LONGER[command]}"):
+        main([command, *config, "--weight_decay", "0.1", "--accept_changes", "weight_decay"])
+    told = capsys.readouterr()
+    assert f"It stays as it is in {command}, beside checkpoint-" in told.out and "Saved" not in told.out
+    assert {path: path.read_bytes() for path in files} == files
+    assert "weight_decay" in refused(capsys, command, *config, "--weight_decay", "0.1")
+
+
+def test_what_a_stop_at_the_last_step_has_kept_from_being_saved_is_saved(here, capsys):
+    main(["ppo", "--config", "short.yaml"])
+    capsys.readouterr()
+    (here / "out" / "model.safetensors").unlink()
+    (here / "out" / "config.json").unlink()
+    with pytest.warns(UserWarning, match="finished already"):
+        main(["ppo", "--config", "short.yaml"])
+    assert "Saved in out." in capsys.readouterr().out and (here / "out" / "model.safetensors").is_file()
+
+
 def test_reward_in_eight_bits_and_ppo_over_it(here, capsys):
     """The base is loaded once; the reward model's adapter becomes reward and critic on it."""
     bits = ["--load_in_8bit", "--per_device_train_batch_size", "4", "--max_steps", "1", "--report_to", "none"]
@@ -227,6 +261,17 @@ def test_data_files_that_are_wrong(name, content, message, here, capsys):
         (here / name).write_bytes(content)
     told = refused(capsys, "ppo", "--config", "short.yaml", "--dataset_name", name)
     assert f"--dataset_name {name}" in told and message in told and told.count("\n") <= 2
+
+
+def test_data_sets_that_cannot_be_loaded(here, capsys):
+    """Neither a hub id that is not there nor a folder without rows is told of models."""
+    (here / "folder").mkdir()
+    (here / "folder" / "a.csv").write_bytes(bytes(range(128, 256)))
+    (here / "nothing").mkdir()
+    for name in ("nobody/nothing-of-the-kind", "folder", "nothing"):
+        told = refused(capsys, "ppo", "--config", "short.yaml", "--dataset_name", name)
+        assert f"--dataset_name {name}: no data set can be loaded from it (" in told and "save_pretrained" not in told
+        assert "Give a .jsonl, .json, .csv, .parquet file" in told
 
 
 def test_what_is_not_named(here, capsys):

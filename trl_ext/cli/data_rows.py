@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from trl_ext.cli.command_arguments import DataArguments
 from trl_ext.cli.prompt_files import read_file
-from trl_ext.trainer_kit.loading import loading
+from trl_ext.trainer_kit.loading import DAMAGED, why_unloadable
 from trl_ext.trainer_kit.row_files import READERS
 
 # Columns that hold text or messages, whoever reads them.
@@ -51,9 +52,19 @@ def named_rows(name: str, split: str, args: DataArguments, *, flag: str) -> Data
         texts = [columns.get(text, text) for text in TEXTS]
         rows = read_file(Path(name).expanduser(), texts, call=call)
     else:
-        with loading(call):
-            rows = load_dataset(name, args.dataset_config, split=split)
+        rows = _loaded(name, split, args.dataset_config, call=call)
     return renamed(rows, columns, call=call)
+
+
+def _loaded(name: str, split: str, config: str | None, *, call: str) -> Dataset:
+    """Of the hub, or of a folder with files of rows."""
+    try:
+        return load_dataset(name, config, split=split)
+    except (*DAMAGED, DatasetsError, ValueError) as error:
+        raise ValueError(
+            f"{call}: no data set can be loaded from it ({why_unloadable(error)}). Give a {', '.join(READERS)} file, or the "
+            "id of a data set of the hub that can be reached or was downloaded before."
+        ) from error
 
 
 def column_names(pairs: list[str] | Mapping[str, str] | None) -> dict[str, str]:

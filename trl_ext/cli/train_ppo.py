@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from trl_ext.cli.command_arguments import DataArguments, RewardArguments
 from trl_ext.cli.data_rows import named_rows
+from trl_ext.cli.role_checks import check_scorer
 from trl_ext.cli.roles import Roles
 from trl_ext.cli.train_policy import PolicyCommand
 from trl_ext.cli.training_command import Facts
@@ -65,6 +66,7 @@ class PPOCommand(PolicyCommand):
         "with the same command."
     )
     beside = (RewardArguments, CriticArguments, SamplerArguments)
+    trainer_class = PPOTrainer
 
     @classmethod
     def config(cls):
@@ -79,7 +81,7 @@ class PPOCommand(PolicyCommand):
         return self.others[2]
 
     def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> PPOTrainer:
-        return PPOTrainer(
+        return self.trainer_class(
             **roles.policy(),
             reward_funcs=roles.rewards(self.named_rewards),
             args=self.args,
@@ -100,6 +102,8 @@ class PPOCommand(PolicyCommand):
         read_data(facts.train, facts.evaluation, self.args)
         check_text(self.text, self.args)
         checked_sampler(self.sampler.made(), None, self.args)
+        if self.critic.value_model is not None:
+            check_scorer(self.critic.value_model, flag="--value_model", new_head=True)
         super().check(facts)
 
     def planned(self) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -11,14 +12,19 @@ from trl_ext.cli.command_arguments import DataArguments, ModelArguments, RunArgu
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import eval_rows, train_rows
 from trl_ext.cli.dry_run import Line, show
+from trl_ext.cli.logged_lines import say_what_matters
 from trl_ext.cli.plan import the_card
-from trl_ext.cli.roles import Roles, base_and_adapter
+from trl_ext.cli.role_checks import check_lora_targets, check_output_dir
+from trl_ext.cli.roles import Roles, base_and_adapter, lora_of
 from trl_ext.memory_planning.plan_report import print_plan
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.sequences.tokenizers import tokenizer_beside
+from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
 from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.seeds import check_seed
+from trl_ext.trainer_kit.stopping import signals_held
 
+SAVED = ("config.json", "adapter_config.json")  # of a model, or of an adapter
 FROM_THE_BEGINNING = ("false", "no", "0")  # what resume_from_checkpoint may say instead of a folder
 
 
@@ -42,6 +48,7 @@ class TrainingCommand:
     example: ClassVar[str]
     description: ClassVar[str]
     beside: ClassVar[tuple[type, ...]] = ()
+    trainer_class: ClassVar[type[Trainer]]
 
     @classmethod
     def config(cls) -> type:
@@ -81,6 +88,7 @@ def main(command: type[TrainingCommand], argv: Sequence[str]) -> None:
     args, *others, data, model, run = parser.read(argv)
     check_seed(args.seed, call=f"--seed {args.seed}")
     asked = command(args, data, model, run, others)
+    check_output_dir(Path(args.output_dir).expanduser(), command.trainer_class.__name__)
     facts = gathered(asked, train_rows(data), eval_rows(data, asked=args.eval_strategy != "no"))
     asked.check(facts)
     (dry_run if run.dry_run else learn)(asked, facts)
@@ -96,6 +104,8 @@ def gathered(command: TrainingCommand, train: Dataset, evaluation: Dataset | Non
     call = f"--model_name_or_path {command.model.model_name_or_path}"
     with loading(call):
         config = AutoConfig.from_pretrained(base, revision=command.model.model_revision)
+    if adapter is None and lora_of(command.model) is not None:
+        check_lora_targets(command.model.lora_target_modules, config)
     return Facts(train, evaluation, tokenizer_beside(adapter, base, call=call), config)
 
 
@@ -104,12 +114,23 @@ def learn(command: TrainingCommand, facts: Facts) -> None:
     args = command.args
     given = args.resume_from_checkpoint
     trainer = command.trainer(Roles(command.model, args), facts.train, facts.evaluation)
+    say_what_matters(trainer, trainer._shown)
     trainer.train(resume_from_checkpoint=given not in FROM_THE_BEGINNING and (given or True))
-    trainer.save_model()
-    if trainer.accelerator.is_main_process:
-        print(f"Saved in {args.output_dir}.")
+    _save(trainer, Path(args.output_dir))
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=command.data.dataset_name)
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    """Write what was learned; of a run that was finished before, only if a stop had kept it from doing so."""
+    if trainer.was_finished and any((folder / name).is_file() for name in SAVED):
+        said = f"It stays as it is in {folder}, beside {', '.join(path.name for path in checkpoint_folders(folder))}."
+    else:
+        with signals_held():
+            trainer.save_model()
+        said = f"Saved in {folder}."
+    if trainer.accelerator.is_main_process:
+        print(said)
 
 
 def dry_run(command: TrainingCommand, facts: Facts) -> None:
