@@ -538,6 +538,18 @@ def test_defaults_are_those_of_sampling():
     assert {field.name: getattr(args, field.name) for field in fields(Sampling)} == Sampling().settings()
 
 
+def test_without_a_terminal_progress_is_lines(capsys, monkeypatch):
+    monkeypatch.setattr("trl_ext.cli.generate_progress.EVERY", 0.0)
+    with PartProgress("sampling", 3) as progress:
+        progress.skip(1)
+        progress.advance()
+    assert capsys.readouterr().err == "sampling: 2 of 3 parts\n"
+    monkeypatch.setattr("trl_ext.cli.generate_progress.EVERY", 30.0)
+    with PartProgress("sampling", 1) as progress:
+        progress.advance()
+    assert capsys.readouterr().err == ""
+
+
 def test_speed():
     progress = PartProgress("sampling", 2, shown=False)
     assert progress.speed(2.0) == ""

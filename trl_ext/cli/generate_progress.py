@@ -1,5 +1,6 @@
-"""The progress bar of `trl-ext generate`."""
+"""How far `trl-ext generate` and `trl-ext score` are: a bar, or lines where there is no terminal."""
 
+import sys
 import time
 
 from rich.console import Console
@@ -8,9 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trl_ext.generation.protocol import Part
 from trl_ext.sequences.samples import Sample
 
+EVERY = 30.0  # seconds between lines
+
 
 class PartProgress:
-    """A bar of parts, on stderr, with tokens per second (samples, where they come without token ids).
+    """A bar of parts, on stderr, with tokens per second (samples, where they come without token ids). Without a terminal a
+    line now and then.
 
     Args:
         what: Is done with the parts.
@@ -26,9 +30,12 @@ class PartProgress:
             "parts",
             TextColumn("{task.fields[speed]}"),
         )
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
+        console = Console(stderr=True)
+        drawn, self._lines = shown and console.is_terminal, shown and not console.is_terminal
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not drawn)
         self._task = self._bar.add_task(what, total=parts, speed="")
-        self._start = time.perf_counter()
+        self.what, self.parts, self._done = what, parts, 0
+        self._start = self._said = time.perf_counter()
         self._samples = self._tokens = 0
 
     def __enter__(self):
@@ -40,6 +47,7 @@ class PartProgress:
 
     def skip(self, parts: int) -> None:
         """Parts that are done already, and do not count towards the speed."""
+        self._done = parts
         self._bar.update(self._task, completed=parts)
 
     def count(self, part: Part, samples: list[Sample]) -> list[Sample]:
@@ -49,7 +57,13 @@ class PartProgress:
         return samples
 
     def advance(self) -> None:
-        self._bar.update(self._task, advance=1, speed=self.speed(time.perf_counter() - self._start))
+        self._done += 1
+        now = time.perf_counter()
+        speed = self.speed(now - self._start)
+        self._bar.update(self._task, advance=1, speed=speed)
+        if self._lines and now - self._said >= EVERY:
+            self._said = now
+            print(f"{self.what}: {self._done} of {self.parts} parts{speed and f', {speed}'}", file=sys.stderr)
 
     def speed(self, seconds: float) -> str:
         """Of what was counted so far."""
