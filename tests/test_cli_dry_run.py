@@ -82,6 +82,12 @@ def test_what_is_no_value_model(here, capsys):
     assert "--value_model two: expected a reward model of one label, got 2." in told
 
 
+def test_what_is_no_policy(here, capsys):
+    words = PPO.replace("path model", "path scorer").split()
+    told = refused(capsys, *words, "--reward_funcs", "scorer")
+    assert "--model_name_or_path scorer: expected a causal language model, and it is a LlamaForSequence" in told
+
+
 def test_modules_for_lora(here, capsys):
     lora = [*PPO.split(), "--reward_funcs", "scorer", "--use_peft", "--lora_target_modules"]
     main([*lora, "q_proj", "mlp.up_proj"])

@@ -79,6 +79,7 @@ def test_every_message_has_words_for_a_command():
         ("ppo", "SharedBase.reward_model('rm'): no", "--reward_funcs rm: no"),
         ("ppo", "SharedBase.from_pretrained('m', bits=8): no", "--model_name_or_path m: no"),
         ("ppo", "raise max_steps or num_train_epochs; to begin", "raise --max_steps or --num_train_epochs; to begin"),
+        ("evaluate", "evaluate(reference=…): 'm' cannot be", "--reference: 'm' cannot be"),
         ("ppo", "the file's output_dirs, --output_dir a", "the file's output_dirs, --output_dir a"),
     ],
 )

@@ -9,6 +9,7 @@ from trl_ext.reporting.findings import findings, too_few
 from trl_ext.reporting.finished_runs import read_runs
 from trl_ext.reporting.page import report
 from trl_ext.trainer_kit.config_docs import option
+from trl_ext.trainer_kit.own_folders import check_is_folder
 
 EXAMPLE = "trl-ext report RUN"
 DESCRIPTION = (
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(args.output or Path(args.runs[0]) / "_report.html")
     if output.suffix != ".html":
         raise ValueError(f"--output {args.output}: expected a name that ends in .html.")
+    check_is_folder(output.parent, call=f"--output {output}")
     for run in read_runs(args.runs):
         found = [f"{finding.name}: {finding.sign}. {finding.turn}" for finding in findings(run)]
         few = too_few(run)

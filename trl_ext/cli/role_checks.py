@@ -16,7 +16,17 @@ from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.run_record import read_record
 from trl_ext.trainer_kit.saved_adapters import is_adapter
 
+OTHERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
 ADAPTERS_BEGIN = "base_model.model."
+
+
+def check_policy(config: PretrainedConfig, *, call: str) -> None:
+    """Raise a ValueError for a model that says itself that it is another than a language model."""
+    names = config.architectures or []
+    if names and all(name.endswith(OTHERS) for name in names):
+        raise ValueError(
+            f"{call}: expected a causal language model, and {_kind(config)}. Give the model to be trained."
+        )
 
 
 def check_scorer(name: str, *, flag: str, new_head: bool = False) -> None:
