@@ -86,6 +86,17 @@ def test_what_could_not_be_written_has_no_number(tmp_path, capsys):
     assert code == 2 and told.startswith(f"cmd: error: could not write {tmp_path / 'a.json'} (Read-only file system).")
 
 
+def test_of_several_processes_one_speaks(capsys, monkeypatch):
+    """The first of a machine; what another one has found that it could not, it hands on."""
+    failed = RuntimeError("process 1 of 2 failed: ValueError: no.")
+    assert ended(capsys, raises(failed)) == (2, f"cmd: error: {failed}\n")
+    with pytest.raises(RuntimeError, match="a fault"), ends_in_one_line("cmd", when_stopped=""):
+        raise RuntimeError("a fault")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ended(capsys, lambda: check_seed(-1, call="--seed -1")) == (2, "")
+    assert ended(capsys, raises(KeyboardInterrupt())) == (130, "")
+
+
 def test_ctrl_c_says_how_to_go_on(capsys):
     assert ended(capsys, raises(KeyboardInterrupt())) == (130, "cmd: stopped. Go on so.\n")
 

@@ -1,6 +1,7 @@
 """How a command that trains reads its flags and its YAML: by TRL's parser, with other words for what is wrong."""
 
 import inspect
+import os
 import sys
 from argparse import Action, Namespace
 from collections.abc import Iterator, Sequence
@@ -111,7 +112,8 @@ class CommandParser(TrlParser):
     def _choose_device(self) -> None:
         """TRL trains in 16 bits unless it is told otherwise, and refuses a machine that has no card for it."""
         if not torch.accelerator.is_available():
-            print(f"{self.prog}: no accelerator is at hand, so use_cpu=true and bf16=false", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"{self.prog}: no accelerator is at hand, so use_cpu=true and bf16=false", file=sys.stderr)
             self.set_defaults(use_cpu=True, bf16=False)
 
     def format_help(self) -> str:

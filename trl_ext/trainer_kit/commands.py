@@ -26,6 +26,7 @@ DEBUG = "--debug"  # the same, of a command
 BAD_INPUT, STOPPED, READER_GONE = 2, 130, 1  # exit codes
 MENDABLE = (ValueError, OSError, ImportError)  # anything else is a fault of the code
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust, and so safetensors, tells of a full disk
+ANOTHER_FAILED = re.compile(r"process \d+ of \d+ failed: ")  # as `together` raises it in all others
 REMEDIES = {
     errno.ENOSPC: "Make room on that disk, then give the same command again.",
     errno.EDQUOT: "Make room within the quota, then give the same command again.",
@@ -66,6 +67,10 @@ def ends_in_one_line(
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         _end(f"{call}: stopped{say(f' {error}') if str(error) else ''}. {when_stopped}", error, STOPPED, debug)
+    except RuntimeError as error:
+        if not ANOTHER_FAILED.match(str(error)):
+            raise
+        _end(f"{call}: error: {error}", error, BAD_INPUT, debug)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would complain of it
         raise SystemExit(READER_GONE) from error
@@ -148,9 +153,10 @@ def _system_error(error: Exception) -> int | None:
 
 
 def _end(line: str, error: BaseException, code: int, debug: bool | None) -> NoReturn:
-    if debug or os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-    print(_wrapped(line), file=sys.stderr)
+    if _speaks():
+        if debug or os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        print(_wrapped(line), file=sys.stderr)
     raise SystemExit(code) from error
 
 
@@ -159,3 +165,8 @@ def _wrapped(line: str) -> str:
     if not sys.stderr.isatty():
         return line
     return "\n".join(textwrap.wrap(line, shutil.get_terminal_size().columns, break_long_words=False))
+
+
+def _speaks() -> bool:
+    """Whether this process says how it ended: of several the first of each machine, as all of one find the same."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
