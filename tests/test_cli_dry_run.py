@@ -24,6 +24,7 @@ def place(tmp_path_factory) -> Path:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     tiny_reward_model(tokenizer).save_pretrained(folder / "wordless")
+    (folder / "empty").mkdir()
     for kind, model in (("SEQ_CLS", tiny_reward_model(tokenizer)), ("CAUSAL_LM", tiny_llama(tokenizer))):
         adapted = get_peft_model(model, LoraConfig(task_type=kind, target_modules="all-linear"))
         adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
@@ -62,7 +63,6 @@ def test_a_value_model_may_lack_a_head(here, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "--reward_funcs nowhere: it cannot be loaded"),
         (
             "model",
             "--reward_funcs model: expected a reward model, and it has no head for scores: it is a LlamaForCausalLM",
@@ -70,11 +70,20 @@ def test_a_value_model_may_lack_a_head(here, capsys):
         ("adapter-CAUSAL_LM", "--reward_funcs adapter-CAUSAL_LM: expected a reward model"),
         ("two", "--reward_funcs two: expected a reward model of one label, got 2."),
         ("wordless", "--reward_funcs wordless: found no tokenizer"),
-        ("prompts", "--reward_funcs prompts: it cannot be loaded"),
+        ("empty", "--reward_funcs empty: it cannot be loaded"),
     ],
 )
 def test_what_is_no_reward_model(name, message, here, capsys):
     assert message in refused(capsys, *PPO.split(), "--reward_funcs", name)
+
+
+def test_a_reward_model_that_is_yet_to_be_trained(here, capsys):
+    """A dry run warns of it, and the run itself is refused."""
+    for flags in (["--reward_funcs", "later"], ["--reward_funcs", "scorer", "--value_model", "later"]):
+        with pytest.warns(UserWarning, match=f"{flags[-2]} later: it cannot be loaded .* The run itself is refused"):
+            main([*PPO.split(), *flags])
+        told = refused(capsys, *PPO.replace(" --dry_run", "").split(), *flags)
+        assert f"{flags[-2]} later: it cannot be loaded" in told
 
 
 def test_what_is_no_value_model(here, capsys):

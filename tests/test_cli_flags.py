@@ -1,6 +1,8 @@
 """How all commands read flags, help and YAML, and what they write without a terminal."""
 
+import os
 import re
+from types import SimpleNamespace
 
 import pytest
 from cli_case import refused
@@ -9,6 +11,7 @@ from transformers.debug_utils import DebugOption
 from trl_ext.cli import BY_DATACLASS, main
 from trl_ext.cli.given_flags import without_debug
 from trl_ext.cli.logged_lines import logged_line
+from trl_ext.cli.plain_terminal import BARS, plain_without_terminal
 
 COMMANDS = (*BY_DATACLASS, "demo", "generate", "plan")
 GENERATE = "prompts: none.jsonl\noutput: samples.parquet\nmodel: model\nreward: [a.py:f, b.py:g]\ntop-k: 3\n"
@@ -175,6 +178,18 @@ def test_it_reaches_transformers(given, here, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         main(["ppo", *given])
     assert list(taken[0].debug) == [DebugOption.UNDERFLOW_OVERFLOW]
+
+
+def test_bars_are_for_terminals(monkeypatch):
+    """tqdm reads this as it is imported, which a command's process has not done yet."""
+    monkeypatch.delenv(BARS, raising=False)
+    with plain_without_terminal():
+        assert os.environ[BARS] == "1"
+    assert BARS not in os.environ
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    with plain_without_terminal():
+        assert BARS not in os.environ
+    monkeypatch.undo()
 
 
 def test_a_line_of_a_step_fits_80_columns():

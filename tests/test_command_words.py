@@ -80,6 +80,9 @@ def test_every_message_has_words_for_a_command():
         ("ppo", "SharedBase.from_pretrained('m', bits=8): no", "--model_name_or_path m: no"),
         ("ppo", "raise max_steps or num_train_epochs; to begin", "raise --max_steps or --num_train_epochs; to begin"),
         ("evaluate", "evaluate(reference=…): 'm' cannot be", "--reference: 'm' cannot be"),
+        ("raft", "ended: give drop_truncated=False to learn", "ended: give --drop_truncated false to learn"),
+        ("reward", "Set max_length=256 (pairs", "Set --max_length 256 (pairs"),
+        ("ppo", "Give generator=VLLMGenerator().", "Give generator=VLLMGenerator()."),
         ("ppo", "the file's output_dirs, --output_dir a", "the file's output_dirs, --output_dir a"),
     ],
 )

@@ -79,6 +79,10 @@ RULES = (
         r"in another --output_dir with --generator \1",
     ),
     _rule(r"where FileGenerator takes", "where --generator FILE takes"),
+    _rule(
+        r"\b([Gg]ive|[Ss]et) (?P<name>[a-z]\w+)=(?P<value>True|False|[\d.]+\d|'[^']*')(?![\w(])",
+        lambda match, names: f"{match[1]} --{match['name']} {match['value'].strip(chr(39)).lower()}",
+    ),
     _rule(r"\braise (\w+) or (\w+); to begin", r"raise --\1 or --\2; to begin"),
     _rule(r"\braise (\w+); to begin", r"raise --\1; to begin"),
     _rule(r"another output_dir", lambda match, names: f"another {names['output_dir']}"),

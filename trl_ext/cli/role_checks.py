@@ -1,6 +1,7 @@
 """What a run would only find when it loads its models, found in their folders: no weight is read."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -29,14 +30,24 @@ def check_policy(config: PretrainedConfig, *, call: str) -> None:
         )
 
 
-def check_scorer(name: str, *, flag: str, new_head: bool = False) -> None:
+def check_scorer(name: str, *, flag: str, new_head: bool = False, may_come: bool = False) -> None:
     """Raise a ValueError unless there is a reward model with one label, and its tokenizer.
 
     Args:
         name: Path or hub id of a model, or of an adapter.
         flag: By which it was named.
         new_head: Whether it may lack a head, and gets one.
+        may_come: Whether one that is not there is only warned of: a run is planned before its reward model is trained.
     """
+    try:
+        _check_scorer(name, flag=flag, new_head=new_head)
+    except ValueError as error:
+        if not may_come or Path(name).expanduser().exists():
+            raise
+        warnings.warn(f"{error} The run itself is refused without it.", stacklevel=2)
+
+
+def _check_scorer(name: str, *, flag: str, new_head: bool) -> None:
     call, base = f"{flag} {name}", name
     with loading(call):
         if is_adapter(name):

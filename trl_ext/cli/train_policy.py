@@ -42,7 +42,7 @@ class PolicyCommand(TrainingCommand):
         check_policy(facts.config, call=f"--model_name_or_path {self.model.model_name_or_path}")
         for reward in self.named_rewards:
             if isinstance(reward, str):
-                check_scorer(reward, flag="--reward_funcs")
+                check_scorer(reward, flag="--reward_funcs", may_come=self.run.dry_run)
         functions = [reward for reward in self.named_rewards if not isinstance(reward, str)]
         for flag, rows in (("--dataset_name", facts.train), ("--eval_dataset_name", facts.evaluation)):
             if rows is not None:

@@ -103,7 +103,7 @@ class PPOCommand(PolicyCommand):
         check_text(self.text, self.args)
         checked_sampler(self.sampler.made(), None, self.args)
         if self.critic.value_model is not None:
-            check_scorer(self.critic.value_model, flag="--value_model", new_head=True)
+            check_scorer(self.critic.value_model, flag="--value_model", new_head=True, may_come=self.run.dry_run)
         super().check(facts)
 
     def planned(self) -> dict:
