@@ -148,7 +148,7 @@ class OutputDirWatch(ModelCards):
         then = before if checkpoint is None else self._record_of(Path(checkpoint)) or before
         found = [] if then is None else self._changes(then)
         if checkpoint is not None and has_all_steps(checkpoint) and not any(change.is_longer for change in found):
-            return ()  # nothing will be made, so that nothing changes
+            return tuple(found)  # no step will be made, so that the record stays
         if checkpoint is not None and then is None:
             warnings.warn(
                 f"{call}: {checkpoint!r} has no record of how its run was begun, as an older version's, so it is not known "
