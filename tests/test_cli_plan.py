@@ -72,7 +72,7 @@ def test_without_a_card_there_is_no_verdict(capsys, monkeypatch):
         (["llama-2-7b", "--lora", "-1"], "--lora -1: expected a rank from 1 on. Give 0 to train all weights"),
         (["llama-2-7b", "--bits", "8", "--lora", "0"], "Give a LoRA rank, e.g. --lora 16, or --bits 16"),
         (["llama-2-7b", "--prompt-length", "-4"], "prompt_length=-4"),
-        (["llama-2-7b", "--gpu", "big"], "--gpu 'big': expected a size with a unit"),
+        (["llama-2-7b", "--gpu", "big"], "--gpu 'big': expected a card's name, or a size with a unit"),
         (["llama-2-7b", "--gpu", "0GB"], "--gpu '0GB'"),
         (["no-such-model"], "memory_plan(model='no-such-model')"),
     ],

@@ -31,6 +31,13 @@ SWITCHES = {
 }
 
 
+LENGTHS = {
+    "prompts": "prompts of the whole run, of a reward model pairs (default: of one batch)",
+    "max_steps": "steps of the whole run",
+    "epochs": "times that each completion is trained on (default: the method's)",
+}
+
+
 def add_plan(commands) -> None:
     """Add the command to argparse's subparsers."""
     parser = commands.add_parser(
@@ -41,6 +48,7 @@ def add_plan(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL")
     _add_what(parser)
+    _add_time(parser)
     sizes = parser.add_argument_group("sizes").add_argument
     for name, text in NUMBERS.items():
         default = getattr(PlanSettings, name)
@@ -65,7 +73,15 @@ def _add_what(parser: ArgumentParser) -> None:
     add("--served-bits", type=int, help="as --bits, of the base that vLLM serves")
     text = "completions that vLLM holds keys and values of, others wait (default: the batch)"
     add("--served-at-once", type=int, metavar="N", help=text)
-    add("--gpu", metavar="SIZE", help="of the card, e.g. 24GB as sold, or 23.5GiB exactly (default: the one at hand)")
+    text = 'the card, e.g. "RTX 4090"; or its size: 24GB as sold, 23.5GiB exactly (default: the one at hand)'
+    add("--gpu", metavar="CARD", help=text)
+
+
+def _add_time(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("time").add_argument
+    add("--hours", action="store_true", help="how long it takes at least on a card, which --gpu names")
+    for name, text in LENGTHS.items():
+        add(_option(name), type=int, metavar="N", help=f"with --hours: {text}")
 
 
 def _option(name: str) -> str:
@@ -90,10 +106,12 @@ def run(args: Namespace) -> None:
         *SWITCHES,
     )
     card, card_name = the_card(args.gpu)
+    bound_of = _bound_of(args, card_name)
     settings = {name: getattr(args, name) for name in names}
     _check_words(args)
     plan = memory_plan(args.model, **settings, lora=args.lora or None)
-    print_plan(plan, card, card_name=card_name)
+    time = None if bound_of is None else plan.time_bound(bound_of, **{name: getattr(args, name) for name in LENGTHS})
+    print_plan(plan, card, card_name=card_name, time=time)
     if card is not None and plan.verdict(card) == "does not fit":
         raise SystemExit(1)
 
@@ -115,10 +133,30 @@ def _check_words(args: Namespace) -> None:
         )
 
 
-def the_card(size: str | None, *, flag: str = "trl-ext plan --gpu") -> tuple[int | None, str]:
-    """Bytes and name of the card asked for by a flag, or of the one at hand; None where there is none."""
-    if size is not None:
-        return card_bytes(size, flag=flag), size
+def _bound_of(args: Namespace, card_name: str):
+    """The card whose time is asked for; None without --hours."""
+    from trl_ext.memory_planning.card_speeds import card_named, sold_with
+
+    if not args.hours:
+        given = [_option(name) for name in LENGTHS if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"trl-ext plan {given[0]}: it says how long a run is. Give --hours too, or leave it out.")
+        return None
+    if not card_name:
+        raise ValueError('trl-ext plan --hours: there is no card here. Name one, e.g. --gpu "RTX 4090".')
+    if _size(card_name):
+        alike = [f'"{name}"' for name in sold_with(float(_size(card_name)[1]))]
+        named = f"one of those with as much: {', '.join(alike)}" if alike else 'e.g. "RTX 4090"'
+        raise ValueError(
+            f"trl-ext plan --hours --gpu {card_name}: a size does not say how fast a card is. Give its name, {named}."
+        )
+    return card_named(card_name, call="trl-ext plan --hours --gpu")
+
+
+def the_card(given: str | None, *, flag: str = "trl-ext plan --gpu") -> tuple[int | None, str]:
+    """Bytes and name of the card asked for by a flag, by name or size, or of the one at hand; None where there is none."""
+    if given is not None:
+        return card_bytes(given, flag=flag), given
     import torch
 
     if not torch.cuda.is_available():
@@ -126,17 +164,32 @@ def the_card(size: str | None, *, flag: str = "trl-ext plan --gpu") -> tuple[int
     return torch.cuda.mem_get_info()[1], torch.cuda.get_device_name()
 
 
-def card_bytes(size: str, *, flag: str = "trl-ext plan --gpu") -> int:
-    """Bytes that a card of a size holds: of "24GB", as sold, 98 %; of "23.5GiB" exactly those.
+def card_bytes(given: str, *, flag: str = "trl-ext plan --gpu") -> int:
+    """Bytes that a card holds: of "24GB", as sold, 98 %; of "23.5GiB" exactly those; of "RTX 4090" what torch counts.
 
-    >>> round(card_bytes("24GB") / 2**30, 2), card_bytes("23.5 GiB") / 2**30
-    (23.52, 23.5)
+    >>> round(card_bytes("24GB") / 2**30, 2), card_bytes("23.5 GiB") / 2**30, card_bytes("RTX 4090") / 2**30
+    (23.52, 23.5, 23.5)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|mib|gb|mb|)\s*", size, flags=re.IGNORECASE)
+    match = _size(given)
+    if match is None and re.search(r"\d", given) and not re.match(r"\s*-", given):
+        from trl_ext.memory_planning.card_speeds import card_named
+
+        return card_named(given, call=flag).bytes
     if match is None or not float(match[1]):
         raise ValueError(
-            f"{flag} {size!r}: expected a size with a unit. Give the card's as sold, e.g. 24GB, or what it "
-            "holds exactly, e.g. 23.5GiB."
+            f"{flag} {given!r}: expected a card's name, or a size with a unit. Give e.g. 'RTX 4090', the size as sold, "
+            "e.g. 24GB, or what it holds exactly, e.g. 23.5GiB."
         )
     unit = match[2].upper()
     return int(float(match[1]) * UNITS[unit] * (1 if unit.endswith("IB") else USABLE))
+
+
+def _size(given: str) -> re.Match | None:
+    """What it says as a size; None of a name, of which some are a bare number."""
+    from trl_ext.memory_planning.card_speeds import cards_called
+
+    return (
+        None
+        if cards_called(given)
+        else re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|mib|gb|mb|)\s*", given, flags=re.IGNORECASE)
+    )

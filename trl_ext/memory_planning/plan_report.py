@@ -6,12 +6,15 @@ from rich.text import Text
 
 from trl_ext.memory_planning.plan_advice import Advice
 from trl_ext.memory_planning.planning import CAVEAT, GIB, MemoryPlan
+from trl_ext.memory_planning.time_bounds import TimeBound
 
 BAR = 40  # columns of a full card
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 
-def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str, flag: str = "--gpu") -> None:
+def print_plan(
+    plan: MemoryPlan, card: int | None, *, card_name: str, flag: str = "--gpu", time: TimeBound | None = None
+) -> None:
     """Write it out to the terminal.
 
     Args:
@@ -20,10 +23,12 @@ def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str, flag: str 
         card_name: What to call it.
         flag: By which the command is given a card. With another than `trl-ext plan`'s, which alone has a flag for each
             change, advice names the config's options only.
+        time: What it takes at least; None: nothing is said of time.
     """
     console = Console()
     console.print(terms_table(plan))
-    console.print(f"Predicted by arithmetic from the model's shape, {CAVEAT}. Time is not predicted.", style="dim")
+    said = "." if time else ". Time is not predicted."
+    console.print(f"Predicted by arithmetic from the model's shape, {CAVEAT}{said}", style="dim")
     for what in plan.assumed:
         console.print(f"Assumed: {what}.", style="yellow")
     if plan.paged:
@@ -34,6 +39,8 @@ def print_plan(plan: MemoryPlan, card: int | None, *, card_name: str, flag: str 
         console.print(f"{total} GiB wait in the computer's memory when vLLM's turn begins: {each}.")
     console.print()
     console.print(bars(plan, card))
+    if time:
+        print_time(time, console)
     if card is None:
         console.print(f"\nNo card here to compare with: give {flag}, e.g. {flag} 24GB.")
         return
@@ -81,6 +88,30 @@ def bars(plan: MemoryPlan, card: int | None) -> Text:
         lines.append(f" {size(phase.bytes):>6}\n")
     lines.rstrip()
     return lines
+
+
+def print_time(time: TimeBound, console: Console) -> None:
+    """The bound, by phase, and what it is a bound of."""
+    phases = ", ".join(f"{name} {spent(seconds)}" for name, seconds in time.seconds.items())
+    card = time.card
+    console.print(f"\n{time.of} take at least {spent(3600 * time.hours)} ({phases}).", highlight=False)
+    console.print(
+        f"A bound, not a forecast: every run takes longer. {card.name} at its published {card.tflops:g} TFLOP/s in 16 bits and "
+        f"{card.bandwidth:g} GB/s, with completions as long as the plan's.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def spent(seconds: float) -> str:
+    """A time, short.
+
+    >>> spent(0.25), spent(90), spent(3 * 3600)
+    ('0.25 s', '1.5 min', '3 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 3600 else f"{seconds / 3600:,.3g} h"
 
 
 def print_advice(changes: list[Advice], console: Console, *, flags: bool = True) -> None:

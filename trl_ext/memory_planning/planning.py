@@ -4,12 +4,14 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trl_ext.memory_planning.card_speeds import Card, card_named
 from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
 from trl_ext.memory_planning.plan_advice import Advice, advise
 from trl_ext.memory_planning.plan_phases import Phase, phases
 from trl_ext.memory_planning.plan_roles import paged_bytes
 from trl_ext.memory_planning.plan_settings import PlanSettings
 from trl_ext.memory_planning.plan_vllm import waiting
+from trl_ext.memory_planning.time_bounds import TimeBound, time_bound
 
 GIB = 2**30
 CAVEAT = "not verified on a GPU"
@@ -92,6 +94,17 @@ class MemoryPlan:
 
         return advise(self.settings, judge)
 
+    def time_bound(self, card: str | Card, **length: int) -> TimeBound:
+        """What the run takes at least on a card, by phase; a bound by its published speed, not a forecast.
+
+        Args:
+            card: By name, e.g. "RTX 4090", or a `Card` of your own.
+            length: `prompts` of the whole run (of a reward model pairs), or `max_steps`; neither: of one batch. `epochs`:
+                how often each completion is trained on, if not as often as the method's config has it.
+        """
+        card = card if isinstance(card, Card) else card_named(card, call="time_bound")
+        return time_bound(self.shape, _counted(self.shape, self.settings), card, **length)
+
     def line(self) -> str:
         """In one line, for a log."""
         terms = sorted(self.phases[self.peak_phase].terms.items(), key=lambda term: -term[1])
@@ -165,8 +178,12 @@ def memory_plan(
 
 
 def _plan(shape: ModelShape, settings: PlanSettings) -> MemoryPlan:
-    counted = replace(settings, bits=None) if shape.refuses_bits else settings
-    return MemoryPlan(shape, settings, phases(shape, counted))
+    return MemoryPlan(shape, settings, phases(shape, _counted(shape, settings)))
+
+
+def _counted(shape: ModelShape, settings: PlanSettings) -> PlanSettings:
+    """With the bits that bitsandbytes can give it."""
+    return replace(settings, bits=None) if shape.refuses_bits else settings
 
 
 def _check_card(card_bytes: int) -> None:
