@@ -5,18 +5,20 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from checkpoint_case import KINDS, STEPS, make
 from test_stopping import Signals
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from trl_ext.cli import main
+from trl_ext.reporting.charts import charts
 from trl_ext.reporting.findings import RULES, findings
 from trl_ext.reporting.finished_runs import Run, read_run
-from trl_ext.reporting.page import page
-from trl_ext.trainer_kit.run_log import LOG, lines
+from trl_ext.reporting.page import LIMIT, page
+from trl_ext.trainer_kit.run_log import LOG, RunLog, lines
 from trl_ext.trainer_kit.stopping import RunStopped
 
 EVIL = "<script>document.title = 'taken'</script>"
@@ -90,6 +92,23 @@ def test_few_values_say_nothing():
     assert findings(run_of(**curves)) == []
 
 
+def looks(*, paid_for_length: bool) -> list[dict]:
+    """Two looks at completions of 1 to 9 words, whose score is their length or has nothing to do with it."""
+    scores = list(range(1, 10)) if paid_for_length else [5, 1, 9, 2, 7, 3, 8, 1, 5]
+    return [
+        {"step": step, "prompt": "", "completion": "word " * (n + 1), "rewards": {}, "score": float(score)}
+        for step in (0, 9)
+        for n, score in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize("paid", [True, False])
+def test_what_becomes_longer_and_better_is_not_paid_for_length(paid):
+    run = run_of(samples=looks(paid_for_length=paid), score=UP, completions__mean_length=[10 + x for x in UP])
+    found = [finding.sign for finding in findings(run) if finding.name == "hacking by length"]
+    assert bool(found) is paid and all("1.00 among completions of one step" in sign for sign in found)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trainer_leaves_what_a_report_needs(kind, tmp_path):
     make(kind, tmp_path / "out", logging_steps=1, save_strategy="no").train()
@@ -102,6 +121,7 @@ def test_every_trainer_leaves_what_a_report_needs(kind, tmp_path):
     else:
         assert {"prompt", "completion", "rewards"} <= run.samples[0].keys()
         assert isinstance(run.samples[0]["rewards"]["even_letters"], float)
+        assert run.samples[0]["score"] == run.samples[0]["rewards"]["even_letters"]
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path):
@@ -134,9 +154,64 @@ def test_text_of_strangers_is_text():
     samples = [
         {"time": 1.0, "step": 0, "prompt": EVIL, "completion": f"{EVIL} $x$", "rewards": {EVIL: 1.0}} for _ in range(9)
     ]
-    run = run_of(samples=samples, config={"run_name": EVIL}, score=UP, **{f"rewards/{EVIL}/mean": UP})
-    html = page([run])
+    run = run_of(EVIL, samples=samples, config={"run_name": EVIL}, score=UP, **{f"rewards/{EVIL}/mean": UP})
+    run = replace(run, name=EVIL, begin=run.begin | {"versions": {EVIL: EVIL}})
+    html = page([run, replace(run, name="other")], [EVIL])
     assert "<script" not in html and html.count("&lt;script&gt;") >= 9
+
+
+def test_the_page_stays_small_and_says_what_is_cut():
+    samples = [
+        {
+            "time": 1.0,
+            "step": step,
+            "prompt": "\u4f60'" * 4000,
+            "completion": "\u4f60'" * 4000,
+            "rewards": {"r": float(n)},
+        }
+        for step in (0, 9)
+        for n in range(32)
+    ]
+    run = run_of(samples=samples, score=UP, config={f"option_{n}": "x" * 9000 for n in range(99)})
+    html = page([replace(run, name=f"run {n}") for n in range(24)])
+    assert len(html.encode()) < LIMIT and "\u4f60&#39; … (cut)" in html and "x … (cut)" in html
+    several = run_of(score=UP, **{f"rewards/{n}/mean": UP for n in range(200)})
+    assert re.search(r"\d+ further charts are left out", page([several]))
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/ppo", "b/ppo", "b/raft"):
+        run = run_of(explained_variance=[0.0] * 12)
+        leave(tmp_path / name, run.begin, *run.logs, run.end)
+    main(["report", "a/ppo", "b/ppo", "b/raft"])
+    told = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in told.splitlines()[:3]] == ["a/ppo", "b/ppo", "raft"]
+    assert "<h1>a/ppo beside b/ppo beside raft</h1>" in Path("a/ppo/_report.html").read_text()
+
+
+def test_each_run_has_one_colour_in_all_charts():
+    one = replace(run_of(score=UP, kl_per_completion=UP), name="one")
+    other = replace(run_of(score=UP, loss=UP, kl_per_completion=UP), name="other")
+    drawn = dict(charts([one, other]))
+    assert "#ff7f0e" in drawn["losses"] and "#1f77b4" not in drawn["losses"]  # matplotlib's second colour
+
+
+def test_half_a_character_stops_neither_run_nor_page(tmp_path, monkeypatch, capsys):
+    """As JSON has it that was cut between the two halves of an emoji."""
+    monkeypatch.chdir(tmp_path)
+    half, folder = "\ud83d", tmp_path / "run"
+    folder.mkdir()
+    sample = {"prompt": f"why {half}", "completion": half + "\ude00", "rewards": {half: 1.0}}
+    log = RunLog(folder, lambda: {"trainer": half, "config": {half: half}}, lambda: [sample], dict)
+    state = TrainerState(max_steps=9)
+    for event in (log.on_train_begin, log.on_log, log.on_train_end):
+        event(None, state, None, **({"logs": {f"rewards/{half}/mean": 1.0}} if event == log.on_log else {}))
+    assert [(one["prompt"], one["completion"]) for one in read_run(folder).samples] == [("why \ufffd", "\U0001f600")]
+    with (folder / LOG).open("a") as file:
+        file.write(json.dumps({"kind": "sample", "time": 1.0, "step": 0} | sample) + "\n")  # of an older version
+    main(["report", "run"])
+    assert "why \ufffd" in (folder / "_report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,18 @@ def test_json_rows_are_what_was_written(tmp_path, name, encoding):
     assert list(json_rows(written(tmp_path / name, ODD, encoding))) == ODD
 
 
+def test_half_of_a_character_becomes_one_that_files_take(tmp_path):
+    """As JSON has it that was cut between the two halves of an emoji; a table cannot hold it."""
+    half, whole = {"\ud83d": ["a\ud83d", {"b": "\ude00"}]}, {"prompt": "\ud83d\ude00"}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [half, whole])))
+    assert list(json_rows(tmp_path / "a.jsonl")) == [
+        {"\ufffd": ["a\ufffd", {"b": "\ufffd"}]},
+        {"prompt": "\U0001f600"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "a\ud83d"}]))
+    assert read_rows(tmp_path / "a.json")["prompt"][:] == ["a\ufffd"]
+
+
 def test_lines_are_read_one_at_a_time(tmp_path):
     path = written(tmp_path / "a.jsonl", ODD)
     path.write_text(path.read_text(encoding="utf-8") + "damaged", encoding="utf-8")

@@ -5,6 +5,8 @@ import logging
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
+from trl_ext.trainer_kit.whole_text import whole_text
+
 EXCERPT = 200  # characters of an answer that a message quotes
 SAID = ("stop", "length")  # how a completion ends
 FAILED = ("error", "abort", "content_filter")  # how none does: what text there is has no end of its own
@@ -69,7 +71,7 @@ def _joined(content: Any) -> str | None:
         content = "".join(parts) if parts and all(isinstance(part, str) for part in parts) else None
     if not isinstance(content, str):
         return None
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole_text(content)
 
 
 def public_url(url: str) -> str:

@@ -1,6 +1,6 @@
 """What decides a run of PPO besides its config, and what of it all cannot change on the way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -47,14 +47,27 @@ def sampler_name(trainer: GRPOTrainer) -> str:
     return "vLLM" if trainer.use_vllm else "the policy"
 
 
-def samples_of(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The last rollouts that a GRPOTrainer keeps for its table of completions, each with its rewards."""
+def samples_of(table: Mapping[str, Any], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """The last rollouts that a GRPOTrainer keeps for its table of completions, each with its rewards and their weighted sum."""
     names, columns = list(table["rewards"]), list(table["rewards"].values())
     return [
         {
             "prompt": last_user_text(prompt),
             "completion": text_of(completion),
             "rewards": dict(zip(names, scores, strict=True)),
+            "score": weighted_sum(scores, weights),
         }
         for prompt, completion, *scores in zip(table["prompt"], table["completion"], *columns, strict=False)
     ]
+
+
+def weighted_sum(scores: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Σ weight · score of the rewards that gave one; None where none did.
+
+    >>> weighted_sum([1.0, None, 4.0], [1.0, 9.0, 0.5]), weighted_sum([float("nan")], [1.0])
+    (3.0, None)
+    """
+    given = [
+        (score, weight) for score, weight in zip(scores, weights, strict=True) if score is not None and score == score
+    ]
+    return sum(score * weight for score, weight in given) if given else None

@@ -359,7 +359,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         return math.ceil(2 * self.args.steps_per_rollout)
 
     def _last_samples(self):
-        return samples_of(self._logs)
+        return samples_of(self._logs, self.reward_weights.tolist())
 
     def _scored_by(self):
         return self.reward_func_names

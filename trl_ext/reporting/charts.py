@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from trl_ext.reporting.finished_runs import Run
 
 GIB = 2**30
+STYLES = ("-", "--", ":", "-.")
 CURVES = {  # titles, and what is drawn under them where it was logged
     "score": ("score", "grow/score", "grow/score_kept", "accuracy"),
     "held-out": ("eval_score", "eval_accuracy"),
@@ -22,11 +23,12 @@ FACTOR = re.compile(r"rewards/(.+)/mean|(r3/.+)")  # names of what is logged of 
 
 def charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     """Titles and SVG of all charts that the runs have something for."""
+    colours = {run.name: f"C{i % 10}" for i, run in enumerate(runs)} if len(runs) > 1 else {}
     factors = sorted({name for run in runs for log in run.logs for name in log if FACTOR.fullmatch(name)})
     for title, names in (CURVES | {f"of it: {_short(name)}": (name,) for name in factors}).items():
         drawn = [(run, name, series) for run in runs for name in names if len(series := run.series(name)) > 1]
         if drawn:
-            yield title, svg(lambda axes, drawn=drawn: _curves(axes, drawn, several=len(runs) > 1))
+            yield title, svg(lambda axes, drawn=drawn: _curves(axes, drawn, colours))
     for title, one, other in (
         ("score against KL", "kl_per_completion", "score"),
         ("score against length", "completions/mean_length", "score"),
@@ -34,7 +36,7 @@ def charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     ):
         paths = [(run, pairs) for run in runs if len(pairs := run.pairs(one, other)) > 1]
         if paths:
-            yield title, svg(lambda axes, paths=paths, one=one: _paths(axes, paths, one))
+            yield title, svg(lambda axes, paths=paths, one=one: _paths(axes, paths, one, colours))
     planned = [run for run in runs if run.begin.get("plan")]
     if planned:
         yield "memory by phase, GiB", svg(lambda axes: _memory(axes, planned))
@@ -60,19 +62,20 @@ def svg(draw: Callable) -> str:
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-def _curves(axes, drawn: list, *, several: bool) -> None:
-    named = len({name for _, name, _ in drawn}) > 1
+def _curves(axes, drawn: list, colours: dict[str, str]) -> None:
+    """Where there are several runs each has one colour in all charts, and what is drawn of it lines of its own."""
+    names = list(dict.fromkeys(name for _, name, _ in drawn))
     for run, name, series in drawn:
-        label = " ".join([run.name] * several + [_short(name)] * named)
-        axes.plot(*zip(*series, strict=True), label=_plain(label) or None, linewidth=1.2)
+        label = " ".join([run.name] * bool(colours) + [_short(name)] * (len(names) > 1))
+        style = {"color": colours[run.name], "linestyle": STYLES[names.index(name) % len(STYLES)]} if colours else {}
+        axes.plot(*zip(*series, strict=True), label=_plain(label) or None, linewidth=1.2, **style)
     axes.set_xlabel("step", fontsize=8)
 
 
-def _paths(axes, paths: list, one: str) -> None:
+def _paths(axes, paths: list, one: str, colours: dict[str, str]) -> None:
     for run, pairs in paths:
-        axes.plot(
-            *zip(*pairs, strict=True), linewidth=0.8, alpha=0.6, label=_plain(run.name) if len(paths) > 1 else None
-        )
+        label = _plain(run.name) if len(paths) > 1 else None
+        axes.plot(*zip(*pairs, strict=True), linewidth=0.8, alpha=0.6, label=label, color=colours.get(run.name))
         axes.plot(*pairs[0], marker="o", markersize=4, color="grey")
         axes.plot(*pairs[-1], marker="s", markersize=5, color="black")
     axes.set_xlabel(f"{_short(one)} (○ first, ■ last)", fontsize=8)

@@ -7,6 +7,7 @@ from statistics import mean
 import numpy as np
 
 from trl_ext.reporting.finished_runs import Run
+from trl_ext.trainer_kit.run_log import is_number
 
 LEAST = 5  # values of a curve before anything is said of it
 
@@ -76,15 +77,35 @@ def length_buys_score(run: Run) -> str | None:
     for score, length in (("score", "completions/mean_length"), ("grow/score", "grow/length")):
         pairs = run.pairs(score, length)
         lengths = thirds([length for _, length in pairs])
-        if lengths is None or lengths[1] < 1.3 * lengths[0] or len({score for score, _ in pairs}) < 2:
+        if lengths is None or lengths[1] < 1.3 * lengths[0]:
             continue
-        correlation = float(np.corrcoef(np.array(pairs).T)[0, 1])
-        if correlation > 0.8:
+        over_time, at_once = correlated(pairs), length_among_samples(run)
+        if over_time > 0.8 and (at_once is None or at_once > 0.3):
+            among = "" if at_once is None else f", {at_once:.2f} among completions of one step"
             return (
-                f"score follows length (correlation {correlation:.2f}), and completions grew from {lengths[0]:.0f} to "
-                f"{lengths[1]:.0f} tokens"
+                f"score follows length (correlation {over_time:.2f} over time{among}), and completions grew from "
+                f"{lengths[0]:.0f} to {lengths[1]:.0f} tokens"
             )
     return None
+
+
+def length_among_samples(run: Run) -> float | None:
+    """Correlation of score with length among the completions of each look, on average; None of too few of them.
+
+    What grows longer while it becomes better shows none; what is paid for its length does.
+    """
+    looks: dict[int, list[tuple[float, float]]] = {}
+    for sample in run.samples:
+        if is_number(sample.get("score")):
+            looks.setdefault(sample["step"], []).append((sample["score"], len(str(sample.get("completion", "")))))
+    found = [correlated(pairs) for pairs in looks.values() if len(pairs) > LEAST]
+    return mean(found) if found else None
+
+
+def correlated(pairs: list[tuple[float, float]]) -> float:
+    """Correlation; 0 where one of the two never changes."""
+    values = np.array(pairs, dtype=float).T
+    return float(np.corrcoef(values)[0, 1]) if values.std(axis=1).min() > 0 else 0.0
 
 
 def collapse(run: Run) -> str | None:

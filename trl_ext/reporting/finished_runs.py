@@ -1,7 +1,7 @@
 """What a run's folder says of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trl_ext.trainer_kit.run_log import LOG, is_number, is_step, lines
+from trl_ext.trainer_kit.whole_text import whole_text
 
 Sample = dict[str, Any]  # step, prompt, completion, rewards, score
 UNITS = ("kind", "time", "step", "epoch")  # in each line beside what is logged
@@ -80,7 +81,24 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     first: dict[Path, str | Path] = {}
     for folder in folders:
         first.setdefault(Path(folder).resolve(), folder)
-    return [read_run(folder) for folder in first.values()]
+    runs = [read_run(folder) for folder in first.values()]
+    return [replace(run, name=name) for run, name in zip(runs, names_of(list(first)), strict=True)]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What to call each: its own name, with those above it as far as they tell it from another of that name.
+
+    >>> names_of([Path("/a/ppo"), Path("/b/ppo"), Path("/b/raft")])
+    ['a/ppo', 'b/ppo', 'raft']
+    """
+    return [whole_text(_told_apart(folder, [other for other in folders if other != folder])) for folder in folders]
+
+
+def _told_apart(folder: Path, others: list[Path]) -> str:
+    taken = next(
+        n for n in range(1, len(folder.parts) + 1) if all(folder.parts[-n:] != one.parts[-n:] for one in others)
+    )
+    return str(Path(*folder.parts[-taken:]))
 
 
 def read_run(folder: str | Path) -> Run:
@@ -106,7 +124,7 @@ def read_run(folder: str | Path) -> Run:
     is_over = bool(ends) and found.index(begins[-1]) < ends[-1]
     samples = [_whole_sample(line) for line in found if line["kind"] == "sample"] or _of_grows(folder)
     end = found[ends[-1]] | {"peaks": _numbers(found[ends[-1]].get("peaks"))} if is_over else None
-    return Run(folder.resolve().name, _whole_begin(begins[-1]), logs, samples, end)
+    return Run(whole_text(folder.resolve().name), _whole_begin(begins[-1]), logs, samples, end)
 
 
 def _whole_begin(line: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from pyarrow import csv
 
+from trl_ext.trainer_kit.whole_text import with_whole_text
+
 READERS = (".jsonl", ".json", ".csv", ".parquet")  # names that `read_rows` reads end so
 UNREADABLE = (ValueError, OSError, OverflowError, pa.ArrowException)  # what reading a damaged file may raise
 
@@ -48,7 +50,7 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
         for place, row in _of_list(file) if path.suffix == ".json" else _of_lines(file):
             if not isinstance(row, dict):
                 raise ValueError(f"expected each row to be an object: {place}")
-            yield row
+            yield with_whole_text(row)
 
 
 def _of_list(file: TextIO) -> Iterator[tuple[str, Any]]:

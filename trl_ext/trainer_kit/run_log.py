@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 from trl_ext.trainer_kit.run_record import as_json
 from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.trainer_kit.whole_text import cut, with_whole_text
 
 LOG = "_trl_ext_log.jsonl"
 KINDS = ("begin", "log", "sample", "end")
@@ -102,7 +103,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             try:
-                line = json.loads(text)
+                line = with_whole_text(json.loads(text))
             except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict) and line.get("kind") in KINDS and _is_placed(line):
@@ -135,8 +136,8 @@ def versions() -> dict[str, str]:
 
 
 def _written(line: dict[str, Any]) -> str:
-    return json.dumps(as_json(line), ensure_ascii=False) + "\n"
+    return json.dumps(with_whole_text(as_json(line)), ensure_ascii=False) + "\n"
 
 
 def _short(value: Any) -> Any:
-    return value[:LONGEST] if isinstance(value, str) else value
+    return cut(value, LONGEST) if isinstance(value, str) else value
