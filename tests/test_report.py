@@ -15,9 +15,10 @@ from transformers import TrainerCallback, TrainerState
 
 from trl_ext.cli import main
 from trl_ext.reporting.charts import charts
-from trl_ext.reporting.findings import RULES, findings
-from trl_ext.reporting.finished_runs import Run, read_run
+from trl_ext.reporting.finished_runs import read_run
 from trl_ext.reporting.page import LIMIT, page
+from trl_ext.trainer_kit.findings import RULES, findings
+from trl_ext.trainer_kit.logged_run import Run
 from trl_ext.trainer_kit.run_log import LOG, RunLog, lines
 from trl_ext.trainer_kit.stopping import RunStopped
 
@@ -85,6 +86,11 @@ def test_each_rule_finds_what_it_is_for(rule):
     found = {finding.name: finding for finding in findings(shows)}
     assert rule.name in found and re.search(r"\d", found[rule.name].sign) and found[rule.name].turn
     assert rule.name not in {finding.name for finding in findings(does_not)}
+
+
+def test_equal_rewards_are_no_fault_of_rate_or_critic():
+    curves = {"reward": FLAT, "reward_std": [0.0] * 12, "policy_kl": [0.0] * 12, "explained_variance": [0.0] * 12}
+    assert [finding.name for finding in findings(run_of(**curves))] == ["all scores alike"]
 
 
 def test_few_values_say_nothing():

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trl_ext.cli.command_parser import CommandParser
-from trl_ext.reporting.findings import findings, too_few
 from trl_ext.reporting.finished_runs import read_runs
 from trl_ext.reporting.page import report
 from trl_ext.trainer_kit.config_docs import option
+from trl_ext.trainer_kit.findings import findings, too_few
 from trl_ext.trainer_kit.own_folders import check_is_folder
 
 EXAMPLE = "trl-ext report RUN"

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from trl_ext.reporting.finished_runs import Run
+from trl_ext.trainer_kit.logged_run import Run
 
 GIB = 2**30
 STYLES = ("-", "--", ":", "-.")

@@ -10,8 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trl_ext.reporting.charts import charts
-from trl_ext.reporting.findings import findings, too_few
-from trl_ext.reporting.finished_runs import Run, Sample, read_runs
+from trl_ext.reporting.finished_runs import read_runs
+from trl_ext.trainer_kit.findings import findings, too_few
+from trl_ext.trainer_kit.logged_run import Run, Sample
 from trl_ext.trainer_kit.time_left import duration
 from trl_ext.trainer_kit.whole_files import written_whole
 from trl_ext.trainer_kit.whole_text import cut, whole_text

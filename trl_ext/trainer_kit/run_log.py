@@ -1,7 +1,7 @@
 """What a run leaves for its report: one file in its folder, a line of JSON at a time.
 
     {"kind": "begin", "time": …, "step": 0, "of": 3000, "trainer": …, "config": {…}, "bits": 8, "versions": {…},
-     "plan": {phase: bytes}}
+     "plan": {phase: bytes}, "trackers": {…}}
     {"kind": "log", "time": …, "step": 4, "score": 1.2, …}            whatever was logged
     {"kind": "sample", "step": 4, "prompt": …, "completion": …, "rewards": {name: score}}    of a few steps
     {"kind": "end", "time": …, "step": 400, "of": 3000, "peaks": {phase: bytes}}

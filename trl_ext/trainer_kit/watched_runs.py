@@ -10,6 +10,7 @@ from trl_ext.trainer_kit.loading import loaded_bits
 from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
 from trl_ext.trainer_kit.time_left import TimeLeft
+from trl_ext.trainer_kit.trackers import Trackers
 
 
 class Memory(Protocol):
@@ -34,6 +35,7 @@ class WatchedTrainer:
     _shown: tuple[str, ...] = ()
     _stop: StopWatch | None = None  # while it trains
     was_finished = False  # whether what `train` was to go on with had ended already
+    _trackers: Trackers | None = None
 
     def train(self, *args, **kwargs):
         if "transformers.utils.notebook" in sys.modules:  # else nobody has its bar; it needs IPython
@@ -58,11 +60,12 @@ class WatchedTrainer:
     @contextmanager
     def _watched(self) -> Iterator[StopWatch]:
         """Inside, callbacks look on, and signals are taken."""
-        self._stop = stop = StopWatch(self.accelerator)
+        self._stop, self._trackers = stop, trackers = StopWatch(self.accelerator), Trackers(self)
         log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with)
-        watching = (log, self._time_left(), stop)
-        for callback in watching:
+        watching = (log, self._time_left(), stop, trackers)
+        for callback in watching[:-1]:
             self.add_callback(callback)
+        self.callback_handler.callbacks.insert(0, trackers)  # before those of the trackers
         try:
             with stop.listening():
                 yield stop
@@ -83,8 +86,13 @@ class WatchedTrainer:
     def _begun(self) -> dict[str, Any]:
         plan = getattr(self.memory, "plan", None)
         phases = {} if plan is None else {name: phase.bytes for name, phase in plan.phases.items()}
-        bits = loaded_bits(self.model.config)
-        return {"trainer": type(self).__name__, "config": self._run_record()["config"], "bits": bits, "plan": phases}
+        return {
+            "trainer": type(self).__name__,
+            "config": self._run_record()["config"],
+            "bits": loaded_bits(self.model.config),
+            "plan": phases,
+            "trackers": self._trackers.runs(),
+        }
 
     def _ended_with(self) -> dict[str, Any]:
         return {"peaks": {phase: reserved for phase, (_, reserved) in getattr(self.memory, "measured", {}).items()}}

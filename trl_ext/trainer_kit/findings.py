@@ -6,7 +6,7 @@ from statistics import mean
 
 import numpy as np
 
-from trl_ext.reporting.finished_runs import Run
+from trl_ext.trainer_kit.logged_run import Run
 from trl_ext.trainer_kit.run_log import is_number
 
 LEAST = 5  # values of a curve before anything is said of it
@@ -118,7 +118,7 @@ def collapse(run: Run) -> str | None:
 
 def idle_critic(run: Run) -> str | None:
     explained = last(run, "explained_variance")
-    if explained is None or explained > 0.05 or not run.option("value_coef", 0.1):
+    if explained is None or explained > 0.05 or not run.option("value_coef", 0.1) or not rewards_differ(run):
         return None
     return f"explained_variance is {explained:.2f} in the last third: a constant would do as well"
 
@@ -128,6 +128,12 @@ def runaway_kl(run: Run) -> str | None:
     if ends is None or ends[1] < 20 or ends[1] < 3 * max(ends[0], 0.0):
         return None
     return f"KL to the reference went from {ends[0]:.1f} to {ends[1]:.1f} nats per completion"
+
+
+def rewards_differ(run: Run) -> bool:
+    """Whether there was anything to learn: of equal rewards no policy moves, and no critic explains them."""
+    spread = run.values("reward_std")
+    return not spread or max(spread) > 0
 
 
 def alike(run: Run) -> str | None:
@@ -160,7 +166,12 @@ def clipped(run: Run) -> str | None:
 
 def still(run: Run) -> str | None:
     moved = run.values("policy_kl")
-    if len(moved) < LEAST or max(map(abs, moved)) > 1e-5 or run.option("num_iterations", 4) <= 1:
+    if (
+        len(moved) < LEAST
+        or max(map(abs, moved)) > 1e-5
+        or run.option("num_iterations", 4) <= 1
+        or not rewards_differ(run)
+    ):
         return None
     return f"within its epochs the policy never moved by more than {max(map(abs, moved)):.1g} nats per token"
 
