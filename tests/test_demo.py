@@ -3,14 +3,19 @@
 import json
 from statistics import mean
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import byte_tokenizer, tiny_reward_model
 
 from trl_ext.cli import main
-from trl_ext.demo import evaluation, stages
+from trl_ext.demo import curves, evaluation, stages
 from trl_ext.demo.answers import sample_questions
+from trl_ext.demo.conclusions import CLOSED, KL, R3, WORDS, conclusions
 from trl_ext.demo.world import ASSETS, load_world
 from trl_ext.sequences.texts import wordpunct
+from trl_ext.trainer_kit.run_log import LOG
 
 TINY = stages.Scale(sft_rows=64, pairs=64, rollouts=2, batch=8, stages=2, stage_batch=8, held_out=16)
 
@@ -28,6 +33,7 @@ def test_the_chain_runs(tmp_path, monkeypatch, capsys):
         "RAFT, R³",
         "ReST, R³",
         "Held-out questions",
+        "What to conclude",
         "before",
         "control",
         "curves.png",
@@ -42,10 +48,68 @@ def test_the_chain_runs(tmp_path, monkeypatch, capsys):
         measures["before"]["KL to SFT per answer (nats)"] == 0.0 < abs(measures["PPO"]["KL to SFT per answer (nats)"])
     )
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "ppo beside raft beside rest beside control" in (out / "report.html").read_text()
+    html = (out / "report.html").read_text()
+    assert "ppo beside raft beside rest beside control" in html and "Of the three " in html
+    assert html.index("What to conclude") < html.index("Curves")
     assert len((out / "answers.jsonl").read_text().splitlines()) == TINY.held_out
     for folder in ("sft", "reward", "reward_without_imitation", "ppo", "raft", "rest", "control"):
         assert (out / folder / "model.safetensors").is_file()
+
+
+def figures(before: float, after: float, *, spread: float, questions: int = 100):
+    """Means and scores of R³, of a run that moves each question by as much, give or take."""
+    noise = np.tile([-spread, spread], questions // 2)
+    return np.full(questions, before), np.full(questions, after) + noise
+
+
+def concluded(ppo=0.5, control=0.2, *, spread=0.1, words=40.0) -> list[str]:
+    ends = {"PPO": ppo, "RAFT": 0.4, "ReST": 0.3, "control": control}
+    before, _ = figures(0.3, 0.3, spread=spread)
+    scores = {"before": {R3: before, CLOSED: before}}
+    scores |= {run: dict.fromkeys((R3, CLOSED), figures(0.3, end, spread=spread)[1]) for run, end in ends.items()}
+    measured = {run: {R3: end, CLOSED: end, KL: 2.0, WORDS: words} for run, end in ends.items()}
+    measured["before"] = {R3: 0.3, CLOSED: 0.3, KL: 0.0, WORDS: 9.0}
+    return conclusions(measured, scores, dict.fromkeys(ends, 1234))
+
+
+def test_conclusions_follow_from_the_numbers():
+    said = concluded()
+    assert said[0].startswith("PPO raised R³") and "from 0.300 to 0.500 (+0.200 ± 0.010)" in said[0]
+    assert said[2].startswith("ReST did not resolvably change R³")
+    assert "PPO has the highest R³, 0.100 ± 0.000 above RAFT, which is resolved" in said[3]
+    assert (
+        "went from 9.0 to 40.0 words" in said[4] and "it lowered the share" in said[4] and "is got around" in said[4]
+    )
+    assert "PPO sampled 1,234 answers and moved by 2.0 nats per answer, 0.100 of R³ per nat" in said[5]
+
+
+def test_other_numbers_are_concluded_otherwise():
+    worse = concluded(ppo=0.1)
+    assert worse[0].startswith("PPO lowered R³") and "Of the three RAFT has the highest" in worse[3]
+    assert "was not got around measurably" in concluded(control=0.5)[4]
+    assert "was not got around measurably" in concluded(words=8.0)[4]
+    assert concluded(spread=2.0)[0].startswith("PPO did not resolvably change R³")
+
+
+def test_curves_are_of_all_runs_over_what_they_sampled(tmp_path):
+    """RAFT's by its Grows, of which the second is sampled after the first; KL by its ends."""
+    begin = {"kind": "begin", "time": 0.0, "step": 0}
+    for run, names in (("ppo", ("score", "kl_per_completion")), ("raft", ("grow/score",))):
+        (tmp_path / run).mkdir()
+        logs = [{"kind": "log", "time": 0.0, "step": n} | dict.fromkeys(names, float(n)) for n in range(2)]
+        (tmp_path / run / LOG).write_text("".join(json.dumps(line) + "\n" for line in [begin, *logs]))
+    for stage in range(2):
+        columns = {"reward/R3Reward": [0.0, float(stage)], "reward/closed_right": [None, float(stage)]}
+        pq.write_table(pa.table(columns), tmp_path / "raft" / f"grow-00{stage}.parquet")
+    found = curves.curves({"PPO": tmp_path / "ppo", "RAFT": tmp_path / "raft"}, TINY)
+    assert found["PPO"]["score that each run was paid"] == ([0, 8], [0.0, 1.0])
+    assert found["RAFT"]["score that each run was paid"] == ([0, 64], [0.0, 1.0])
+    assert found["RAFT"]["R³ (watched in the control)"] == ([0, 64], [0.0, 0.5])
+    assert found["RAFT"]["closed questions answered right"][1][1] == 1.0
+    sampled = curves.sampled_answers(TINY)
+    assert sampled == {"PPO": 16, "RAFT": 128, "ReST": 128, "control": 16}
+    ends = curves.with_ends(found, {"PPO": 9.0, "RAFT": 2.0}, sampled)
+    assert ends["RAFT"][KL] == ([0, 128], [0.0, 2.0]) and ends["PPO"][KL] == ([0, 8], [0.0, 1.0])
 
 
 @pytest.fixture

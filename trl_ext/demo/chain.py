@@ -15,8 +15,10 @@ from rich.console import Console
 from trl_ext import __version__
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
-from trl_ext.demo.evaluation import look, measures, pair_accuracy
-from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_measures
+from trl_ext.demo.conclusions import KL, conclusions
+from trl_ext.demo.curves import curves, sampled_answers, with_ends
+from trl_ext.demo.evaluation import look, measures, of_each, pair_accuracy
+from trl_ext.demo.report import RUNS, draw_curves, print_answers, print_conclusions, print_measures
 from trl_ext.demo.world import Entity, load_world
 from trl_ext.reporting.page import report
 from trl_ext.self_training.grow_files import GrowFiles
@@ -61,7 +63,12 @@ def run_demo(output_dir: Path, *, seed: int = 0, quick: bool = False) -> dict[st
     texts = {run: looked.samples["completion"][:] for run, looked in looks.items()}
     print_measures(console, measured)
     print_answers(console, questions, texts)
+    sampled = sampled_answers(scale)
+    said = conclusions(measured, {run: of_each(looked) for run, looked in looks.items()}, sampled)
+    print_conclusions(console, said)
     _save(console, output_dir, measured, questions, texts, logs)
+    drawn = curves({run: folder for run, folder in folders.items() if run in sampled}, scale)
+    _draw(console, output_dir, with_ends(drawn, {run: row[KL] for run, row in measured.items()}, sampled), said)
     console.print(f"{time.perf_counter() - start:.0f} s")
     return measured
 
@@ -140,13 +147,17 @@ def _save(console: Console, output_dir: Path, measures: dict, questions: list[di
     (output_dir / "logs.json").write_text(json.dumps(logs, ensure_ascii=False))
     rows = [row | {run: answers[i] for run, answers in texts.items()} for i, row in enumerate(questions)]
     (output_dir / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    curves = draw_curves(output_dir / "curves.png", logs)
     console.print(f"\nModels, answers and numbers: {output_dir}")
-    if curves is None:
+
+
+def _draw(console: Console, output_dir: Path, drawn: dict, said: list[str]) -> None:
+    """Curves and a report, where they can be drawn."""
+    picture = draw_curves(output_dir / "curves.png", drawn)
+    if picture is None:
         console.print('For curves and a report: pip install -e ".[plots]"')
         return
-    console.print(f"Curves: {curves}")
-    page = report([output_dir / run.lower() for run in RUNS[1:]], output_dir / "report.html")
+    console.print(f"Curves: {picture}")
+    page = report([output_dir / run.lower() for run in RUNS[1:]], output_dir / "report.html", said)
     console.print(f"What each run shows, and what to turn: {page}")
 
 

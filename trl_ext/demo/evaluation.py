@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 from datasets import Dataset
 
 from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, learned, r3
@@ -31,6 +32,12 @@ def look(policy: Path, start: Path, questions: list[dict], judge: Path, *, seed:
         batch_size=64,
         seed=seed,
     )
+
+
+def of_each(looked: Evaluation) -> dict[str, np.ndarray]:
+    """R³ and right closed answers of each question; NaN where it is an open one."""
+    names = {"R³": "reward/R3Reward", "closed questions answered right": "reward/closed_right"}
+    return {name: np.array(looked.samples[column][:], dtype=float) for name, column in names.items()}
 
 
 def measures(looked: Evaluation, questions: list[dict], judge: Path) -> dict[str, float]:

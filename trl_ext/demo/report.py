@@ -6,15 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from trl_ext.demo.curves import PANELS, Curves
+
 RUNS = ("before", "PPO", "RAFT", "ReST", "control")
-CURVES = {
-    "score that each run was paid": "score",
-    "R³ (watched in both)": "rewards/R3Reward/mean",
-    "closed questions answered right": "rewards/closed_right/mean",
-    "relevance to the question (open)": "r3/relevance_prompt",
-    "tokens per answer": "completions/mean_length",
-    "KL to SFT per answer (nats)": "kl_per_completion",
-}
+LABELS = {run: f"{run}, R³" for run in RUNS[1:]} | {"control": "PPO, length × no repetition (control)"}
 
 
 def print_measures(console: Console, measures: dict[str, dict[str, float]]) -> None:
@@ -38,18 +33,26 @@ def print_answers(console: Console, questions: list[dict], texts: dict[str, list
             console.print(f"  {run:8}{texts[run][row]}", highlight=False, soft_wrap=True)
 
 
-def draw_curves(path: Path, logs: dict[str, list[dict]]) -> Path | None:
-    """Curves of both PPO runs over batches of rollouts, as a PNG; None where matplotlib is not installed."""
+def print_conclusions(console: Console, said: list[str]) -> None:
+    """A paragraph each."""
+    console.print("\n[bold]What to conclude[/bold]")
+    for sentence in said:
+        console.print(f"- {sentence}", highlight=False, markup=False)
+
+
+def draw_curves(path: Path, curves: Curves) -> Path | None:
+    """Curves of all runs over the answers they sampled, as a PNG; None where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, (title, name) in zip(figure.subplots(2, 3).flat, CURVES.items(), strict=True):
-        for label, log in logs.items():
-            values = [entry[name] for entry in log if entry.get(name) is not None]
-            axes.plot(range(1, len(values) + 1), values, label=label)
-        axes.set(title=title, xlabel="batch of rollouts")
+    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        for number, (run, panels) in enumerate(curves.items()):
+            steps, values = panels.get(panel.title, ([], []))
+            style = {"marker": "o" if len(values) < 10 else "", "linestyle": ":" if len(values) == 2 else "-"}
+            axes.plot(steps, values, label=LABELS[run], color=f"C{number}", **style)
+        axes.set(title=panel.title, xlabel="answers sampled before")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.savefig(path, dpi=120)

@@ -30,6 +30,7 @@ from trl_ext.self_training.run_folder import forget_run
 
 COMPLETION_LENGTH = 48  # tokens
 TOP_RELEVANCE = 1.3  # what a right answer reaches with the demo's encoder; Contriever's is 3.5 in the paper
+SAMPLES = 8  # answers to each question of a Grow
 JUDGE_WEIGHT = 0.05  # of the reward model's score beside the product of factors
 
 
@@ -51,6 +52,11 @@ class Scale:
     stages: int
     stage_batch: int
     held_out: int
+
+    @property
+    def grows(self) -> int:
+        """Of ReST."""
+        return max(2, self.stages // 2)
 
 
 FULL = Scale(sft_rows=1600, pairs=1600, rollouts=40, batch=64, stages=6, stage_batch=192, held_out=256)
@@ -113,7 +119,7 @@ def raft(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Sc
     """RAFT on R³ and the reward model: the best of eight answers to each question, stage by stage."""
     args = RAFTConfig(**_self_training(folder, scale, seed), num_stages=scale.stages)
     forget_run(folder)  # a demo that is run again begins anew
-    return _trained(RAFTTrainer(str(policy), [r3(), learned(judge)], args, _questions(world, scale, seed)), folder)
+    return _trained(RAFTTrainer(str(policy), rewards(judge), args, _questions(world, scale, seed)), folder)
 
 
 def rest(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Scale, *, seed: int) -> Path:
@@ -123,25 +129,25 @@ def rest(world: list[Entity], policy: Path, judge: Path, folder: Path, scale: Sc
     """
     args = ReSTConfig(
         **_self_training(folder, scale, seed),
-        num_stages=max(2, scale.stages // 2),
+        num_stages=scale.grows,
         selection="percentile",
         thresholds=[0.66, 0.83],
         score_map="none",
         temperature=1.0,
     )
     forget_run(folder)  # a demo that is run again begins anew
-    return _trained(ReSTTrainer(str(policy), [r3(), learned(judge)], args, _questions(world, scale, seed)), folder)
+    return _trained(ReSTTrainer(str(policy), rewards(judge), args, _questions(world, scale, seed)), folder)
 
 
 def _self_training(folder: Path, scale: Scale, seed: int) -> dict:
     return _common(folder, seed, lr_scheduler_type="linear") | {
         "num_train_epochs": 3.0,
         "stage_batch_size": scale.stage_batch,
-        "num_generations": 8,
+        "num_generations": SAMPLES,
         "max_completion_length": COMPLETION_LENGTH,
         "per_device_train_batch_size": 32,
         "learning_rate": 5e-4,
-        "reward_weights": [1.0, JUDGE_WEIGHT],
+        "reward_weights": [1.0, JUDGE_WEIGHT, 0.0],  # closed_right is watched
     }
 
 
@@ -153,6 +159,11 @@ def r3() -> R3Reward:
     """R³ with the demo's encoder."""
     encoder = RelevanceReward(str(ASSETS / "encoder"), device="cpu")
     return R3Reward(max_completion_length=COMPLETION_LENGTH, relevance=encoder, top_relevance=TOP_RELEVANCE)
+
+
+def rewards(judge: Path) -> list:
+    """What RAFT and ReST are paid, and at last what is watched."""
+    return [r3(), learned(judge), closed_right]
 
 
 def learned(judge: Path) -> LearnedReward:
