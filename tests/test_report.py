@@ -93,6 +93,34 @@ def test_equal_rewards_are_no_fault_of_rate_or_critic():
     assert [finding.name for finding in findings(run_of(**curves))] == ["all scores alike"]
 
 
+def grows(**curves: float) -> Run:
+    """A run of two Grows of 8 completions to each of 4 prompts: too few for a curve, and each of many samples."""
+    return run_of(
+        "RAFTTrainer",
+        {"num_generations": 8},
+        grow__prompts=[4] * 2,
+        **{name: [value] * 2 for name, value in curves.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shows", "does_not"),
+    [
+        (
+            "all scores alike",
+            {"grow__score": 1.0, "grow__score_max": 1.0},
+            {"grow__score": 1.0, "grow__score_max": 1.1},
+        ),
+        ("no end", {"grow__truncated": 31}, {"grow__truncated": 16}),
+    ],
+)
+def test_a_single_grow_tells(name, shows, does_not):
+    assert [(finding.name, bool(re.search(r"\d", finding.sign))) for finding in findings(grows(**shows))] == [
+        (name, True)
+    ]
+    assert findings(grows(**does_not)) == []
+
+
 def test_few_values_say_nothing():
     curves = {name: [0.0, 0.0] for name in ("explained_variance", "completions/eos_ratio", "reward", "reward_std")}
     assert findings(run_of(**curves)) == []

@@ -137,6 +137,9 @@ def rewards_differ(run: Run) -> bool:
 
 
 def alike(run: Run) -> str | None:
+    of_grows = run.pairs("grow/score_max", "grow/score")
+    if of_grows and all(best - level <= 1e-3 * max(abs(level), 1e-3) for best, level in of_grows):
+        return f"the best score of a Grow is its mean, {of_grows[-1][1]:.3g}: there is nothing to prefer"
     spread, level = last(run, "reward_std"), last(run, "reward")
     if spread is None or level is None or spread > 1e-3 * max(abs(level), 1e-3):
         return None
@@ -144,6 +147,10 @@ def alike(run: Run) -> str | None:
 
 
 def endless(run: Run) -> str | None:
+    of_grows = run.pairs("grow/truncated", "grow/prompts")
+    each = run.option("num_generations", 8)
+    if of_grows and of_grows[-1][0] > 0.9 * each * of_grows[-1][1]:
+        return f"{of_grows[-1][0]:.0f} of the {each * of_grows[-1][1]:.0f} completions of the last Grow are cut before they end"
     ended = last(run, "completions/eos_ratio")
     if ended is None or ended > 0.1:
         return None
