@@ -121,6 +121,14 @@ def test_a_single_grow_tells(name, shows, does_not):
     assert findings(grows(**does_not)) == []
 
 
+def test_a_run_that_learns_has_critic_enough():
+    """As where the score comes to be near its highest, so that little is left to explain."""
+    learns, stays = ([0.5] * 4 + [end] * 8 for end in (0.9, 0.6))
+    for scores, names in ((learns, []), (stays, ["a critic that explains nothing"])):
+        run = run_of(score=scores, reward_std=[0.5] * 12, explained_variance=[-0.3] * 12)
+        assert [finding.name for finding in findings(run)] == names
+
+
 def test_few_values_say_nothing():
     curves = {name: [0.0, 0.0] for name in ("explained_variance", "completions/eos_ratio", "reward", "reward_std")}
     assert findings(run_of(**curves)) == []

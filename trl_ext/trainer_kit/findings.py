@@ -118,7 +118,13 @@ def collapse(run: Run) -> str | None:
 
 def idle_critic(run: Run) -> str | None:
     explained = last(run, "explained_variance")
-    if explained is None or explained > 0.05 or not run.option("value_coef", 0.1) or not rewards_differ(run):
+    if (
+        explained is None
+        or explained > 0.05
+        or not run.option("value_coef", 0.1)
+        or not rewards_differ(run)
+        or has_learned(run)
+    ):
         return None
     return f"explained_variance is {explained:.2f} in the last third: a constant would do as well"
 
@@ -134,6 +140,12 @@ def rewards_differ(run: Run) -> bool:
     """Whether there was anything to learn: of equal rewards no policy moves, and no critic explains them."""
     spread = run.values("reward_std")
     return not spread or max(spread) > 0
+
+
+def has_learned(run: Run) -> bool:
+    """Whether the score rose by more than half the deviation that it had: whatever its critic explains, it is enough."""
+    paid, spread = thirds(run.values("score")), thirds(run.values("reward_std"))
+    return paid is not None and spread is not None and paid[1] - paid[0] > 0.5 * spread[0]
 
 
 def alike(run: Run) -> str | None:
