@@ -1,0 +1,102 @@
+"""The columns of `rerank`: what a pool's samples are worth by what no arm was paid by."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from examples.benchmarks.r3.rerank_statistics import copied_share, exact_match, identified, repeated_share
+from trl_ext.rewards.length_incentive import LengthIncentive
+from trl_ext.rewards.relevance import RelevanceReward
+from trl_ext.rewards.repetition_penalty import RepetitionPenalty
+from trl_ext.sequences.texts import wordpunct
+
+AMONG = 50  # prompts, of which one is the own
+
+
+def factors(rows: list[dict], encoder: RelevanceReward) -> dict[str, np.ndarray]:
+    """R³'s factors and the tokens of each sample of each row, `(P, N)`; F's constant is left out."""
+    flat = [(row, sample) for row in rows for sample in row["completions"]]
+    texts = [sample for _, sample in flat]
+    given = {"prompts": [row["query"] for row, _ in flat], "reference": [row["reference"] for row, _ in flat]}
+    values = {
+        "r_x": encoder(completions=texts, **given),
+        "r_y": replace(encoder, to="reference")(completions=texts, **given),
+        "LI": LengthIncentive()(completions=texts),
+        "RP": RepetitionPenalty()(completions=texts),
+        "tokens": [len(ids) for row in rows for ids in row["completion_ids"]],
+    }
+    return {name: np.array(column, dtype=float).reshape(len(rows), -1) for name, column in values.items()}
+
+
+def columns(rows: list[dict], bm25) -> dict[str, np.ndarray]:
+    """Exact match (closed tasks; else NaN), BM25's identification of the prompt, length, repetition, copies, ends."""
+    right = [
+        [exact_match(c, row["reference"], row["task"]) if row["task"] else np.nan for c in row["completions"]]
+        for row in rows
+    ]
+    return {
+        "exact match": np.array(right),
+        "own prompt among 50 (BM25)": identification(rows, bm25),
+        "tokens": np.array([[len(ids) for ids in row["completion_ids"]] for row in rows], dtype=float),
+        "repeated 4-grams": np.array([[repeated_share(ids) for ids in row["completion_ids"]] for row in rows]),
+        "copied 3-grams": np.array([[copied_share(c, row["query"]) for c in row["completions"]] for row in rows]),
+        "ended": np.array([row["ended"] for row in rows], dtype=float),
+    }
+
+
+def bm25_library():
+    """The class of `rank_bm25`, which only this script needs."""
+    try:
+        from rank_bm25 import BM25Okapi
+    except ImportError as error:
+        raise SystemExit("rerank: the column of BM25 needs rank_bm25. pip install rank_bm25") from error
+    return BM25Okapi
+
+
+def identification(rows: list[dict], bm25, *, among: int = AMONG, seed: int = 0) -> np.ndarray:
+    """How well each answer finds its own prompt among that many, by BM25, `(P, N)`; an empty one by chance."""
+    rng, found = np.random.default_rng(seed), []
+    words = [_words(row["query"]) for row in rows]
+    for own, row in enumerate(rows):
+        others = [i for i in range(len(rows)) if i != own]
+        drawn = rng.choice(others, size=min(among - 1, len(others)), replace=False)
+        index = bm25([words[own], *(words[i] for i in drawn)])
+        found.append([identified(index.get_scores(_words(c)).tolist(), own=0) for c in row["completions"]])
+    return np.array(found)
+
+
+def _words(text: str) -> list[str]:
+    return wordpunct(text.casefold()) or [""]
+
+
+def explained_prompts(rows: list[dict], model: str, needed: np.ndarray) -> np.ndarray:
+    """log p(x | ŷ) − log p(x) in nats under a frozen base, for the samples that are needed, `(P, N)`; else NaN.
+
+    What is read is the answer, an empty line, and the prompt: a base that expects this very prompt after that answer
+    thinks that they belong together. Without an answer the empty line stands alone.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    values = np.full(needed.shape, np.nan)
+    for p, row in enumerate(rows):
+        alone = log_prob_after(base, tokenizer, "", row["query"])
+        for n in np.flatnonzero(needed[p]):
+            values[p, n] = log_prob_after(base, tokenizer, row["completions"][n], row["query"]) - alone
+    return values
+
+
+@torch.no_grad()
+def log_prob_after(model, tokenizer, before: str, text: str) -> float:
+    """log p(text | before, an empty line), in nats."""
+    given = tokenizer(before + "\n\n")["input_ids"]
+    asked = tokenizer(text, add_special_tokens=False)["input_ids"]
+    logits = model(torch.tensor([given + asked]), logits_to_keep=len(asked) + 1).logits[0, :-1]
+    return chosen_log_probs(logits, asked).sum().item()
+
+
+def chosen_log_probs(logits: Tensor, ids: list[int]) -> Tensor:
+    """Of one token each, `(T,)` from `(T, V)`."""
+    return logits.float().log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]

@@ -1,0 +1,102 @@
+"""The page of `rerank`: its tables in order, and some prompts with what each arm would answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from examples.benchmarks.r3 import rerank_arms as arms
+from examples.benchmarks.r3.rerank_judge import MUST_RANK, judged
+from examples.benchmarks.r3.rerank_table import at_size, by_size, differences, markdown, win_rates
+
+PAIRS = [
+    (arms.R3, arms.PLAIN),
+    (arms.R3, arms.BY_CHANCE),
+    (arms.R3, arms.OPEN),
+    (arms.OPEN, arms.PLAIN),
+    (arms.PLAIN, arms.RELEVANCE),
+    (arms.R3, arms.BY_CLASSIFIER),
+    (arms.PLAIN, arms.LONGEST),
+    (arms.R3, arms.CHANCE),
+]
+EXAMPLES = 3
+EXPLAINED = "log p(x given ŷ) − log p(x)"
+
+
+def page(pool: arms.Pool, rows: list[dict], judge: Path | None = None) -> str:
+    """All tables, as Markdown."""
+    count = pool.factors["LI"].shape[1]
+    pairs = [pair for pair in PAIRS if arms.BY_CLASSIFIER not in pair or "classifier" in pool.types]
+    shown = {name: column for name, column in pool.columns.items() if name != EXPLAINED}
+    plain = arms.Pool(pool.factors, pool.types, shown)
+    parts = [f"{len(rows)} prompts, {count} samples each; {sum(bool(row['task']) for row in rows)} of closed tasks."]
+    parts += [by_size(plain, "exact match"), by_size(plain, "own prompt among 50 (BM25)"), at_size(plain, count)]
+    parts += [
+        differences(plain, name, count, pairs) for name in ("exact match", "own prompt among 50 (BM25)", "tokens")
+    ]
+    parts += [by_kind(plain, count)]
+    if EXPLAINED in pool.columns:
+        parts.append(explained(pool, count))
+    parts += judge_tables(plain, rows, count, judge)
+    return "\n\n".join([*parts, *examples(pool, rows, count)])
+
+
+def by_kind(pool: arms.Pool, n: int) -> str:
+    """The measures of open prompts alone, and of closed ones."""
+    opened = arms.is_open(pool.types["given"]) == 1
+    return "\n\n".join(
+        f"{name} prompts ({int(kept.sum())}):\n\n" + at_size(pool, n, kept)
+        for name, kept in (("Open", opened), ("Closed", ~opened))
+    )
+
+
+def explained(pool: arms.Pool, n: int) -> str:
+    """log p(x | ŷ) − log p(x), beside the mean of two samples of each prompt, paired over prompts."""
+    values, chances = pool.columns[EXPLAINED], arms.chosen(pool, n)
+    random = values[:, :2].mean(1)
+    lines = [[f"{EXPLAINED}, nats, n = {n}", "mean", "beside two at random"]]
+    for arm in explained_arms(pool):
+        ours = arms.per_prompt(chances[arm], np.where(chances[arm] > 0, values, 0))
+        apart = ours - random
+        error = apart.std(ddof=1) / len(apart) ** 0.5
+        lines.append([arm, f"{ours.mean():.2f}", f"{apart.mean():+.2f} ± {error:.2f}"])
+    return markdown([*lines, ["two at random", f"{random.mean():.2f}", "0"]])
+
+
+def judge_tables(pool: arms.Pool, rows: list[dict], n: int, judge: Path | None) -> list[str]:
+    """How good the judge is, and the win rates by it if it is good enough."""
+    if judge is None:
+        return []
+    accuracy = json.loads((judge / "accuracy.json").read_text())
+    said = ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
+    if accuracy["all"] < MUST_RANK:
+        return [f"Judge: {said}. Below {MUST_RANK:.0%}, so its columns are dropped."]
+    return [f"Judge: {said}.", win_rates(pool, judged(judge, rows), n)]
+
+
+def examples(pool: arms.Pool, rows: list[dict], n: int) -> list[str]:
+    """One prompt of each source with each arm's likeliest choice."""
+    chances, firsts = arms.chosen(pool, n), {}
+    for p, row in enumerate(rows):
+        firsts.setdefault((bool(row["task"]), row["query_type"]), p)
+    return [
+        f"Prompt ({rows[p]['query_type']}): {_line(rows[p]['query'])}\n\n"
+        + markdown(
+            [
+                ["", "answer"],
+                ["reference", _line(rows[p]["reference"])],
+                *([arm, _line(rows[p]["completions"][int(own[p].argmax())])] for arm, own in chances.items()),
+            ]
+        )
+        for p in list(firsts.values())[:EXAMPLES]
+    ]
+
+
+def _line(text: str, longest: int = 260) -> str:
+    one = " / ".join(filter(None, map(str.strip, text.splitlines()))).replace("|", "\\|")
+    return one if len(one) <= longest else one[:longest] + " …"
+
+
+def explained_arms(pool: arms.Pool) -> list[str]:
+    """All but the random choice, which would need every sample."""
+    return [arm for arm in arms.chosen(pool, 1) if arm != arms.CHANCE]
