@@ -42,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--prompts", type=Path, required=True)
     add("--encoder", required=True)
     add("--base", help="frozen causal LM for log p(x | ŷ); without it that column is left out")
+    add("--explained", type=int, default=60, help="prompts for that column, from the first on: passes are slow")
     add("--judge", type=Path, help="folder that rerank_judge wrote")
     add("--types", type=Path, help="JSON: a query type, or null, by a prompt's id; of the classifier")
     add("--label", action="store_true", help="ask the shipped classifier first, and write --types")
@@ -102,6 +103,7 @@ def measured(rows: list[dict], options: argparse.Namespace, bm25) -> arms.Pool:
     if options.base:
         needed = sum(arms.chosen(pool, pool.factors["LI"].shape[1])[arm] for arm in explained_arms(pool)) > 0
         needed |= np.arange(needed.shape[1]) < 2  # of a random choice, two samples stand for all
+        needed &= (np.arange(len(rows)) < options.explained)[:, None]
         values = explained_prompts(rows, options.base, needed)
         pool.columns[EXPLAINED] = values
     return pool

@@ -32,7 +32,7 @@ class Prompts:
     Args:
         start: What SFT learns from.
         pool: What is sampled, and re-ranked.
-        unseen: Closed tasks that are in neither, for policies that were trained on the pool.
+        unseen: Closed tasks, and questions of alpaca_eval, that are in neither: for policies that were trained on the pool.
     """
 
     start: list[dict]
@@ -56,6 +56,7 @@ def load_prompts(data: Path, seed: int = 0) -> Prompts:
     start = [_row(row, "") for row in start if row["query"] not in known]
     rng.shuffle(start)
     unseen = [_row(row, "closed") for row in rest[OF_START["closed"] :] if row["query"] not in known]
+    unseen += [_row(row, TYPES[row["qtype"]]) for row in rows["eval"][OF_EVAL : 2 * OF_EVAL]]
     return Prompts(start, pool, unseen)
 
 

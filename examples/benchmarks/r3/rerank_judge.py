@@ -30,7 +30,8 @@ LONGEST_PROMPT, LONGEST_ANSWER = 60, 60  # words
 HELD_OUT = 120  # pairs
 BATCH = 8
 MUST_RANK = 0.6  # of held-out pairs, or what it says is not shown
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "SEQ_CLS"}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": LINEAR, "task_type": "SEQ_CLS"}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--pairs", type=int, default=400, help="to train on, at most")
     add("--steps", type=int, default=-1, help="stop after so many, and save nothing; -1: one pass")
     add("--learning-rate", type=float, default=3e-4)
+    add("--dtype", default="bfloat16", help="of the frozen weights: half the time on a CPU that has it")
     add("--whole", action="store_true", help="train all weights instead of LoRA on the upper half: for tiny models")
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -59,7 +61,7 @@ def main() -> None:
     if options.steps > 0:
         return
     trainer.save_model()
-    found = accuracy(LearnedReward(options.output_dir), held_out)
+    found = accuracy(LearnedReward(trainer.model.eval(), trainer.processing_class), held_out)
     (options.output_dir / "accuracy.json").write_text(json.dumps(found, indent=2))
     print(found)
 
@@ -107,7 +109,7 @@ def train(options: argparse.Namespace, pairs: list[dict]) -> ImitationRewardTrai
         max_length=256,
     )
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype="float32")
+    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=options.dtype)
     layers = AutoConfig.from_pretrained(options.model).num_hidden_layers
     lora = None if options.whole else LoraConfig(**LORA, layers_to_transform=list(range(layers // 2, layers)))
     model.config.pad_token_id = model.config.pad_token_id or tokenizer.pad_token_id or tokenizer.eos_token_id
@@ -136,3 +138,7 @@ def judged(judge: Path, rows: list[dict]) -> np.ndarray:
     flat = [(row["prompt"], text) for row in rows for text in row["completions"]]
     scores = score(reward, [prompt for prompt, _ in flat], [text for _, text in flat])[reward.__name__]
     return np.array(scores).reshape(len(rows), -1)
+
+
+if __name__ == "__main__":
+    main()

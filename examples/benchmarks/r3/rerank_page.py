@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.benchmarks.common.over_seeds import paired_difference
 from examples.benchmarks.r3 import rerank_arms as arms
 from examples.benchmarks.r3.rerank_judge import MUST_RANK, judged
 from examples.benchmarks.r3.rerank_table import at_size, by_size, differences, markdown, win_rates
@@ -51,15 +52,15 @@ def by_kind(pool: arms.Pool, n: int) -> str:
 
 
 def explained(pool: arms.Pool, n: int) -> str:
-    """log p(x | ŷ) − log p(x), beside the mean of two samples of each prompt, paired over prompts."""
-    values, chances = pool.columns[EXPLAINED], arms.chosen(pool, n)
-    random = values[:, :2].mean(1)
-    lines = [[f"{EXPLAINED}, nats, n = {n}", "mean", "beside two at random"]]
-    for arm in explained_arms(pool):
-        ours = arms.per_prompt(chances[arm], np.where(chances[arm] > 0, values, 0))
-        apart = ours - random
-        error = apart.std(ddof=1) / len(apart) ** 0.5
-        lines.append([arm, f"{ours.mean():.2f}", f"{apart.mean():+.2f} ± {error:.2f}"])
+    """log p(x | ŷ) − log p(x), beside the mean of two samples of each prompt, paired over the prompts that have it."""
+    known = ~np.isnan(pool.columns[EXPLAINED]).all(1)
+    values, random = pool.columns[EXPLAINED][known], pool.columns[EXPLAINED][known, :2].mean(1)
+    lines = [[f"{EXPLAINED}, nats, n = {n}, {known.sum()} prompts", "mean", "beside two at random"]]
+    for arm, chances in arms.chosen(pool, n).items():
+        if arm != arms.CHANCE:
+            own = chances[known]
+            ours = arms.per_prompt(own, np.where(own > 0, values, 0))
+            lines.append([arm, f"{ours.mean():.2f}", paired_difference(ours.tolist(), random.tolist())])
     return markdown([*lines, ["two at random", f"{random.mean():.2f}", "0"]])
 
 

@@ -45,7 +45,7 @@ def differences(pool: Pool, column: str, n: int, pairs: list[tuple[str, str]]) -
     lines = [[f"{column}, n = {n}", "difference", "prompts"]]
     for one, other in pairs:
         ours, theirs = (_known(per_prompt(chances[arm], values)) for arm in (one, other))
-        lines.append([f"{one} − {other}", paired_difference(ours, theirs), str(len(ours))])
+        lines.append([f"{one} − {other}", paired_difference(ours, theirs) if ours else "–", str(len(ours))])
     return markdown(lines)
 
 
