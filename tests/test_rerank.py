@@ -5,9 +5,11 @@ from math import log
 
 import numpy as np
 import pytest
+import torch
+from tiny import byte_tokenizer, tiny_llama
 
 from examples.benchmarks.r3 import rerank_arms as arms
-from examples.benchmarks.r3.rerank_columns import identification
+from examples.benchmarks.r3.rerank_columns import explained_prompts, identification
 from examples.benchmarks.r3.rerank_data import round_robin
 from examples.benchmarks.r3.rerank_judge import balanced, longer_by
 from examples.benchmarks.r3.rerank_statistics import (
@@ -106,6 +108,27 @@ def test_identification_of_the_own_prompt():
         {"query": "How is bread made?", "completions": ["", "Bread is made of flour."]},
     ]
     assert identification(rows, Overlap).tolist() == [[1, 0], [0.5, 1]]
+
+
+def test_what_an_answer_adds_to_its_prompt_is_read_once(tmp_path):
+    """By hand from all logits; a second call reads the file alone, for which no model has to be there."""
+    base, tokenizer = tiny_llama(byte_tokenizer()).eval(), byte_tokenizer()
+    base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"id": "a", "query": "Where?", "completions": ["Here.", "There."]}]
+    needed, kept = np.array([[False, True]]), tmp_path / "explained.json"
+    found = explained_prompts(rows, str(tmp_path / "base"), needed, kept)
+    assert np.isnan(found[0, 0]) and found[0, 1] == pytest.approx(
+        by_all_logits(base, tokenizer, "There.") - by_all_logits(base, tokenizer, ""), abs=0.05
+    )
+    np.testing.assert_array_equal(explained_prompts(rows, "nowhere", needed, kept), found)
+
+
+@torch.no_grad()
+def by_all_logits(base, tokenizer, before: str) -> float:
+    given, asked = tokenizer(before + "\n\n")["input_ids"], tokenizer("Where?", add_special_tokens=False)["input_ids"]
+    log_probs = base(torch.tensor([given + asked])).logits[0].float().log_softmax(-1)
+    return sum(log_probs[len(given) - 1 + i, token].item() for i, token in enumerate(asked))
 
 
 def test_repeated_and_copied():

@@ -104,7 +104,7 @@ def measured(rows: list[dict], options: argparse.Namespace, bm25) -> arms.Pool:
         needed = sum(arms.chosen(pool, pool.factors["LI"].shape[1])[arm] for arm in explained_arms(pool)) > 0
         needed |= np.arange(needed.shape[1]) < 2  # of a random choice, two samples stand for all
         needed &= (np.arange(len(rows)) < options.explained)[:, None]
-        values = explained_prompts(rows, options.base, needed)
+        values = explained_prompts(rows, options.base, needed, options.output_dir / "explained.json")
         pool.columns[EXPLAINED] = values
     return pool
 

@@ -1,6 +1,10 @@
 """The columns of `rerank`: what a pool's samples are worth by what no arm was paid by."""
 
+import functools
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -72,20 +76,33 @@ def _words(text: str) -> list[str]:
     return wordpunct(text.casefold()) or [""]
 
 
-def explained_prompts(rows: list[dict], model: str, needed: np.ndarray) -> np.ndarray:
+def explained_prompts(rows: list[dict], model: str, needed: np.ndarray, kept: Path) -> np.ndarray:
     """log p(x | ŷ) − log p(x) in nats under a frozen base, for the samples that are needed, `(P, N)`; else NaN.
 
     What is read is the answer, an empty line, and the prompt: a base that expects this very prompt after that answer
-    thinks that they belong together. Without an answer the empty line stands alone.
+    thinks that they belong together. Without an answer the empty line stands alone. What is in the file `kept` is not
+    read again; what is new is added prompt by prompt.
     """
+    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    gain = functools.cache(lambda: gain_under(model))
+    for row, own in zip(rows, needed, strict=True):
+        missing = [n for n in map(int, np.flatnonzero(own)) if f"{row['id']} {n}" not in known]
+        known |= {f"{row['id']} {n}": gain()(row["completions"][n], row["query"]) for n in missing}
+        if missing:
+            kept.write_text(json.dumps(known))
+    keys = [
+        [f"{row['id']} {n}" if there else "" for n, there in enumerate(own)]
+        for row, own in zip(rows, needed, strict=True)
+    ]
+    return np.array([[known.get(key, np.nan) for key in line] for line in keys])
+
+
+def gain_under(model: str) -> Callable[[str, str], float]:
+    """What an answer adds to a prompt's log-probability."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
-    values = np.full(needed.shape, np.nan)
-    for p, row in enumerate(rows):
-        alone = log_prob_after(base, tokenizer, "", row["query"])
-        for n in np.flatnonzero(needed[p]):
-            values[p, n] = log_prob_after(base, tokenizer, row["completions"][n], row["query"]) - alone
-    return values
+    alone = functools.cache(lambda query: log_prob_after(base, tokenizer, "", query))
+    return lambda answer, query: log_prob_after(base, tokenizer, answer, query) - alone(query)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference
@@ -23,6 +24,7 @@ from examples.benchmarks.r3 import rerank_arms as arms
 from examples.benchmarks.r3.rerank_columns import bm25_library, columns, factors
 from examples.benchmarks.r3.rerank_page import PAIRS
 from examples.benchmarks.r3.rerank_table import markdown, sizes
+from trl_ext import evaluate
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions
 from trl_ext.demo.evaluation import look
@@ -155,10 +157,6 @@ def _looked(path: Path, start: Path, questions: list[dict], judge: Path, world: 
 
 def _perplexity(path: Path, questions: list[dict]) -> dict[str, float]:
     """Of the held-out reference answers: what training took from the policy (the alignment tax)."""
-    from datasets import Dataset
-
-    from trl_ext.evaluation import evaluate
-
     rows = Dataset.from_list([row | {"reference": " " + row["reference"]} for row in questions])
     found = evaluate(str(path), rows, None, max_completion_length=1, references_column="reference", batch_size=64)
     return {"perplexity of references": found.summary["perplexity"]}
