@@ -1,15 +1,19 @@
 """What `rerank` computes, by hand: nothing here samples, and nothing needs a model."""
 
+import sys
 from itertools import combinations
 from math import log
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_llama
 
+from examples.benchmarks.r3 import rerank
 from examples.benchmarks.r3 import rerank_arms as arms
-from examples.benchmarks.r3.rerank_columns import explained_prompts, identification
+from examples.benchmarks.r3.rerank_columns import bm25_library, explained_prompts, identification
 from examples.benchmarks.r3.rerank_data import round_robin
 from examples.benchmarks.r3.rerank_judge import balanced, longer_by
 from examples.benchmarks.r3.rerank_statistics import (
@@ -129,6 +133,28 @@ def by_all_logits(base, tokenizer, before: str) -> float:
     given, asked = tokenizer(before + "\n\n")["input_ids"], tokenizer("Where?", add_special_tokens=False)["input_ids"]
     log_probs = base(torch.tensor([given + asked])).logits[0].float().log_softmax(-1)
     return sum(log_probs[len(given) - 1 + i, token].item() for i, token in enumerate(asked))
+
+
+def test_what_is_not_there_is_said_in_words(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "rank_bm25", None)
+    with pytest.raises(SystemExit, match="pip install rank_bm25"):
+        bm25_library()
+    monkeypatch.setitem(sys.modules, "trl_ext.query_types", None)
+    with pytest.raises(SystemExit, match=r"--label: this version of trl_ext has no trl_ext\.query_types"):
+        rerank.classified([{"id": "a", "query": "Where?"}])
+    with pytest.raises(SystemExit, match="no samples are there"):
+        rerank.read_pool(tmp_path, [])
+    with pytest.raises(SystemExit):
+        rerank.parse(["--pool", "p", "--prompts", "q", "--encoder", "e", "--output-dir", "o", "--label"])
+    assert "--label: expected --types" in capsys.readouterr().err
+
+
+def test_a_pool_is_read_whole_or_in_parts(tmp_path):
+    samples = [{"row": 1, "completion": text, "completion_ids": [5], "ended": True} for text in "ab"]
+    pq.write_table(pa.Table.from_pylist(samples), tmp_path / "sampled-00001.parquet")
+    for path in (tmp_path, tmp_path / "sampled-00001.parquet"):
+        (row,) = rerank.read_pool(path, [{"id": "x"}, {"id": "y"}])
+        assert row == {"id": "y", "completions": ["a", "b"], "completion_ids": [[5], [5]], "ended": [True, True]}
 
 
 def test_repeated_and_copied():

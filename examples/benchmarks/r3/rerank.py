@@ -47,7 +47,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--types", type=Path, help="JSON: a query type, or null, by a prompt's id; of the classifier")
     add("--label", action="store_true", help="ask the shipped classifier first, and write --types")
     add("--output-dir", type=Path, required=True)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.label and not options.types:
+        parser.error("--label: expected --types, the file that the types are written to. Give it.")
+    return options
 
 
 def main() -> None:

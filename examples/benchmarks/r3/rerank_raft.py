@@ -18,7 +18,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference
 from examples.benchmarks.common.quiet_runs import on_cpu, quiet
@@ -83,19 +83,22 @@ def once(options: argparse.Namespace, arm: str, seed: int, unseen: Dataset) -> d
     path = folder / "measures.json"
     if not path.is_file():
         began = time.process_time()
-        policy = options.start if arm == "before" else trained(options, arm, seed, folder)
-        looked = evaluate(
-            str(policy) if isinstance(policy, Path) else policy,
-            unseen, [right], max_completion_length=LONGEST, num_samples=options.samples, batch_size=64, seed=seed,
-        )  # fmt: skip
+        policy, tokenizer = loaded(options.start) if arm == "before" else trained(options, arm, seed, folder)
+        settings = {"num_samples": options.samples, "batch_size": 64, "seed": seed, "tokenizer": tokenizer}
+        looked = evaluate(policy, unseen, [right], max_completion_length=LONGEST, **settings)
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({name: looked.summary[metric] for name, metric in SHOWN.items()}))
         print(f"{arm}, seed {seed}: {time.process_time() - began:.0f} CPU s", flush=True)
     return json.loads(path.read_text())
 
 
+def loaded(start: Path):
+    """Where all arms begin, in the precision that the pool was sampled in, and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(start, dtype="bfloat16").eval(), AutoTokenizer.from_pretrained(start)
+
+
 def trained(options: argparse.Namespace, arm: str, seed: int, folder: Path):
-    """The policy after one stage on the best of the pool by one arm."""
+    """The policy after one stage on the best of the pool by one arm, and its tokenizer."""
     relevance = RelevanceReward(options.encoder, similarity="cosine", device="cpu")
     r3 = OnQuery(R3Reward(max_completion_length=LONGEST, relevance=relevance, top_relevance=1.0))
     config = RAFTConfig(
@@ -118,7 +121,7 @@ def trained(options: argparse.Namespace, arm: str, seed: int, folder: Path):
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return trainer.model
+    return trainer.model.eval(), trainer.processing_class
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
