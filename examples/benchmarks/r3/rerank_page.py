@@ -76,10 +76,10 @@ def judge_tables(pool: arms.Pool, rows: list[dict], n: int, judge: Path | None) 
 
 
 def examples(pool: arms.Pool, rows: list[dict], n: int) -> list[str]:
-    """One prompt of each source with each arm's likeliest choice."""
-    chances, firsts = arms.chosen(pool, n), {}
-    for p, row in enumerate(rows):
-        firsts.setdefault((bool(row["task"]), row["query_type"]), p)
+    """Of each kind of prompt the one of middle length, with each arm's likeliest choice."""
+    chances, kinds = arms.chosen(pool, n), {}
+    for p in sorted(range(len(rows)), key=lambda p: len(rows[p]["query"])):
+        kinds.setdefault((bool(rows[p]["task"]), rows[p]["query_type"]), []).append(p)
     return [
         f"Prompt ({rows[p]['query_type']}): {_line(rows[p]['query'])}\n\n"
         + markdown(
@@ -89,7 +89,7 @@ def examples(pool: arms.Pool, rows: list[dict], n: int) -> list[str]:
                 *([arm, _line(rows[p]["completions"][int(own[p].argmax())])] for arm, own in chances.items()),
             ]
         )
-        for p in list(firsts.values())[:EXAMPLES]
+        for p in [kind[len(kind) // 2] for kind in kinds.values()][:EXAMPLES]
     ]
 
 
