@@ -94,7 +94,7 @@ def examples(pool: arms.Pool, rows: list[dict], n: int) -> list[str]:
 
 
 def _line(text: str, longest: int = 260) -> str:
-    one = " / ".join(filter(None, map(str.strip, text.splitlines()))).replace("|", "\\|")
+    one = " / ".join(filter(None, map(str.strip, text.splitlines()))).replace("|", "\\|").replace("<", "&lt;")
     return one if len(one) <= longest else one[:longest] + " …"
 
 

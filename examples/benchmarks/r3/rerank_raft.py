@@ -4,7 +4,7 @@
         --data DATA --encoder all-MiniLM-L6-v2 --output-dir OUT --seeds 0 1 2
 
 Nothing is sampled for training: each arm keeps the best of the pool's completions to each prompt (`FileGenerator`), and
-fine-tunes on those with LoRA; `random` keeps one by lot. Primary endpoint: exact match on closed tasks that were neither
+fine-tunes on those with LoRA. Primary endpoint: exact match on closed tasks that were neither
 in the pool nor in SFT, whose references no reward has read: R³ against LI·RP, paired over seeds. Beside it length,
 ends, and the perplexity of reference answers that were not trained on (the alignment tax). A run that is in OUT already is
 not run again; the first tells what one costs.
@@ -31,7 +31,7 @@ from trl_ext.demo.stages import control
 from trl_ext.generation.file_generator import FileGenerator
 from trl_ext.trainer_kit.row_files import json_rows
 
-ARMS = ("R³", "LI·RP", "random")
+ARMS = ("R³", "LI·RP")
 RIGHT = "exact match"
 SHOWN = {RIGHT: "reward/right", "tokens": "length", "ended": "ended_share", "perplexity of references": "perplexity"}
 
@@ -110,7 +110,6 @@ def trained(options: argparse.Namespace, arm: str, seed: int, folder: Path):
         per_device_train_batch_size=BATCH,
         num_train_epochs=2,
         learning_rate=3e-4,
-        random_selection=arm == "random",
         model_init_kwargs={"dtype": "bfloat16"},
     )
     prompts = Dataset.from_list(list(json_rows(options.prompts)))
