@@ -1,5 +1,6 @@
 """What `rerank` computes, by hand: nothing here samples, and nothing needs a model."""
 
+import json
 import sys
 from itertools import combinations
 from math import log
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from tiny import byte_tokenizer, tiny_llama
 
-from examples.benchmarks.r3 import rerank
+from examples.benchmarks.r3 import rerank, rerank_raft
 from examples.benchmarks.r3 import rerank_arms as arms
 from examples.benchmarks.r3.rerank_columns import bm25_library, explained_prompts, identification
 from examples.benchmarks.r3.rerank_data import round_robin
@@ -155,6 +157,34 @@ def test_a_pool_is_read_whole_or_in_parts(tmp_path):
     for path in (tmp_path, tmp_path / "sampled-00001.parquet"):
         (row,) = rerank.read_pool(path, [{"id": "x"}, {"id": "y"}])
         assert row == {"id": "y", "completions": ["a", "b"], "completion_ids": [[5], [5]], "ended": [True, True]}
+
+
+def test_one_stage_on_the_pool_is_run_once(tmp_path, capsys):
+    """The whole way with a tiny model: the policy before, and after a stage on what LI·RP keeps of a given pool."""
+    tiny_llama(byte_tokenizer(), max_position_embeddings=256).save_pretrained(tmp_path / "start")
+    byte_tokenizer().save_pretrained(tmp_path / "start")
+    texts = {"query": "Where?", "prompt": "Where?\n", "reference": "Here.", "query_type": "closed", "task": "sum"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(texts))
+    samples = [{"prompt": "Where?\n", "completion": text} for text in ("No.", "It is over there.")]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, samples)))
+    names = {"start": "start", "pool": "pool.jsonl", "prompts": "prompts.jsonl", "data": "", "output-dir": "out"}
+    words = [word for name, path in names.items() for word in (f"--{name}", str(tmp_path / path))]
+    options = rerank_raft.parse([*words, "--encoder", "none", "--samples", "1"])
+    found = {
+        arm: [rerank_raft.once(options, arm, 0, Dataset.from_list([texts]))] for arm in ("before", "LI·RP", "LI·RP")
+    }
+    assert capsys.readouterr().out.count("LI·RP, seed 0") == 1
+    assert found["before"][0]["perplexity of references"] != found["LI·RP"][0]["perplexity of references"]
+
+
+def test_a_reward_is_shown_the_raw_question():
+    reward = rerank_raft.OnQuery(lambda *, prompts, completions, **columns: [prompts, completions, sorted(columns)])
+    shown = reward(prompts=["### Where?"], completions=["Here."], query=["Where?"], reference=["There."])
+    assert shown == [["Where?"], ["Here."], ["reference"]]
+
+
+def test_only_closed_tasks_are_graded():
+    assert rerank_raft.right(["85.", "85"], ["85", "85"], ["sum", ""]) == [1.0, None]
 
 
 def test_repeated_and_copied():

@@ -4,10 +4,10 @@
         --data DATA --encoder all-MiniLM-L6-v2 --output-dir OUT --seeds 0 1 2
 
 Nothing is sampled for training: each arm keeps the best of the pool's completions to each prompt (`FileGenerator`), and
-fine-tunes on those with LoRA. Primary endpoint: exact match on closed tasks that were neither
-in the pool nor in SFT, whose references no reward has read: R³ against LI·RP, paired over seeds. Beside it length,
-ends, and the perplexity of reference answers that were not trained on (the alignment tax). A run that is in OUT already is
-not run again; the first tells what one costs.
+fine-tunes on those with LoRA, two passes. Primary endpoint: exact match on closed tasks that were neither in the pool nor
+in SFT, whose references no reward has read: R³ against LI·RP, paired over seeds. Beside it length, ends, and the
+perplexity of reference answers that were not trained on (the alignment tax). What is in OUT already is not run again;
+the first run tells what one costs.
 """
 
 import argparse
@@ -108,7 +108,6 @@ def trained(options: argparse.Namespace, arm: str, seed: int, folder: Path):
         num_generations=32,
         max_completion_length=LONGEST,
         per_device_train_batch_size=BATCH,
-        num_train_epochs=2,
         learning_rate=3e-4,
         model_init_kwargs={"dtype": "bfloat16"},
     )
