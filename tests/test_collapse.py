@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from ppo_case import ppo_trainer, several_end_tokens
+from ppo_case import logged, ppo_trainer, several_end_tokens
 from tiny import byte_tokenizer, never_ending, tiny_llama
 
 from trl_ext.ppo.collapse import CollapseWatch, EndWatch
@@ -110,3 +110,52 @@ def test_a_policy_that_never_ends_is_warned_of(tmp_path):
         warnings.filterwarnings("error", message=".*has ended.*")
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.rollouts.ending == EndWatch(rollouts=6, any_ended=False)
+
+
+def short(*rollouts) -> CollapseWatch:
+    watch = CollapseWatch(limit=24)
+    for length, perplexity, kl in rollouts:
+        watch.update(length=length, perplexity=perplexity, kl=kl)
+    return watch
+
+
+def test_at_the_limit_perplexity_and_kl_tell():
+    """What cannot grow is measured against the first batch: the starting policy's own, before a fast run's first window ends."""
+    start = [(24.0, 4.0, 0.0), *[(24.0, 2.9, 10.0)] * 4]
+    assert short(*start, *[(23.0, 3.0, 23.0)] * 5).collapsed
+    assert not short(*start, *[(22.7, 3.0, 23.0)] * 5).collapsed  # below .95 · 24 = 22.8
+    assert not short(*start, *[(23.0, 3.1, 23.0)] * 5).collapsed
+    assert not short(*start, *[(23.0, 3.0, 22.9)] * 5).collapsed
+    assert not filled(*start, *[(23.0, 3.0, 23.0)] * 5).collapsed  # no limit is known
+    assert (
+        "length 24.0 → 23.0 of 24 tokens, perplexity of own samples 4.00 → 3.00"
+        in short(*start, *[(23.0, 3.0, 23.0)] * 5).signs()
+    )
+
+
+def word_count(completions, **columns):
+    return [float(len(text.split())) for text in completions]
+
+
+def run_short(folder, reward, **options):
+    """Every completion is cut from the start on, so that there is no length to gain."""
+    model = never_ending(tiny_llama(byte_tokenizer()))
+    settings = {"per_device_train_batch_size": 16, "max_completion_length": 8, "beta": 1e-3}
+    trainer = ppo_trainer(folder, model=model, reward_funcs=reward, max_steps=120, **settings | options)
+    trainer.train()
+    return trainer
+
+
+def test_counting_words_in_short_completions_is_seen(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"length 8.0 → 8.0 of 8 tokens, perplexity .* Longer or at the limit"
+    ) as caught:
+        trainer = run_short(tmp_path, word_count)
+    assert sum("found a way around the reward" in str(w.message) for w in caught) == 1
+    assert logged(trainer, "kl_per_completion")[-1] > 8
+
+
+def test_short_completions_that_hold_to_the_start_are_not(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*way around the reward.*")
+        run_short(tmp_path, word_count, beta=1.0)

@@ -129,6 +129,19 @@ def test_a_run_that_learns_has_critic_enough():
         assert [finding.name for finding in findings(run)] == names
 
 
+def test_collapse_of_short_completions_is_found_as_by_ppo():
+    curves = {"own_length": [24.0] * 12, "perplexity": [3.4] + [2.4] * 11, "kl_per_completion": [0.0] + [26.0] * 11}
+    found = [finding for finding in findings(run_of(config={"max_completion_length": 24}, **curves))]
+    assert "24 of 24 tokens" in next(finding.sign for finding in found if finding.name == "collapse")
+    near = curves | {"kl_per_completion": [0.0] + [23.0] * 11}
+    for config, given in (
+        ({"max_completion_length": 24}, near),
+        ({"max_completion_length": 48}, curves),
+        ({}, curves),
+    ):
+        assert "collapse" not in {finding.name for finding in findings(run_of(config=config, **given))}
+
+
 def test_few_values_say_nothing():
     curves = {name: [0.0, 0.0] for name in ("explained_variance", "completions/eos_ratio", "reward", "reward_std")}
     assert findings(run_of(**curves)) == []

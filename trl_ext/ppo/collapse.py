@@ -8,12 +8,13 @@ from trl_ext.sequences.turn_end import TEACH_THE_END
 from trl_ext.trainer_kit.processes import is_main_process
 
 WHAT_TO_TURN = (
-    "Longer, surer and further from the start: the policy may have found a way around the reward. Read its samples; raise "
+    "Longer or at the limit, surer and further from the start: the policy may have found a way around the reward. Read its samples; raise "
     "beta, lower learning_rate or num_iterations, or charge for length or a missing end. Said once."
 )
 WINDOW = 5  # batches of rollouts that are compared
 FIRST = 3  # batches of rollouts in which something should have ended
 LONGER, SURER, FURTHER = 1.25, 0.75, 1.5
+AT_LIMIT, FAR = 0.95, 1.0  # of max_completion_length; nats per token
 
 
 @dataclass
@@ -21,16 +22,20 @@ class CollapseWatch:
     """Compares the last rollouts with the first: length up, while perplexity of own samples falls and KL rises.
 
         collapsed = length ≥ 1.25 · length₀  and  perplexity ≤ 0.75 · perplexity₀  and  KL ≥ 1.5 · KL₀
+                 or length ≥ 0.95 · limit    and  perplexity ≤ 0.75 · that of the first batch  and  KL ≥ 1 nat per token
 
-    Means over 5 batches of rollouts each. Secrets of RLHF (arXiv:2307.04964, figures 4 to 6) finds these before the
+    Means over 5 batches of rollouts each. The second line is for short completions, which cannot grow: they are at their
+    limit, and far from the start, which the first batch alone was sampled by. Secrets of RLHF (arXiv:2307.04964, figures 4 to 6) finds these before the
     judgement of people falls, while the reward still rises. A reward that pays for length will show them too: they
     tell where to look, not what is true.
 
     Attributes:
+        limit: Longest completion, in tokens; None: not known.
         history: Per batch of rollouts: mean length in tokens, perplexity, KL per completion in nats.
         warned: Whether it was said.
     """
 
+    limit: int | None = None
     history: list[list[float]] = field(default_factory=list)
     warned: bool = False
 
@@ -48,15 +53,23 @@ class CollapseWatch:
         if len(self.history) < 2 * WINDOW:
             return False
         first, last = self._windows()
-        return last[0] >= LONGER * first[0] and last[1] <= SURER * first[1] and last[2] >= FURTHER * first[2]
+        grew = last[0] >= LONGER * first[0] and last[1] <= SURER * first[1] and last[2] >= FURTHER * first[2]
+        return grew or self._is_cornered(last)
 
     def signs(self) -> str:
-        """What the last window shows against the first, in words."""
+        """What the last window shows against the first, in words; of short completions against the first batch."""
         first, last = self._windows()
+        first, limit = (self.history[0], f" of {self.limit}") if self._is_cornered(last) else (first, "")
         return (
-            f"length {first[0]:.1f} → {last[0]:.1f} tokens, perplexity of own samples {first[1]:.2f} → {last[1]:.2f}, "
+            f"length {first[0]:.1f} → {last[0]:.1f}{limit} tokens, perplexity of own samples {first[1]:.2f} → {last[1]:.2f}, "
             f"KL {first[2]:.2f} → {last[2]:.2f} nats per completion"
         )
+
+    def _is_cornered(self, last: list[float]) -> bool:
+        """Whether completions are as long as they may be, and surer and far from the start none the less."""
+        length, perplexity, kl = last
+        at_limit = self.limit is not None and length >= AT_LIMIT * self.limit
+        return at_limit and perplexity <= SURER * self.history[0][1] and kl >= FAR * length
 
     def _windows(self) -> list[list[float]]:
         """Means of the first window and of the last."""

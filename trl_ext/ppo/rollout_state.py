@@ -54,7 +54,7 @@ class RolloutState:
         self.sampled = 0
         self.score_moments = RunningMoments()
         self.kl_control = KLController(args.beta, args.kl_target, args.kl_horizon)
-        self.collapse = CollapseWatch()
+        self.collapse = CollapseWatch(limit=args.max_completion_length)
         self.ending = EndWatch()
         self.sampling = SamplingWatch()
 

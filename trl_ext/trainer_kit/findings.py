@@ -113,7 +113,22 @@ def collapse(run: Run) -> str | None:
         ends = thirds(run.values(name))
         if ends is not None and ends[1] - least < 0.5 * (ends[0] - least):
             return f"variety fell by half: {name} went from {ends[0]:.3g} to {ends[1]:.3g}"
-    return None
+    return cornered(run)
+
+
+def cornered(run: Run) -> str | None:
+    """As PPO's watch for collapse: what cannot grow is at its limit, surer and far from the start."""
+    limit, perplexities = run.option("max_completion_length", None), run.values("perplexity")
+    ends = [thirds(run.values(name)) for name in ("own_length", "perplexity", "kl_per_completion")]
+    if not limit or None in ends:
+        return None
+    length, perplexity, kl = (last for _, last in ends)
+    if length < 0.95 * limit or perplexity > 0.75 * perplexities[0] or kl < length:
+        return None
+    return (
+        f"completions are at their limit ({length:.0f} of {limit} tokens), {kl:.0f} nats from the reference, and perplexity went "
+        f"from {perplexities[0]:.3g} to {perplexity:.3g}"
+    )
 
 
 def idle_critic(run: Run) -> str | None:
