@@ -10,7 +10,8 @@ from self_training_case import trainer as raft_trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import R3Reward, RelevanceReward
-from trl_ext.rewards.r3 import closed_scale, explained_share
+from trl_ext.rewards.r3 import closed_scale
+from trl_ext.rewards.within_prompts import explained_share
 from trl_ext.sequences.texts import characters
 
 QUESTION = "why is the sky blue"  # .2 of each word

@@ -1,12 +1,11 @@
 import warnings
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from statistics import mean
 
 from trl_ext.rewards.length_incentive import TOKENS_PER_POINT, LengthIncentive
 from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.rewards.repetition_penalty import RepetitionPenalty
 from trl_ext.rewards.routed_product import Factor, LogMetric, Route, RoutedProduct
+from trl_ext.rewards.within_prompts import explained_share
 from trl_ext.sequences.texts import Tokenize, last_user_text, wordpunct
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import Rule
@@ -24,27 +23,6 @@ def closed_scale(*, max_completion_length: int, top_relevance: float) -> float:
         top_relevance: The relevance that counts as best, 3.5 in the paper. Relevance above it earns more still.
     """
     return max_completion_length / TOKENS_PER_POINT / top_relevance
-
-
-def explained_share(part: list[float], whole: list[float], *, groups: list[str]) -> float | None:
-    """Share of the variance of `whole` inside groups that `part` explains; None where either never varies.
-
-        R² = (Σ a b)² / (Σ a² Σ b²)    a, b: deviations of `part` and `whole` from their group's mean
-
-    >>> explained_share([1.0, 2.0, 5.0], [10.0, 20.0, 7.0], groups=["x", "x", "y"])
-    1.0
-    """
-    a, b = _deviations(part, groups), _deviations(whole, groups)
-    spread = sum(x * x for x in a) * sum(y * y for y in b)
-    return sum(x * y for x, y in zip(a, b, strict=True)) ** 2 / spread if spread else None
-
-
-def _deviations(values: list[float], groups: list[str]) -> list[float]:
-    members = defaultdict(list)
-    for value, group in zip(values, groups, strict=True):
-        members[group].append(value)
-    means = {group: mean(own) for group, own in members.items()}  # exact: equal values deviate by exactly 0
-    return [value - means[group] for value, group in zip(values, groups, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

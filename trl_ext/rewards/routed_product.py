@@ -1,17 +1,32 @@
 """Scores that are products of factors, which ones by the type of the query."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import isfinite, prod
 from statistics import fmean
 from typing import Protocol
 
-from trl_ext.rewards.checked_reward import check_scores
+from trl_ext.rewards.checked_reward import check_scores, distinct_names
 from trl_ext.rewards.reward_columns import Columns, check_columns, check_counts, own_columns
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import Rule
 
 LogMetric = Callable[[str, float], None]
+ByRow = dict[str, list[float | None]]  # of each factor's name: one value per completion, None where it was not asked
+_WATCHED: ContextVar[list[ByRow] | None] = ContextVar("what factors gave", default=None)
+
+
+@contextmanager
+def watched_factors() -> Iterator[list[ByRow]]:
+    """Inside, what the factors of each product that is called gave, completion by completion."""
+    seen: list[ByRow] = []
+    token = _WATCHED.set(seen)
+    try:
+        yield seen
+    finally:
+        _WATCHED.reset(token)
 
 
 class Factor(Protocol):
@@ -70,6 +85,8 @@ class RoutedProduct:
         check_counts({"query_type": query_type, **columns}, call=type(self).__name__)
         routes = self._routes_of(query_type, columns)
         values = self._factor_values(routes, columns)
+        if (watching := _WATCHED.get()) is not None:
+            watching.append(_by_row(values, len(routes)))
         if log_metric is not None:
             self._log(log_metric, values, columns)
         return [route.scale * prod(values[f][i] for f in route.factors) for i, route in enumerate(routes)]
@@ -125,6 +142,11 @@ class RoutedProduct:
                 f"dataset's `query_type` column{f', row {rows[place]}' if rows else ''}.{_advice(unknown, routes)}"
             )
         return [routes[kind] for kind in query_type]
+
+
+def _by_row(values: dict[Factor, dict[int, float]], count: int) -> ByRow:
+    names = distinct_names([factor.name for factor in values])
+    return {name: [own.get(i) for i in range(count)] for name, own in zip(names, values.values(), strict=True)}
 
 
 def _advice(kind: object, routes: Mapping[str, Route]) -> str:
