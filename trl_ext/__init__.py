@@ -9,6 +9,10 @@ from trl_ext.trainer_kit.lazy import lazy_exports
 from trl_ext.trainer_kit.quiet import leave_out_noise
 
 if TYPE_CHECKING:
+    from trl_ext.diagnostics import RewardDiagnostics as RewardDiagnostics
+    from trl_ext.diagnostics import diagnose as diagnose
+    from trl_ext.diagnostics import gaming_texts as gaming_texts
+    from trl_ext.diagnostics import probe_reward as probe_reward
     from trl_ext.evaluation import Evaluation as Evaluation
     from trl_ext.evaluation import evaluate as evaluate
     from trl_ext.evaluation import score as score

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from trl_ext.trainer_kit.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from trl_ext.diagnostics.baskets import gaming_texts as gaming_texts
     from trl_ext.diagnostics.diagnosis import Diagnosis as Diagnosis
-    from trl_ext.diagnostics.gaming_texts import gaming_texts as gaming_texts
     from trl_ext.diagnostics.gold_curve import GoldCurve as GoldCurve
     from trl_ext.diagnostics.gold_curve import proxy_against_gold as proxy_against_gold
     from trl_ext.diagnostics.probing import Probe as Probe

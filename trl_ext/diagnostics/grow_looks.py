@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from trl_ext.diagnostics.gold_reward import GoldReward, products
 from trl_ext.diagnostics.look import Look
-from trl_ext.diagnostics.saved_completions import GIVEN, look_of, with_factors
+from trl_ext.diagnostics.saved_completions import look_of, of_dataset, with_factors
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.trainer_kit.processes import from_main
 
@@ -24,16 +24,16 @@ class Grows(Protocol):
 
 
 class GrowLooks:
-    """Looks at each Grow once it is on disk, in the main process.
+    """Looks at each Grow once it is on disk: the main process reads it, and gives all of them what it saw.
 
     Args:
         trainer: A RAFTTrainer, a ReSTTrainer or a SelfTrainingTrainer.
         gold: Of what training does not see.
         every: Grows from one look to the next.
-        took: Given each look, in the main process; elsewhere None.
+        took: Given each look, in all processes.
     """
 
-    def __init__(self, trainer: Grows, gold: GoldReward | None, every: int, took: Callable[[Look | None], None]):
+    def __init__(self, trainer: Grows, gold: GoldReward | None, every: int, took: Callable[[Look], None]):
         self.trainer, self.gold, self.every, self.took = trainer, gold, every, took
         self.stage = None
         self.rows_of = trainer.grower.dataset
@@ -60,8 +60,7 @@ class GrowLooks:
         columns = {"prompts": [row["prompt"] for row in rows], "completions": [row["completion"] for row in rows]}
         columns |= {"completion_ids": [row["completion_ids"] for row in rows]}
         columns |= {"completion_ended": [row["ended"] for row in rows]}
-        names = [name for name in grower.dataset.column_names if name not in GIVEN]
-        columns |= grower.dataset.select_columns(names)[[row["row"] for row in rows]] if names else {}
+        columns |= of_dataset(grower.dataset, rows)
         look = with_factors(look_of(rows, stage), products(_rewards(grower.scorer)), columns)
         if self.gold is not None:
             gold = self.gold.scores(columns)

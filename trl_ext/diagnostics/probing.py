@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from rich.table import Table
 
-from trl_ext.diagnostics.gaming_texts import HONEST, UNENDED, gaming_texts
+from trl_ext.diagnostics.baskets import HONEST, UNENDED, gaming_texts
 from trl_ext.diagnostics.text_signs import prompt_text
 from trl_ext.rewards.checked_reward import reward_name
 from trl_ext.rewards.reward_callables import Reward, reward_functions

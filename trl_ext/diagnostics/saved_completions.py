@@ -30,6 +30,7 @@ def diagnose(
     *,
     reward: Reward | None = None,
     gold: Reward | None = None,
+    dataset: Dataset | None = None,
     score: str = "score",
     max_completion_length: int | None = None,
 ) -> Diagnosis:
@@ -44,6 +45,8 @@ def diagnose(
             divides one into looks. Columns `reward/…` are taken for factors, `ended` and `completion_ids` are read.
         reward: Scores them where they have no scores; of an `R3Reward` or another product also shows each factor.
         gold: A reward that training did not see.
+        dataset: The prompts' rows, whose columns the rewards read: a Grow, or a file of `trl-ext generate`, has their numbers
+            in `row` alone.
         score: Column with the score; others are seen as `score` is in a Grow.
         max_completion_length: The trainer's, which an `R3Reward` without one takes as its L.
 
@@ -58,7 +61,7 @@ def diagnose(
     diagnosis = Diagnosis([])
     for number, rows in enumerate(_parts(completions)):
         check_rows(rows, call=call)
-        columns = columns_of(rows)
+        columns = columns_of(rows) | ({} if dataset is None else of_dataset(dataset, rows))
         others = {name: values for name, values in columns.items() if name not in ("prompts", "completions")}
         check_all_columns([*rewards, *([judge.function] if judge else [])], others, range(len(rows)), call=call)
         look = _scored(rows, number, rewards, columns, score)
@@ -113,6 +116,18 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list]:
     if isinstance(rows[0].get("ended"), bool):
         columns["completion_ended"] = [row["ended"] for row in rows]
     return columns
+
+
+def of_dataset(dataset: Dataset, rows: list[dict[str, Any]]) -> dict[str, list]:
+    """The columns of the prompts' data set that rewards read, row for row."""
+    names = [name for name in dataset.column_names if name not in GIVEN]
+    numbers = [row.get("row") for row in rows]
+    if not all(isinstance(number, int) and 0 <= number < len(dataset) for number in numbers):
+        raise ValueError(
+            f"diagnose(dataset=…): expected completions with a column `row`, numbers of its {len(dataset)} rows, as a Grow has. "
+            "Give the data set that they were sampled for, or leave it out."
+        )
+    return {name: list(values) for name, values in dataset.select_columns(names)[numbers].items()} if names else {}
 
 
 def check_rows(rows: list[dict[str, Any]], *, call: str) -> None:

@@ -72,7 +72,9 @@ def _endless(asked: str, count: int) -> str:
     """Numbered items about words of the prompt, none of them said twice."""
     said, essay = [word for word in dict.fromkeys(wordpunct(asked)) if word.isalpha()], ESSAY.split()
     about = [word for word in said if word.lower() not in STOP_WORDS.split()] or ["it"]
-    items = (f"{i + 1}. {about[i % len(about)]} and {essay[i * 7 % len(essay)].strip('.,:')}" for i in range(count))
+    others = [word.strip(".,:") for word in essay]
+    pairs = zip(cycle(others), cycle(others[3:]), strict=False)
+    items = (f"{i + 1}. {one} {about[i % len(about)]} {other}" for i, (one, other) in enumerate(islice(pairs, count)))
     return _cut(" ".join(items).split(), count)
 
 
