@@ -8,6 +8,7 @@ from typing import Any
 from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.routed_product import RoutedProduct
 from trl_ext.rewards.weighted_rewards import call_all
+from trl_ext.trainer_kit.processes import is_main_process
 from trl_ext.trainer_kit.seeds import seeded
 
 UNHEARD = {"trainer_state": None, "log_metric": lambda *_: None, "log_extra": lambda *_: None}
@@ -53,7 +54,7 @@ class GoldReward:
         return True
 
     def _warn(self, text: str) -> None:
-        if not self.warned:
+        if not self.warned and is_main_process():
             self.warned = True
             warnings.warn(f"{text} Said once.", stacklevel=3)
 

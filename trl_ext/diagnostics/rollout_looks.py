@@ -68,35 +68,32 @@ class RolloutLooks:
         completions: list,
         ids: list[list[int]],
         rewards: Tensor,
-        factors: list[ByRow],
+        seen: list[ByRow],
     ) -> None:
         ends = end_tokens(self.trainer)
         ended = [bool(row) and row[-1] in ends for row in ids]
-        mine = {
-            "prompts": prompts,
-            "completions": completions,
-            "lengths": [len(row) for row in ids],
-            "ended": ended,
-            "factors": _named(factors),
-        }
+        mine = {"prompts": prompts, "completions": completions, "lengths": [len(row) for row in ids], "ended": ended}
+        factors = _named(seen)
         if self.gold is not None:
             with together(self.trainer.accelerator):
                 mine["gold"] = self._gold(inputs, prompts, completions, ids, ended)
-        parts = gather_object([mine])
-        scores = self._scores(rewards, [end for part in parts for end in part["ended"]])
-        gold = [score for part in parts for score in part["gold"]] if self.gold is not None else None
-        if gold is not None and not self.gold.check(gold, scores):  # in all processes
+        mine, factors = _joined(gather_object([mine])), _joined(gather_object([factors]))
+        scores = self._scores(rewards, mine["ended"])
+        gold = mine.pop("gold", None)
+        if gold is not None and not self.gold.check(gold, scores):  # in all processes, so that all stop
             gold = None
         if not self.trainer.accelerator.is_main_process:
             return self.took(None)
+        factors = self._of_rewards(rewards) | factors
+        self.took(Look(self.trainer.state.global_step, scores=scores, factors=factors, gold=gold, **mine))
+
+    def _of_rewards(self, rewards: Tensor) -> ByRow:
+        """Single rewards, where there are several."""
         names = self.trainer.reward_func_names
-        each = zip(*rewards.tolist(), strict=True) if len(names) > 1 else ()
-        columns = {name: [_or_none(value) for value in values] for name, values in zip(names, each, strict=False)}
-        columns |= {name: [v for part in parts for v in part["factors"][name]] for name in parts[0]["factors"]}
-        joined = {
-            name: [v for part in parts for v in part[name]] for name in ("prompts", "completions", "lengths", "ended")
-        }
-        self.took(Look(self.trainer.state.global_step, scores=scores, factors=columns, gold=gold, **joined))
+        if len(names) == 1:
+            return {}
+        columns = zip(*rewards.tolist(), strict=True)
+        return {name: [_or_none(value) for value in values] for name, values in zip(names, columns, strict=True)}
 
     def _gold(self, inputs: list[dict], prompts: list, completions: list, ids: list, ended: list[bool]) -> list:
         names = [name for name in inputs[0] if name not in ("prompt", "completion", "completion_ids")]
@@ -119,6 +116,11 @@ class RolloutLooks:
             counted = [w * r for w, r in zip(weights, row, strict=True) if w != 0 and r == r]
             scores.append(sum(counted) - penalty * (not end) if counted else None)
         return scores
+
+
+def _joined(parts: list[dict[str, list]]) -> dict[str, list]:
+    """The columns of all processes, in their order."""
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
 def _named(factors: list[ByRow]) -> ByRow:
