@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from ppo_case import even_letters, ppo_trainer
 from self_training_case import trainer
 
 from trl_ext import LengthIncentive, RepetitionPenalty, Route, RoutedProduct
@@ -181,6 +182,23 @@ def test_grows_are_looks(tmp_path):
     assert [entry["step"] for entry in diagnosis.history] == [0, 1] and "gold_within" in diagnosis.measures
     scores = pq.read_table(tmp_path / "grow-001.parquet")["score"].to_pylist()
     assert diagnosis.measures["proxy"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_the_folder_of_a_run(tmp_path):
+    """Its Grows, or the samples of its log."""
+    trainer(tmp_path / "raft", num_stages=2).train()
+    grows = diagnose(sorted((tmp_path / "raft").glob("grow-*.parquet")))
+    assert diagnose(tmp_path / "raft").history == grows.history
+    ppo = ppo_trainer(tmp_path / "ppo", reward_funcs=[even_letters, shortness], reward_weights=[2.0, 0.5], max_steps=8)
+    ppo.train()
+    diagnosis = diagnose(tmp_path / "ppo")
+    assert [entry["step"] for entry in diagnosis.history] == sorted({entry["step"] for entry in diagnosis.history})
+    last = diagnosis.last
+    letters, short = last.factors["even_letters"], last.factors["shortness"]
+    assert list(last.scores) == pytest.approx([2 * a + b / 2 for a, b in zip(letters, short, strict=True)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="a run's log with samples, and it has none"):
+        diagnose(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.text_shapes import with_text
 from trl_ext.trainer_kit.row_files import READERS, UNREADABLE, read_rows
+from trl_ext.trainer_kit.run_log import LOG, lines
 
 REWARD = "reward/"  # names of rewards' columns in a Grow begin so
 GIVEN = ("prompt", "completion", "completion_ids", "ended", "score", "step")
@@ -40,7 +41,7 @@ def diagnose(
         diagnose(sorted(Path("run").glob("grow-*.parquet")), gold=judge).save_png("gold.png")
 
     Args:
-        completions: A Grow's parquet, what `trl-ext generate` or `score` wrote (.parquet, .jsonl, .json, .csv), a data frame,
+        completions: A run's folder, whose Grows, or else samples of its log, are the looks; a Grow's parquet, what `trl-ext generate` or `score` wrote (.parquet, .jsonl, .json, .csv), a data frame,
             a Dataset or rows, with `prompt` and `completion`; or a list of files, each a look, in their order. A column `step`
             divides one into looks. Columns `reward/…` are taken for factors, `ended` and `completion_ids` are read.
         reward: Scores them where they have no scores; of an `R3Reward` or another product also shows each factor.
@@ -163,6 +164,8 @@ def _scored(rows: list, number: int, rewards: list, columns: dict[str, Any], sco
 
 def _parts(completions: Any) -> list[list[dict[str, Any]]]:
     """The rows of each look."""
+    if isinstance(completions, str | PathLike) and Path(completions).is_dir():
+        completions = sorted(Path(completions).glob("grow-*.parquet")) or Path(completions) / LOG
     if isinstance(completions, list) and completions and isinstance(completions[0], str | PathLike):
         return [part for path in completions for part in _parts(path)]
     rows = _rows(completions)
@@ -174,7 +177,8 @@ def _parts(completions: Any) -> list[list[dict[str, Any]]]:
 
 def _rows(completions: Any) -> list[dict[str, Any]]:
     if isinstance(completions, str | PathLike):
-        completions = _read(Path(completions))
+        path = Path(completions)
+        completions = logged_samples(path) if path.name == LOG else _read(path)
     elif isinstance(completions, Sequence):
         return [dict(row) for row in completions]
     elif isinstance(completions, pd.DataFrame):
@@ -184,6 +188,28 @@ def _rows(completions: Any) -> list[dict[str, Any]]:
         raise ValueError(f"diagnose({kind}): expected a file, a data frame, a Dataset or a list of rows. Give one.")
     rows = completions.with_format(None).to_list()
     return [row | {name: with_text(row[name]) for name in ("prompt", "completion") if name in row} for row in rows]
+
+
+def logged_samples(path: Path) -> Dataset:
+    """The samples in a run's log, each with the weighted sum of its rewards."""
+    found = list(lines(path))
+    config = next((line.get("config", {}) for line in found if line["kind"] == "begin"), {})
+    rows = []
+    for line in (line for line in found if line["kind"] == "sample"):
+        rewards = line["rewards"]
+        weights = config.get("reward_weights") or [1.0] * len(rewards)
+        counted = [
+            w * _number(r) for w, r in zip(weights, rewards.values(), strict=True) if w and _number(r) is not None
+        ]
+        own = {name: line[name] for name in ("step", "prompt", "completion")}
+        rows.append(
+            own | {"score": sum(counted) if counted else None} | {REWARD + name: r for name, r in rewards.items()}
+        )
+    if not rows:
+        raise ValueError(
+            f"diagnose({str(path)!r}): expected a run's log with samples, and it has none. Give a file of them."
+        )
+    return Dataset.from_list(rows)
 
 
 def _read(path: Path) -> Dataset:

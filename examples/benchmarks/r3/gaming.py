@@ -34,6 +34,19 @@ class CappedLength:
         return [min(length, self.cap / 100) for length in LengthIncentive()(completions=completions)]
 
 
+class Remembered:
+    """A factor that several arms share, which scores the same completions once."""
+
+    def __init__(self, factor):
+        self.factor, self.name, self.known = factor, factor.name, {}
+
+    def __call__(self, *, completions: list, **columns) -> list[float]:
+        key = tuple(completions)
+        if key not in self.known:
+            self.known[key] = self.factor(completions=completions, **columns)
+        return self.known[key]
+
+
 def rows_of(path: Path, kind: str, count: int, seed: int) -> list[dict]:
     """So many rows with an answer, drawn from the file."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -44,26 +57,25 @@ def rows_of(path: Path, kind: str, count: int, seed: int) -> list[dict]:
 
 def arms(encoder: str, rows: list[dict]) -> dict[str, tuple[object, float]]:
     """Of each arm its reward, and what a missing end costs."""
-    relevance, repetition = RelevanceReward(encoder), RepetitionPenalty()
-    contrast = RelevanceReward(encoder, contrast=True)
+    relevance, repetition = Remembered(RelevanceReward(encoder)), RepetitionPenalty()
+    contrast = Remembered(RelevanceReward(encoder, contrast=True))
     lengths = LengthIncentive()(completions=[row["reference"] for row in rows])
     cap = CappedLength(round(100 * median(lengths)))
 
     def product(*factors) -> RoutedProduct:
         return RoutedProduct((Route("open", factors),))
 
-    paper = R3Reward(relevance=relevance, top_relevance=1.0, max_completion_length=256)
-    as_closed = RoutedProduct((Route("open", (RelevanceReward(encoder, to="reference"), repetition)),))
+    paper = product(relevance, LengthIncentive(), repetition)  # R3Reward's open route
     return {
         "R³": (paper, 0.0),
-        "R³, contrast": (R3Reward(relevance=contrast, top_relevance=1.0, max_completion_length=256), 0.0),
+        "R³, contrast": (product(contrast, LengthIncentive(), repetition), 0.0),
         "R³, missing_eos_penalty 1": (paper, 1.0),
         f"R³, LI capped at {cap.cap} tokens": (product(relevance, cap, repetition), 0.0),
         f"R³, LI capped at {cap.cap}, contrast": (product(contrast, cap, repetition), 0.0),
         f"R³, LI capped at {cap.cap}, missing_eos_penalty 1": (product(relevance, cap, repetition), 1.0),
-        "routed as closed: r_y · RP": (as_closed, 0.0),
+        "routed as closed: r_y · RP": (product(RelevanceReward(encoder, to="reference"), repetition), 0.0),
         "LI · RP": (product(LengthIncentive(), repetition), 0.0),
-        "r_x": (relevance, 0.0),
+        "r_x": (product(relevance), 0.0),
     }
 
 
