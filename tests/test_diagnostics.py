@@ -109,6 +109,14 @@ def test_many_looks_become_windows():
     assert curve([float(i) for i in range(60)], gold).turning_point in (290, 350)
 
 
+def test_many_looks_know_a_window_better():
+    """60 looks are 10 windows of 6: se = 1 / √6, z = Φ⁻¹(0.995) = 2.576, and gold must fall by 2.576 √(2 / 6) = 1.487."""
+    proxy = [float(i) for i in range(60)]
+    for peak, point in ((1.5, 230), (1.47, None)):
+        gold = [peak if 18 <= i < 24 else 0.0 for i in range(60)]
+        assert curve(proxy, gold, error=1.0).turning_point == point
+
+
 def test_a_curve_is_read_from_a_run(tmp_path):
     entries = [{"step": i, f"{PREFIX}proxy": i, f"{PREFIX}gold": -i, f"{PREFIX}gold_error": 0.1} for i in range(4)]
     log = [{"kind": "log", "time": 0.0, **entry} for entry in entries]
@@ -171,9 +179,13 @@ def test_looks_by_step_with_gold_and_a_picture(tmp_path):
 
 
 def test_what_a_model_wrote_is_no_markup(capsys):
-    rows = [ROWS[0] | {"step": step, "completion": "[bold]x[/red]", "score": float(step)} for step in range(2)]
+    rows = [
+        ROWS[0] | {"prompt": "[i]why", "step": step, "completion": "[bold]x[/red]", "score": float(step)}
+        for step in range(2)
+    ]
     diagnose(rows).print()
-    assert "[bold]x[/red]" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "[bold]x[/red]" in told and "[i]why" in told
 
 
 def test_grows_are_looks(tmp_path):

@@ -157,6 +157,10 @@ def test_another_trainer_is_refused(tmp_path):
     other.add_callback(RewardDiagnostics(one))
     with pytest.raises(ValueError, match="added to another trainer"):
         other.train()
+    for _ in range(2):
+        one.add_callback(RewardDiagnostics(one))
+    with pytest.raises(ValueError, match="has another one already"):
+        one.train()
     with pytest.raises(ValueError, match=r"RewardDiagnostics\(every=0\)"):
         RewardDiagnostics(one, every=0)
 

@@ -117,7 +117,13 @@ def mean_over_prompts(values: Sequence[float], groups: Sequence[str]) -> tuple[f
 
 
 def key_of(prompt: Any) -> str:
-    """What is equal for equal prompts."""
+    """What is equal for equal prompts, in whatever order a file has a message's fields.
+
+    >>> key_of([{"role": "user", "content": "Hi", "name": None}]) == key_of([{"content": "Hi", "role": "user"}])
+    True
+    """
     if isinstance(prompt, str):
         return prompt
-    return json.dumps([{name: value for name, value in turn.items() if value is not None} for turn in prompt])
+    return json.dumps(
+        [{name: value for name, value in turn.items() if value is not None} for turn in prompt], sort_keys=True
+    )

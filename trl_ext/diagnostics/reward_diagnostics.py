@@ -73,6 +73,8 @@ class RewardDiagnostics(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state is not self.trainer.state:
             raise ValueError("RewardDiagnostics(trainer): it was added to another trainer. Make one for each.")
+        if sum(isinstance(other, RewardDiagnostics) for other in self.trainer.callback_handler.callbacks) > 1:
+            raise ValueError("RewardDiagnostics(trainer): the trainer has another one already. Give it one, once.")
         self.diagnosis = Diagnosis([entry for entry in state.log_history if _is_look(entry)])
         kept = Path(args.output_dir) / KEPT
         if state.global_step and kept.is_file():
