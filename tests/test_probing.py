@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from cli_case import refused
+from encoders import saved_bert
 
 from trl_ext import LengthIncentive, RepetitionPenalty, Route, RoutedProduct
 from trl_ext.cli import main
@@ -113,3 +114,19 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "--reward_funcs: expected a reward" in refused(capsys, "probe", *asked[2:])
     assert "honest answer in the column 'answer'" in refused(capsys, "probe", *asked, "--honest", "answer")
     assert "--limit 0" in refused(capsys, "probe", *asked, "--limit", "0")
+
+
+def test_the_benchmark_on_a_tiny_encoder(tmp_path, monkeypatch, capsys):
+    from examples.benchmarks.r3 import gaming
+
+    kinds = {"open": ("OPENENDED", "CONSTRAINED"), "closed": ("CONSTRAINED",) * 2}
+    for name, (kind, other) in kinds.items():
+        rows = [{"query": f"{row['prompt']} {i}", "reference": row["reference"]} for i in range(3) for row in ROWS]
+        if name == "open":
+            rows = [row | {"qtype": kind} for row in rows] + [rows[0] | {"qtype": other}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [f"--{name}={tmp_path / name}.jsonl" for name in kinds]
+    monkeypatch.setattr("sys.argv", ["gaming", f"--encoder={saved_bert(tmp_path / 'bert')}", *asked, "--words=20"])
+    gaming.main()
+    told = capsys.readouterr().out
+    assert "Open, 6 rows" in told and "Closed, 6 rows" in told and "| r_y | RP | R³ |" in told

@@ -1,6 +1,7 @@
 """The callback in runs of PPO, RAFT, ReST, and TRL's GRPO and RLOO."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from diagnostics_case import KINDS, PRODUCT, looks_logged, make, nearness, vowel
 from tiny import byte_tokenizer, tiny_reward_model
 from two_processes import run_in_two
 
+import trl_ext
 from trl_ext.diagnostics import RewardDiagnostics, diagnose, proxy_against_gold
 
 IN_EACH = {"copied", "repetition", "no_eos", "proxy", "gold", "proxy_error", "gold_error", "gold_within", "length"}
@@ -170,3 +172,16 @@ def test_a_reward_model_is_gold(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "judge")
     trainer, _ = watched("ppo", tmp_path / "run", gold=str(tmp_path / "judge"))
     assert "diagnostics/gold" in looks_logged(trainer)[-1]
+
+
+def test_the_rooms_page_as_printed(tmp_path, monkeypatch, capsys):
+    page = (Path(trl_ext.__file__).parent / "diagnostics" / "README.md").read_text()
+    watch, look = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if ">>>" not in block)
+    names = {"trainer": make("rloo", tmp_path / "rloo"), "judge": nearness}
+    exec(watch, names)
+    assert proxy_against_gold(names["trainer"].state.log_history).steps == [1, 2, 3, 4]
+    monkeypatch.chdir(tmp_path)
+    grown = make("raft", tmp_path / "run", num_stages=4)
+    grown.train()
+    exec(look, {"reward": PRODUCT, "prompts": grown.grower.dataset})
+    assert "factor_share/length_incentive" in capsys.readouterr().out

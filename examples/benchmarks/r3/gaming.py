@@ -15,7 +15,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 
 from trl_ext import LengthIncentive, R3Reward, RelevanceReward, RepetitionPenalty, Route, RoutedProduct
 from trl_ext.diagnostics import Probe, probe_reward
@@ -68,14 +68,14 @@ def arms(encoder: str, rows: list[dict]) -> dict[str, tuple[object, float]]:
     paper = product(relevance, LengthIncentive(), repetition)  # R3Reward's open route
     return {
         "R³": (paper, 0.0),
-        "R³, contrast": (product(contrast, LengthIncentive(), repetition), 0.0),
         "R³, missing_eos_penalty 1": (paper, 1.0),
         f"R³, LI capped at {cap.cap} tokens": (product(relevance, cap, repetition), 0.0),
-        f"R³, LI capped at {cap.cap}, contrast": (product(contrast, cap, repetition), 0.0),
         f"R³, LI capped at {cap.cap}, missing_eos_penalty 1": (product(relevance, cap, repetition), 1.0),
-        "routed as closed: r_y · RP": (product(RelevanceReward(encoder, to="reference"), repetition), 0.0),
-        "LI · RP": (product(LengthIncentive(), repetition), 0.0),
         "r_x": (product(relevance), 0.0),
+        "LI · RP": (product(LengthIncentive(), repetition), 0.0),
+        "R³, contrast": (product(contrast, LengthIncentive(), repetition), 0.0),
+        f"R³, LI capped at {cap.cap}, contrast": (product(contrast, cap, repetition), 0.0),
+        "routed as closed: r_y · RP": (product(RelevanceReward(encoder, to="reference"), repetition), 0.0),
     }
 
 
@@ -99,6 +99,13 @@ def baskets_table(probe: Probe) -> str:
     return "\n".join(lines)
 
 
+def nearest(probe: Probe) -> str:
+    """The gaming text that earns most, and its paired difference to the honest answer."""
+    gaps = {basket: probe.gaps(basket) for basket in probe.scores if basket != HONEST}
+    best = max(gaps, key=lambda basket: fmean(gaps[basket]))
+    return f"{best}: {fmean(gaps[best]):+.2f} ± {stdev(gaps[best]) / len(gaps[best]) ** 0.5:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", required=True, help="path or id of a sentence encoder with vectors of length 1")
@@ -112,14 +119,17 @@ def main() -> None:
     probes = {}
     for name, (reward, penalty) in arms(args.encoder, rows["open"]).items():
         probes[name] = probe_reward(reward, rows["open"], words=args.words, missing_eos_penalty=penalty)
-        print(f"{name}: {probes[name].said()}", flush=True)
+        print(f"{name}: {probes[name].said()}; {nearest(probes[name])}", flush=True)
     print(f"\nOpen, {len(rows['open'])} rows:\n\n{baskets_table(probes['R³'])}")
     paper = R3Reward(relevance=RelevanceReward(args.encoder), top_relevance=1.0, max_completion_length=256)
     closed = probe_reward(paper, rows["closed"], words=args.words)
     print(f"\nClosed, {len(rows['closed'])} rows ({closed.said()}):\n\n{baskets_table(closed)}\n")
-    print("| arm, open rows | rank of the honest answer | fooled by |\n|---|---|---|")
+    print(
+        "| arm, open rows | honest answer's rank | fooled by | best-paid text less the honest answer |\n|---|---|---|---|"
+    )
     for name, probe in probes.items():
-        print(f"| {name} | {probe.rank} of {len(probe.scores)} | {', '.join(probe.fooled_by) or 'none'} |")
+        fooled = ", ".join(probe.fooled_by) or "none"
+        print(f"| {name} | {probe.rank} of {len(probe.scores)} | {fooled} | {nearest(probe)} |")
 
 
 if __name__ == "__main__":
