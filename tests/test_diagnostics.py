@@ -162,6 +162,8 @@ def test_the_same_of_every_form(tmp_path):
 def test_what_has_no_scores_is_scored():
     rows = [{name: value for name, value in row.items() if name != "score"} for row in ROWS]
     assert diagnose(rows, reward=PRODUCT).measures["length_share"] == pytest.approx(1.0)
+    one = [row | {"reward/judge": float(i)} for i, row in enumerate(rows)]  # whose only reward is the score
+    assert diagnose(one).last.scores == [0.0, 1.0, 2.0, 3.0] and not diagnose(one).last.factors
     with pytest.raises(ValueError, match=r"expected a column 'score'.*reward="):
         diagnose(rows)
 
