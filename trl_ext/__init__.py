@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from trl_ext.memory_planning import memory_plan as memory_plan
     from trl_ext.ppo import PPOConfig as PPOConfig
     from trl_ext.ppo import PPOTrainer as PPOTrainer
+    from trl_ext.query_types import EndpointLabeler as EndpointLabeler
+    from trl_ext.query_types import LanguageModelLabeler as LanguageModelLabeler
+    from trl_ext.query_types import label_query_types as label_query_types
     from trl_ext.reward_modeling import ImitationRewardConfig as ImitationRewardConfig
     from trl_ext.reward_modeling import ImitationRewardTrainer as ImitationRewardTrainer
     from trl_ext.rewards import LearnedReward as LearnedReward

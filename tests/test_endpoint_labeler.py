@@ -1,0 +1,139 @@
+"""Against a real HTTP server, in a thread."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from datasets import Dataset
+
+from trl_ext import EndpointLabeler, label_query_types
+from trl_ext.generation.endpoint_generator import EndpointError
+
+ROWS = Dataset.from_dict({"prompt": [f"tell {i}" if i % 2 else f"sum {i}" for i in range(6)]})
+TYPES = ["closed", "open"] * 3
+
+
+class Server(ThreadingHTTPServer):
+    """Says the letter of 'open' for queries that begin with "tell"; `spoil` makes another answer of one, None: none."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock, self.asked, self.busy, self.most_busy = threading.Lock(), [], 0, 0
+        self.spoil = lambda query, answer: answer
+        self.wait = 0.0
+
+    def handle_error(self, request, client_address):
+        """Quiet where a client has gone."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = request["messages"][-1]["content"]
+        query = text.partition("Query:\n")[2].partition("\n")[0]
+        kind = "open" if query.startswith("tell") else "closed"
+        with self.server.lock:
+            self.server.asked.append(query)
+            self.server.busy += 1
+            self.server.most_busy = max(self.server.most_busy, self.server.busy)
+        time.sleep(self.server.wait)
+        with self.server.lock:
+            self.server.busy -= 1
+        said = self.server.spoil(query, "A" if f"A) {kind}" in text else "B")
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        answer = {"id": "0", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        body = json.dumps({"error": {"message": "out of memory"}} if said is None else answer).encode()
+        self.send_response(500 if said is None else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def labeler(server, **options):
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    return EndpointLabeler("m", url, "secret", **{"max_retries": 0, "concurrency": 2} | options)
+
+
+def test_it_is_asked_in_both_orders(server, tmp_path):
+    labelled = label_query_types(ROWS, labeler(server), keep=tmp_path / "labels.jsonl")
+    assert labelled["query_type"][:] == TYPES and labelled["query_type_confidence"][:] == [1.0] * 6
+    assert sorted(server.asked) == sorted(ROWS["prompt"][:] * 2)
+
+
+def test_only_so_many_are_asked_at_a_time(server, tmp_path):
+    server.wait = 0.03
+    label_query_types(ROWS, labeler(server, concurrency=3), keep=tmp_path / "labels.jsonl")
+    assert 1 < server.most_busy <= 3
+
+
+def test_one_letter_for_both_orders_is_no_type(server, tmp_path):
+    server.spoil = lambda query, answer: "A" if query == "sum 0" else answer
+    with pytest.warns(UserWarning, match="1 that the endpoint gave two different types"):
+        labelled = label_query_types(ROWS, labeler(server), keep=tmp_path / "labels.jsonl")
+    assert labelled["query_type"][:] == [None, *TYPES[1:]]
+    assert labelled["query_type_confidence"][0] == 0.5
+
+
+def test_what_came_before_it_went_down_is_kept(server, tmp_path):
+    """The same call asks for the rest alone."""
+    keep = tmp_path / "labels.jsonl"
+    server.spoil = lambda query, answer: None if query == "sum 4" else answer
+    with pytest.raises(EndpointError, match="out of memory"):
+        label_query_types(ROWS, labeler(server), keep=keep)
+    kept = len(keep.read_text().splitlines())
+    assert 3 <= kept <= 5  # sum 4 is the fifth; what was in flight beside it is kept too
+    server.spoil, server.asked = lambda query, answer: answer, []
+    assert label_query_types(ROWS, labeler(server), keep=keep)["query_type"][:] == TYPES
+    assert len(server.asked) == 2 * (6 - kept)
+
+
+def test_a_slow_one_is_given_up(server, tmp_path):
+    server.wait = 0.5
+    with pytest.raises(EndpointError, match=r"did not answer within 0\.05 s"):
+        label_query_types(ROWS, labeler(server, timeout=0.05), keep=tmp_path / "labels.jsonl")
+
+
+def test_an_answer_of_something_else_is_asked_again_next_time(server, tmp_path):
+    keep = tmp_path / "labels.jsonl"
+    server.spoil = lambda query, answer: "It depends." if query == "tell 3" else answer
+    with pytest.warns(UserWarning, match="1 where the endpoint answered something else"):
+        labelled = label_query_types(ROWS, labeler(server), keep=keep)
+    assert labelled["query_type"][:] == [*TYPES[:3], None, *TYPES[4:]]
+    server.spoil, server.asked = lambda query, answer: answer, []
+    assert label_query_types(ROWS, labeler(server), keep=keep)["query_type"][:] == TYPES
+    assert server.asked == ["tell 3"] * 2
+
+
+def test_no_server_at_all(tmp_path):
+    with pytest.raises(EndpointError, match="could not be asked"):
+        label_query_types(
+            ROWS, EndpointLabeler("m", "http://127.0.0.1:9/v1", max_retries=0), keep=tmp_path / "a.jsonl"
+        )
+
+
+def test_it_needs_a_file(server):
+    with pytest.raises(ValueError, match=r"keep=None.*would be lost.*keep='labels\.jsonl'"):
+        label_query_types(ROWS, labeler(server))
+    assert server.asked == []
+
+
+def test_what_is_refused(server):
+    with pytest.raises(ValueError, match=r"EndpointLabeler\(concurrency=0\)"):
+        labeler(server, concurrency=0)
+    with pytest.raises(ValueError, match=r"EndpointLabeler\(max_tokens=0\)"):
+        labeler(server, max_tokens=0)

@@ -1,0 +1,151 @@
+"""Query types of a data set, by whoever gives them."""
+
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from datasets import Dataset, Value
+
+from trl_ext.query_types.kept_labels import KeptLabels
+from trl_ext.query_types.labels import Label, Labeler
+from trl_ext.query_types.query_type_classifier import EMPTY, QueryTypeClassifier
+from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split
+from trl_ext.sequences.texts import last_user_texts
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import Rule
+
+COLUMNS = ("query_type", "query_type_confidence")
+SHARE = Rule(0, 1, expected="a probability in [0, 1], or None for the labeler's own")
+OTHERS = (
+    "Ask one that may know more, labeler=LanguageModelLabeler(model) or EndpointLabeler(…): rows that have a type keep it. Or "
+    "lower `threshold`, or leave them out: dataset.filter(lambda row: row['query_type'] is not None)."
+)
+
+
+def label_query_types(
+    dataset: Dataset,
+    labeler: Labeler | str | os.PathLike | None = None,
+    *,
+    threshold: float | None = None,
+    keep: str | os.PathLike | None = None,
+    relabel: bool = False,
+    column: str = "prompt",
+) -> Dataset:
+    """The data set with the columns `query_type`, which R³ routes by, and `query_type_confidence`, in [0.5, 1].
+
+    'closed': one answer is right, and a reference answer shows which; 'open': many differ and are good; None: not known.
+    Of messages, the last user turn is judged. Equal queries are judged once.
+
+    >>> rows = Dataset.from_dict({"prompt": ["Write a story about a fox.", "How many legs has a spider?"]})
+    >>> label_query_types(rows)["query_type"][:]
+    ['open', 'closed']
+
+    Args:
+        dataset: With prompts, text or messages.
+        labeler: None: the shipped classifier, for English. The path of weights that `train_classifier.py` has written,
+            *.safetensors. A `LanguageModelLabeler`, or the path or hub id of a causal LM. An `EndpointLabeler`.
+        threshold: Confidence below which there is no type; None: the labeler's own, of LMs and endpoints 0.5.
+        keep: A .jsonl file to which labels are written as they come: the same call goes on after a kill or an error, and
+            asks for the missing ones alone. An `EndpointLabeler` needs it.
+        relabel: Whether rows that have a type get another; otherwise they keep it.
+        column: With the prompts.
+    """
+    call = "label_query_types"
+    queries, types = _checked_columns(dataset, column, call)
+    labeler = _labeler(labeler, call)
+    least = checked(call, "threshold", threshold, float | None, SHARE)
+    least = labeler.threshold if least is None else least
+    kept = KeptLabels(_checked_file(keep, labeler, call), labeler.name)
+    asked = [i for i in range(len(queries)) if relabel or types[i] is None]
+    labels = _labels(labeler, [queries[i] for i in asked], kept)
+    given = {i: _above(labels[queries[i]], least) for i in asked}
+    _warn_of_none(given, call)
+    return _with_columns(dataset, types, given)
+
+
+def _checked_columns(dataset: Dataset, column: str, call: str) -> tuple[list[str], list[str | None]]:
+    """The queries, and the types that they have."""
+    one_split(dataset, call=call)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{call}: expected a Dataset, got {type(dataset).__name__}. Make one: Dataset.from_list(rows)."
+        )
+    if column not in dataset.column_names:
+        if column == "prompt":
+            raise lacks_prompts(dataset.column_names, call=f"{call}: the data set")
+        raise ValueError(f"{call}(column={column!r}): the data set has {dataset.column_names}. Name one of these.")
+    rows = dataset.with_format(None)
+    check_prompts(rows[column][:], call=call, column=column)
+    types = rows["query_type"][:] if "query_type" in rows.column_names else [None] * len(rows)
+    return last_user_texts(rows[column][:], range(len(rows))), types
+
+
+def _labeler(labeler: Labeler | str | os.PathLike | None, call: str) -> Labeler:
+    if labeler is None:
+        return QueryTypeClassifier.load()
+    if isinstance(labeler, str | os.PathLike):
+        if os.fspath(labeler).endswith(".safetensors"):
+            return QueryTypeClassifier.load(labeler)
+        from trl_ext.query_types.language_model_labeler import LanguageModelLabeler
+
+        return LanguageModelLabeler(labeler)
+    if not callable(getattr(labeler, "label", None)):
+        raise ValueError(
+            f"{call}(labeler={type(labeler).__name__}): expected None, a path, a LanguageModelLabeler or an EndpointLabeler. "
+            "Of a model, give LanguageModelLabeler(model, tokenizer)."
+        )
+    return labeler
+
+
+def _checked_file(keep: str | os.PathLike | None, labeler: Labeler, call: str) -> Path | None:
+    if keep is None and labeler.needs_file:
+        raise ValueError(
+            f"{call}(keep=None): the labels of {labeler.name} would be lost with an error. Give a file for them, e.g. "
+            "keep='labels.jsonl'."
+        )
+    return None if keep is None else Path(keep).expanduser()
+
+
+def _labels(labeler: Labeler, queries: list[str], kept: KeptLabels) -> dict[str, Label]:
+    """Of each query once: what was kept, and the rest as it comes."""
+    found = {query: kept.of(query) for query in queries}
+    found |= {query: Label(None, None, EMPTY) for query in queries if not query.strip()}
+    missing = [query for query, label in found.items() if label is None]
+    for i, label in labeler.label(missing):
+        found[missing[i]] = label
+        if label.confidence is not None:  # else nothing was said of it, and the next call may ask again
+            kept.add(missing[i], label)
+    return found
+
+
+def _above(label: Label, threshold: float) -> Label:
+    """The label, without its type where it is not sure enough."""
+    if label.query_type is None or label.confidence >= threshold:
+        return label
+    return Label(None, label.confidence, f"less sure than threshold={threshold:g}")
+
+
+def _warn_of_none(given: dict[int, Label], call: str) -> None:
+    reasons = Counter(label.reason for label in given.values() if label.query_type is None)
+    if reasons:
+        first = next(i for i, label in given.items() if label.query_type is None)
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        warnings.warn(
+            f"{call}: {reasons.total()} of {len(given)} queries, e.g. that of row {first}, got no type: {said}. {OTHERS}",
+            stacklevel=3,
+        )
+
+
+def _with_columns(dataset: Dataset, types: list[str | None], given: dict[int, Label]) -> Dataset:
+    rows = range(len(dataset))
+    had = COLUMNS[1] in dataset.column_names
+    sure = dataset.with_format(None)[COLUMNS[1]][:] if had else [None for _ in rows]
+    values = {
+        COLUMNS[0]: [given[i].query_type if i in given else types[i] for i in rows],
+        COLUMNS[1]: [given[i].confidence if i in given else sure[i] for i in rows],
+    }
+    dataset = dataset.remove_columns([name for name in COLUMNS if name in dataset.column_names])
+    for name, kind in zip(COLUMNS, ("string", "float64"), strict=True):
+        dataset = dataset.add_column(name, values[name], feature=Value(kind))
+    return dataset

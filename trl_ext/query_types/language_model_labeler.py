@@ -1,0 +1,108 @@
+"""Query types by the log-probabilities that a causal LM gives two options."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
+from math import exp
+from zlib import crc32
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.query_types.labels import TYPES, Label, label_of
+from trl_ext.query_types.query_questions import ORDERS, QUESTION, letter_of, question, question_text
+from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.token_ids import prompt_and_completion_ids
+from trl_ext.sequences.tokenizers import tokenizer_beside
+from trl_ext.sequences.training_rows import TrainingRow, training_row
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.loading import loading, quiet_loading
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1
+
+Model = PreTrainedModel | PeftModel
+
+
+class LanguageModelLabeler:
+    """Asks a causal LM, without sampling, which of two letters names the type of a query.
+
+        logit p(open) = ½ Σ over both orders of (log p(letter of open) − log p(letter of closed))
+
+    A liking for one letter cancels over the orders. With a chat template the question is a user's turn, else it is text.
+    `trl_ext.query_types.QUESTION` is what is asked. Small base models answer little better than chance: look at some.
+
+    Args:
+        model: A causal LM, or its path or hub id.
+        tokenizer: None: the one beside the model.
+        examples: Queries with their types that are shown before each question.
+        batch_size: Queries of a pass, with 4 rows each.
+    """
+
+    threshold = 0.5
+    needs_file = False
+
+    def __init__(
+        self,
+        model: Model | str | os.PathLike,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        examples: Sequence[tuple[str, str]] = (),
+        batch_size: int = 8,
+    ):
+        call = "LanguageModelLabeler"
+        self.model, place = _loaded(model, call=call)
+        self.tokenizer = tokenizer or tokenizer_beside(place, call=call)
+        self.examples = _checked_examples(examples, call=call)
+        self.batch_size = checked(call, "batch_size", batch_size, int, AT_LEAST_1)
+
+    @cached_property
+    def name(self) -> str:
+        asked = crc32(repr((QUESTION, self.examples, self.tokenizer.chat_template)).encode())
+        return f"language model {self.model.config._name_or_path} {asked:08x}"
+
+    def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
+        for start in range(0, len(queries), self.batch_size):
+            for i, p_open in enumerate(self._p_open(queries[start : start + self.batch_size]), start):
+                yield i, label_of(p_open)
+
+    def _p_open(self, queries: list[str]) -> list[float]:
+        rows = [self._row(query, order, kind) for query in queries for order, kind in product(ORDERS, TYPES)]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        found = completion_log_probs(
+            self.model, rows, pad_token_id=pad, batch_size=len(rows), device=self.model.device
+        )
+        sums = [sum(each) for each in found]
+        logits = [(a - b + c - d) / 2 for a, b, c, d in zip(*(sums[i::4] for i in range(4)), strict=True)]
+        return [1 / (1 + exp(-max(min(logit, 50.0), -50.0))) for logit in logits]
+
+    def _row(self, query: str, order: tuple[str, str], kind: str) -> TrainingRow:
+        letter = letter_of(kind, order)
+        if self.tokenizer.chat_template is None:
+            asked, answer = question_text(query, order, self.examples), f" {letter}"
+        else:
+            asked, answer = question(query, order, self.examples), [{"role": "assistant", "content": letter}]
+        return training_row(*prompt_and_completion_ids(asked, answer, self.tokenizer, ended=False))
+
+
+def _loaded(model: Model | str | os.PathLike, *, call: str) -> tuple[Model, str]:
+    """A model, and where its tokenizer may be."""
+    if isinstance(model, Model):
+        return model, model.config._name_or_path
+    if not isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"{call}(model={type(model).__name__}): expected a causal LM, or the path or hub id of one. Give one."
+        )
+    path = os.path.expanduser(os.fspath(model))
+    with loading(f"{call}({path!r})"), quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(path).to(default_device()), path
+
+
+def _checked_examples(examples: Sequence[tuple[str, str]], *, call: str) -> tuple[tuple[str, str], ...]:
+    for example in examples:
+        if not (len(example) == 2 and isinstance(example[0], str) and example[1] in TYPES):
+            raise ValueError(
+                f"{call}(examples=[{example!r}, …]): expected pairs of a query and its type, one of {list(TYPES)}. "
+                "Mend that one."
+            )
+    return tuple((query, kind) for query, kind in examples)
