@@ -11,6 +11,7 @@ from examples.query_types.train_classifier import (
     Row,
     calibration,
     fitted,
+    one_sided,
     own_rows,
     query_hash,
     threshold,
@@ -70,6 +71,11 @@ def test_near_duplicates_are_left_out():
     rows = [Row("Write a short poem about the sea.", "open", ""), Row("Name a river.", "closed", "")]
     assert without(rows, ["write a short poem about the sea!", "other"]) == rows[1:]
     assert query_hash("Name a river") == query_hash(" name a RIVER.") != query_hash("Name the river.")
+
+
+def test_sources_of_one_type_are_named():
+    rows = [Row("a", "open", "x"), Row("b", "closed", "x"), Row("c", "open", "y"), Row("d", "open", "y")]
+    assert one_sided(rows) == {"y"}
 
 
 def test_one_command_from_labels_to_weights(tmp_path):

@@ -180,6 +180,12 @@ def trained(rows: list[Row]) -> QueryTypeClassifier:
     )
 
 
+def one_sided(rows: list[Row]) -> set[str]:
+    """The sources, where there are several, whose queries are all of one type."""
+    kinds = Counter(source for source, _ in {(row.source, row.query_type) for row in rows})
+    return {source for source, count in kinds.items() if count == 1}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     rows = parser.add_mutually_exclusive_group(required=True)
@@ -190,6 +196,10 @@ def main() -> None:
     found = own_rows(args.labels) if args.labels else shipped_rows(args.data)
     for (source, kind), count in sorted(Counter((row.source, row.query_type) for row in found).items()):
         print(f"{source or 'queries':24}{kind:8}{count:6}")
+    for source in sorted(one_sided(found)):
+        print(
+            f"{source}: all its labels are one, so that the classifier learns the source. Add queries of the other type."
+        )
     classifier = trained(found)
     classifier.save(args.output)
     print(f"{args.output}: threshold={classifier.threshold}, known={classifier.known}, scripts={classifier.scripts}")
