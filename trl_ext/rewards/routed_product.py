@@ -131,7 +131,8 @@ class RoutedProduct:
         if query_type is None:
             raise ValueError(
                 f"{name} expected a column `query_type` with the values {list(routes)}, and got the columns "
-                f"{sorted(own_columns(columns))}. Add it to the dataset: it says how each query is scored."
+                f"{sorted(own_columns(columns))}. Add it to the dataset, e.g. by "
+                "trl_ext.label_query_types(dataset): it says how each query is scored."
             )
         place, unknown = next(
             ((i, kind) for i, kind in enumerate(query_type) if kind not in list(routes)), (None, None)
