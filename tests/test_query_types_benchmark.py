@@ -48,9 +48,9 @@ def test_rules_are_learned():
 def test_a_cached_instruction_changes_no_label():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
-    tokenizer.add_tokens([" A", " B"])  # of bytes they would be two
+    tokenizer.add_tokens([" A", " B", "\n\n"])  # of bytes the letters would be two, and lines would not melt
     model = tiny_llama(tokenizer, max_position_embeddings=8192)
-    queries = ["Why?", "Write a song.", "2 + 2"]
+    queries = ["\nWhy?", "Write a song.", "2 + 2"]
     for examples in ((), FEW):
         slow, fast = (kind(model, tokenizer, examples=examples) for kind in (LanguageModelLabeler, CachedLabeler))
         for (_, one), (_, other) in zip(slow.label(queries), fast.label(queries), strict=True):

@@ -200,7 +200,7 @@ class CachedLabeler(LanguageModelLabeler):
     @lru_cache  # noqa: B019
     def _shared(self, order: tuple[str, str]) -> tuple[list[int], Cache]:
         both = [self.tokenizer(question_text(query, order, self.examples))["input_ids"] for query in ("Why", "2")]
-        shared = both[0][: common_length(both)]
+        shared = both[0][: common_length(both) - 1]  # the last may be one with what a query begins with
         return shared, self.model(torch.tensor([shared]), use_cache=True, logits_to_keep=1).past_key_values
 
 
