@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from trl_ext.self_training import ReSTTrainer as ReSTTrainer
     from trl_ext.self_training import SelfTrainingConfig as SelfTrainingConfig
     from trl_ext.self_training import SelfTrainingTrainer as SelfTrainingTrainer
+    from trl_ext.sequences.texts import characters as characters
+    from trl_ext.sequences.texts import graphemes as graphemes
+    from trl_ext.sequences.texts import unicode_wordpunct as unicode_wordpunct
+    from trl_ext.sequences.texts import wordpunct as wordpunct
     from trl_ext.shared_base import SharedBase as SharedBase
 
 __version__ = "0.1.0"

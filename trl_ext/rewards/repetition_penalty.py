@@ -13,6 +13,20 @@ class RepetitionPenalty:
     >>> RepetitionPenalty(ngram=2)(completions=["a b c d", "no no no no no"])
     [1.0, 0.25]
 
+    A sentence said twice, in each language with what cuts it well, as in `LengthIncentive`:
+
+    >>> from trl_ext import characters, graphemes, unicode_wordpunct
+    >>> RepetitionPenalty()(completions=["좋다. 좋다. 좋다."])  # Korean: 좋다·.·좋다 .·좋다·. [좋다·.·좋다] [.·좋다·.]
+    [0.5]
+    >>> RepetitionPenalty(tokenize=characters)(completions=["猫だ。猫だ。"])  # Japanese: 猫だ。 だ。猫 。猫だ [猫だ。]
+    [0.75]
+    >>> RepetitionPenalty(tokenize=characters)(completions=["我好。我好。"])  # Chinese: 我好。 好。我 。我好 [我好。]
+    [0.75]
+    >>> RepetitionPenalty(tokenize=unicode_wordpunct)(completions=["नमस्ते। नमस्ते। नमस्ते।"])  # Hindi, as the Korean one
+    [0.5]
+    >>> RepetitionPenalty(tokenize=graphemes)(completions=["ดีครับ ดีครับ"])  # Thai, ดี·ค·รั·บ twice: 4 of 6
+    [0.6666666666666666]
+
     Args:
         ngram: Tokens per n-gram; 3 in the paper. Larger overlooks more: only longer loops count.
         tokenize: Function from text to a list of tokens, as in `LengthIncentive`.
