@@ -54,13 +54,24 @@ def _encode_with_mean(
     check_ids(ids, tokenizer, model.config, call="RelevanceReward(encoder=…)")
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length together: little padding
     batches = [[ids[i] for i in order[start : start + batch_size]] for start in range(0, len(ids), batch_size)]
-    vectors = torch.cat([mean_pooled(model, batch) for batch in batches])
+    with torch.no_grad():
+        vectors = [mean_pooled(model, batch) for batch in batches]
+    vectors = torch.cat(_of_one_size(vectors))
     return vectors[torch.tensor(order).argsort()], ids
 
 
-@torch.no_grad()
+def _of_one_size(vectors: list[Tensor]) -> list[Tensor]:
+    sizes = sorted({each.size(1) for each in vectors})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"RelevanceReward(encoder=…): expected vectors of one size, got some of {sizes[0]} and some of {sizes[-1]} "
+            "dimensions. Make the encoder's last hidden state as wide for every batch."
+        )
+    return vectors
+
+
 def mean_pooled(model: nn.Module, ids: list[list[int]]) -> Tensor:
-    """Masked mean of the last hidden state, `(N, D)`; 0 for a text without tokens.
+    """Masked mean of the last hidden state, `(N, D)`, with gradient; 0 for a text without tokens.
 
         M(x) = Σ_t h_t · mask_t / Σ_t mask_t
 

@@ -41,15 +41,15 @@ class R3Reward(RoutedProduct):
 
         PPOTrainer(..., reward_funcs=R3Reward(), args=PPOConfig(max_completion_length=256))    # L is the trainer's
         GRPOTrainer(..., reward_funcs=R3Reward(max_completion_length=256), args=GRPOConfig(max_completion_length=256))
-        R3Reward(relevance=RelevanceReward("facebook/mcontriever"), tokenize=characters, top_relevance=...)
+        calibrate_relevance("facebook/mcontriever", dataset).reward(tokenize=characters)       # another encoder's constants
 
     Args:
         max_completion_length: L, the trainer's limit on a completion, in tokens. None: that of the trainer of trl_ext
             which it is given to, and 512, as in the paper, elsewhere; what it is shows as `L`. A score means something
             beside one of the same L only: outside the trainer, score with `trainer.reward_funcs[i]`, or give it here.
         relevance: Encoder and similarity of both relevances; `to` is the route's choice, a contrast the open one's.
-        top_relevance: The relevance that is worth a completion of full length. Measure it for an encoder other than
-            Contriever; for vectors of length 1, as of most sentence-transformers models, it is at most 1.
+        top_relevance: The relevance that is worth a completion of full length. `calibrate_relevance` measures it for an
+            encoder other than Contriever; for vectors of length 1, as of most sentence-transformers models, it is at most 1.
         tokenize: What LI and RP count, as in `LengthIncentive`.
     """
 
@@ -102,5 +102,6 @@ class R3Reward(RoutedProduct):
         if self.relevance.similarity == "cosine" and self.top_relevance > 1:
             raise ValueError(
                 f"R3Reward(top_relevance={self.top_relevance}) with cosine relevance: a cosine is at most 1, so closed "
-                "answers would earn less than the paper means. Give top_relevance=1.0, or the best cosine you see."
+                "answers would earn less than the paper means. Give top_relevance=1.0, or what "
+                "trl_ext.calibrate_relevance(encoder, dataset) proposes."
             )

@@ -17,37 +17,14 @@ from trl_ext.rewards.encoder import (
     is_sentence_transformer,
     load_encoder,
 )
+from trl_ext.rewards.relevance_cache import kept_vectors
 from trl_ext.rewards.reward_columns import Columns, check_counts
+from trl_ext.rewards.similarities import mean_to_others, places, similarities
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
 from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
-
-
-def similarities(left: Tensor, right: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:
-    """Dot product or cosine of each pair of rows, `(N,)` from two of `(N, D)`; a zero vector is like nothing, 0.
-
-    >>> similarities(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]), kind="dot")
-    tensor([9.])
-    """
-    if kind == "cosine":
-        left, right = nn.functional.normalize(left, dim=1), nn.functional.normalize(right, dim=1)
-    return (left * right).sum(1)
-
-
-def mean_to_others(targets: list[str], vectors: Tensor, answers: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:
-    """Each answer's mean similarity to the targets of other rows that differ from its own, `(N,)`; 0 without any.
-
-    Args:
-        targets: N texts, of which equal ones count once.
-        vectors: Theirs, `(N, D)`.
-        answers: The completions' vectors, `(N, D)`.
-        kind: As in `similarities`.
-    """
-    first = {target: i for i, target in reversed(list(enumerate(targets)))}
-    table = torch.stack([similarities(vectors[i].expand_as(answers), answers, kind=kind) for i in first.values()])
-    return (table.sum(0) - similarities(vectors, answers, kind=kind)) / max(len(first) - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -69,8 +46,10 @@ class RelevanceReward:
 
     Args:
         encoder: Id or folder, loaded frozen on first use and shared by all rewards that name it; only the name is
-            pickled. Or an object: a transformers model with its `tokenizer`, or a `SentenceTransformer`, which pools
-            in its own way, as does a local folder of one. An object is put into eval mode and otherwise left alone.
+            pickled, and the latest vectors of prompts and references are kept (256 MiB at most). Or an object: a
+            transformers model with its `tokenizer`, or a `SentenceTransformer`, which pools in its own way, as does a
+            local folder of one. An object is put into eval mode and otherwise left alone; nothing of it is kept, since
+            its weights are yours to change.
         tokenizer: Only for a transformers model given as an object.
         to: `"prompt"` or `"reference"`.
         similarity: `"dot"` (unbounded, about 1 for Contriever) or `"cosine"` (in [−1, 1]).
@@ -117,10 +96,7 @@ class RelevanceReward:
         answers = [text_of(completion) for completion in completions]
         beside = [f"beside the completion {answer[:60]!r}" for answer in answers]
         targets = [last_user_text(p) for p in prompts] if self.to == "prompt" else self._references(reference, beside)
-        texts = list(dict.fromkeys(targets + answers))
-        row = {text: i for i, text in enumerate(texts)}
-        vectors = self._vectors(texts)
-        left, right = vectors[[row[text] for text in targets]], vectors[[row[text] for text in answers]]
+        left, right = self._pairs(targets, answers)
         scores = similarities(left, right, kind=self.similarity)
         if self.contrast:
             scores = scores - mean_to_others(targets, left, right, kind=self.similarity)
@@ -135,24 +111,36 @@ class RelevanceReward:
             given = columns.get("reference")
             texts = self._references(given and [given[i] for i in rows], [f"in row {i}" for i in rows])
         if rows:
-            self._vectors(list(dict.fromkeys([*texts[: self.batch_size], *PROBES])))
+            probed = list(dict.fromkeys([*texts[: self.batch_size], *PROBES]))
+            self._check_reach(self._vectors(probed), count=len(probed))
+
+    def _pairs(self, targets: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
+        """Vectors of targets and of answers, `(N, D)` each. A named encoder never changes, so those of targets are kept."""
+        asked, said = list(dict.fromkeys(targets)), list(dict.fromkeys(answers))
+        texts = list(dict.fromkeys(asked + said))
+        if isinstance(self.encoder, nn.Module):
+            vectors = self._vectors(texts)
+            known, made = vectors[places(asked, texts)], vectors[places(said, texts)]
+        else:
+            known, made = kept_vectors(*self._load(), asked, max_length=self.max_length), self._vectors(said)
+        self._check_reach(torch.cat([known, made]), count=len(texts))
+        return known[places(targets, asked)], made[places(answers, said)]
 
     def _vectors(self, texts: list[str]) -> Tensor:
-        model, tokenizer = self._load()
-        options = {"max_length": self.max_length, "batch_size": self.batch_size}
-        vectors = encode(model, tokenizer, texts, **options)
-        if self.top_relevance is not None and self.similarity == "dot":
-            few = len(texts) < 3 and tokenizer is None  # which may normalise
-            self._check_reach(common_length(encode(model, tokenizer, list(PROBES), **options) if few else vectors))
-        return vectors
+        return encode(*self._load(), texts, max_length=self.max_length, batch_size=self.batch_size)
 
-    def _check_reach(self, length: float | None) -> None:
+    def _check_reach(self, vectors: Tensor, *, count: int) -> None:
+        """Raise a ValueError where vectors of so many texts, all of one length, could never be as near as `top_relevance`."""
+        if self.top_relevance is None or self.similarity != "dot":
+            return
+        few = count < 3 and self._load()[1] is None  # which may normalise
+        length = common_length(self._vectors(list(PROBES)) if few else vectors)
         if length is not None and self.top_relevance > 1.02 * length**2:
             raise ValueError(
                 f"R3Reward(top_relevance={self.top_relevance}): all vectors of this encoder have the length {length:.3g}, so "
                 f"that no relevance is above {length**2:.3g}, and closed answers would earn at most "
-                f"{length**2 / self.top_relevance:.2f} of what the paper means. Give top_relevance={length**2:.3g}, or the "
-                "best that you see."
+                f"{length**2 / self.top_relevance:.2f} of what the paper means. Give top_relevance={length**2:.3g}, or what "
+                "trl_ext.calibrate_relevance(encoder, dataset) proposes."
             )
 
     def _load(self) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
