@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from trl_ext.rewards.length_incentive import LengthIncentive as LengthIncentive
     from trl_ext.rewards.r3 import R3Reward as R3Reward
     from trl_ext.rewards.relevance import RelevanceReward as RelevanceReward
+    from trl_ext.rewards.relevance_calibration import RelevanceCalibration as RelevanceCalibration
+    from trl_ext.rewards.relevance_calibration import calibrate_relevance as calibrate_relevance
     from trl_ext.rewards.repetition_penalty import RepetitionPenalty as RepetitionPenalty
     from trl_ext.rewards.routed_product import Route as Route
     from trl_ext.rewards.routed_product import RoutedProduct as RoutedProduct

@@ -102,6 +102,10 @@ class RelevanceReward:
             scores = scores - mean_to_others(targets, left, right, kind=self.similarity)
         return scores.tolist()
 
+    def vectors(self, texts: list[str]) -> Tensor:
+        """M of each text, `(N, D)` in fp32."""
+        return encode(*self._load(), texts, max_length=self.max_length, batch_size=self.batch_size)
+
     def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
         """Raise a ValueError where a question or reference is missing, or the encoder, or it cannot reach `top_relevance`."""
         texts = []
@@ -112,29 +116,26 @@ class RelevanceReward:
             texts = self._references(given and [given[i] for i in rows], [f"in row {i}" for i in rows])
         if rows:
             probed = list(dict.fromkeys([*texts[: self.batch_size], *PROBES]))
-            self._check_reach(self._vectors(probed), count=len(probed))
+            self._check_reach(self.vectors(probed), count=len(probed))
 
     def _pairs(self, targets: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Vectors of targets and of answers, `(N, D)` each. A named encoder never changes, so those of targets are kept."""
         asked, said = list(dict.fromkeys(targets)), list(dict.fromkeys(answers))
         texts = list(dict.fromkeys(asked + said))
         if isinstance(self.encoder, nn.Module):
-            vectors = self._vectors(texts)
+            vectors = self.vectors(texts)
             known, made = vectors[places(asked, texts)], vectors[places(said, texts)]
         else:
-            known, made = kept_vectors(*self._load(), asked, max_length=self.max_length), self._vectors(said)
+            known, made = kept_vectors(*self._load(), asked, max_length=self.max_length), self.vectors(said)
         self._check_reach(torch.cat([known, made]), count=len(texts))
         return known[places(targets, asked)], made[places(answers, said)]
-
-    def _vectors(self, texts: list[str]) -> Tensor:
-        return encode(*self._load(), texts, max_length=self.max_length, batch_size=self.batch_size)
 
     def _check_reach(self, vectors: Tensor, *, count: int) -> None:
         """Raise a ValueError where vectors of so many texts, all of one length, could never be as near as `top_relevance`."""
         if self.top_relevance is None or self.similarity != "dot":
             return
         few = count < 3 and self._load()[1] is None  # which may normalise
-        length = common_length(self._vectors(list(PROBES)) if few else vectors)
+        length = common_length(self.vectors(list(PROBES)) if few else vectors)
         if length is not None and self.top_relevance > 1.02 * length**2:
             raise ValueError(
                 f"R3Reward(top_relevance={self.top_relevance}): all vectors of this encoder have the length {length:.3g}, so "
