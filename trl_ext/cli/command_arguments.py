@@ -76,6 +76,14 @@ class RewardArguments:
         "as module:name or file.py:name. Weighted by reward_weights.",
     )
     relevance_encoder: str | None = option(None, "Of `r3`: path or hub id of a sentence encoder. None: Contriever.")
+    top_relevance: float | None = option(
+        None, "Of `r3`: the best relevance, as trl_ext.calibrate_relevance proposes it. None: 3.5, Contriever's."
+    )
+    tokenize: str | None = option(
+        None,
+        "Of `r3`: what length and repetition count: `wordpunct`, `unicode_wordpunct`, `characters`, `graphemes`, or a "
+        "function from text to tokens as module:name or file.py:name. None: wordpunct.",
+    )
 
 
 @dataclass

@@ -102,9 +102,13 @@ def named(name: str, rewards: RewardArguments) -> object:
     """A reward by its name: `r3`, a function, or the path of a model, which stays one."""
     if name != "r3":
         return named_reward(name, flag="--reward_funcs")
-    if rewards.relevance_encoder is None:
-        return R3Reward()
-    return R3Reward(relevance=RelevanceReward(rewards.relevance_encoder))
+    options = {} if rewards.top_relevance is None else {"top_relevance": rewards.top_relevance}
+    if rewards.relevance_encoder is not None:
+        options["relevance"] = RelevanceReward(rewards.relevance_encoder)
+    if rewards.tokenize is not None:
+        place = rewards.tokenize if ":" in rewards.tokenize else f"trl_ext:{rewards.tokenize}"
+        options["tokenize"] = named_reward(place, flag="--tokenize")
+    return R3Reward(**options)
 
 
 def load_options(model: ModelArguments) -> dict[str, Any]:
