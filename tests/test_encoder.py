@@ -182,3 +182,13 @@ def test_nor_has_it_where_sentence_transformers_pools(unit_path, tmp_path):
     model, none = load_encoder(str(tmp_path / "st"), "cpu", torch.float32)
     vectors = encode(model, none, ["", "a"], max_length=64, batch_size=2)
     assert model.encode([""]).any() and vectors.norm(dim=1).tolist() == pytest.approx([0, 1])
+
+
+def test_on_a_cpu_few_texts_pass_together(one_hot):
+    """More than its caches hold would take longer: 18 texts, at most 64 of them a pass, go by eights, shortest first."""
+    texts = ["sky " * n for n in range(18, 0, -1)]
+    vectors = encode(one_hot, word_tokenizer(), texts, max_length=512, batch_size=64)
+    assert (
+        one_hot.shapes == [(8, 8), (8, 16), (2, 18)]
+        and vectors[:, word_tokenizer().vocab["sky"]].tolist() == [1.0] * 18
+    )

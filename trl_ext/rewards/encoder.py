@@ -19,6 +19,9 @@ from trl_ext.sequences.vocabulary import check_ids
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.overrides import replaced
 
+CPU_BATCH = (
+    8  # texts per pass at most on a CPU, whose caches hold no more: 64 take 2.6 times as long (MiniLM, one core)
+)
 PROBES = ("Why?", "What is the capital of Korea?", "It is Seoul, a city of ten million people on the river Han.")
 
 
@@ -32,6 +35,8 @@ def encode(
     its own, that is, with only those that the tokenizer puts around every text such as [CLS] and [SEP], says nothing: 0.
     """
     model.eval()
+    if next(model.parameters()).device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     way = _encode_with_sentence_transformer if tokenizer is None else _encode_with_mean
     vectors, ids = way(model, tokenizer or model.tokenizer, texts, max_length=max_length, batch_size=batch_size)
     silent = [not text.strip() for text in texts] if ids is None else _silent(tokenizer or model.tokenizer, texts, ids)

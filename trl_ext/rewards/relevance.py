@@ -57,7 +57,7 @@ class RelevanceReward:
             as Contriever mostly consist of. The score then depends on the batch, may be negative, and means nothing
             where all prompts are equal. Only to="prompt"; not the paper's form.
         max_length: Longest text in tokens; beginnings are cut, and never more is read than the encoder's window.
-        batch_size: Texts per forward pass, sorted by length; repeated ones are encoded once.
+        batch_size: Texts per forward pass, sorted by length; at most 8 on a CPU. Repeated ones are encoded once.
         device: Of an encoder given by name; by default CUDA where there is one, else the CPU.
         dtype: Of an encoder given by name; by default fp32.
         top_relevance: What R³ takes for the best relevance: a ValueError where the encoder's vectors, all of one length,
