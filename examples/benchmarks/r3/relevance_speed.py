@@ -127,24 +127,21 @@ def timed(reward: R3Reward) -> Way:
 
 def training_shares(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """By trainer: CPU seconds of R³, and of all that training did."""
-    rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()[:8]]
-    columns = {"prompt": [f"Question: {row['query']}\nAnswer:" for row in rows], "query_type": ["open"] * 8}
+    rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    short = sorted((row["query"] for row in rows), key=len)[:8]
+    columns = {"prompt": [f"Question: {query}\nAnswer:" for query in short], "query_type": ["open"] * 8}
     dataset, lora = Dataset.from_dict(columns), LoraConfig(r=8, task_type="CAUSAL_LM")
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_completion_length": LENGTH}
+    trainers = {
+        "PPO": (PPOTrainer, PPOConfig, {"num_train_epochs": 1, "num_generations": 1}),
+        "RAFT": (RAFTTrainer, RAFTConfig, RAFT),
+    }
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        common = on_cpu(Path(folder), 0) | {"per_device_train_batch_size": 4, "max_completion_length": LENGTH}
-        sizes = {"num_train_epochs": 1, "num_generations": 1, "gradient_accumulation_steps": 2}
-        trainers = {
-            "PPO": lambda reward: PPOTrainer(
-                args.policy, reward, PPOConfig(**common | sizes), dataset, peft_config=lora
-            ),
-            "RAFT": lambda reward: RAFTTrainer(
-                args.policy, reward, RAFTConfig(**common, **RAFT), dataset, peft_config=lora
-            ),
-        }
-        for name, trainer in trainers.items():
-            reward = timed(R3Reward(relevance=RelevanceReward(args.encoder), max_completion_length=LENGTH))
-            made = trainer(reward)
+    for name, (trainer, config, options) in trainers.items():
+        reward = timed(R3Reward(relevance=RelevanceReward(args.encoder), max_completion_length=LENGTH))
+        with tempfile.TemporaryDirectory() as folder:
+            settings = config(**on_cpu(Path(folder), 0), **sizes, **options)
+            made = trainer(args.policy, reward, settings, dataset, peft_config=lora)
             start, reward.seconds = time.process_time(), 0.0
             made.train()
             found[name] = (reward.seconds, time.process_time() - start)
