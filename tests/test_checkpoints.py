@@ -36,7 +36,7 @@ def test_a_failing_run_saves_its_state(tmp_path):
 
         accelerator = None
         args = SimpleNamespace(output_dir=tmp_path)
-        callback_handler = SimpleNamespace(callbacks=())
+        callback_handler = SimpleNamespace(callbacks=[])
 
         def add_callback(self, callback): ...
 

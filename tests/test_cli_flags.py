@@ -59,6 +59,7 @@ TWICE = {
     "demo": "--quick --quick",
     "generate": "--top-k 1 --top_k 2",
     "plan": "--shared --no-shared",
+    "probe": "--limit 1 --limit 2",
 }
 
 
