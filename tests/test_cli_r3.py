@@ -14,8 +14,8 @@ def test_alone_it_is_the_papers():
 
 def test_its_constants_are_flags(tmp_path):
     path = saved_bert(tmp_path)
-    arguments = RewardArguments(relevance_encoder=path, top_relevance=0.9, tokenize="characters")
-    expected = R3Reward(relevance=RelevanceReward(path), top_relevance=0.9, tokenize=characters)
+    arguments = RewardArguments(relevance_encoder=path, top_relevance=0.9, length_cap=70, tokenize="characters")
+    expected = R3Reward(relevance=RelevanceReward(path), top_relevance=0.9, length_cap=70, tokenize=characters)
     assert named("r3", arguments) == expected
 
 
@@ -32,3 +32,5 @@ def test_an_unknown_one_is_refused():
         named("r3", RewardArguments(tokenize="letters"))
     with pytest.raises(ValueError, match=r"R3Reward\(top_relevance=0.0\): expected a positive number"):
         named("r3", RewardArguments(top_relevance=0.0))
+    with pytest.raises(ValueError, match=r"R3Reward\(length_cap=0\): expected a positive number"):
+        named("r3", RewardArguments(length_cap=0))

@@ -8,10 +8,11 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
-from trl_ext import LearnedReward, RelevanceReward, RepetitionPenalty
+from trl_ext import LearnedReward, LengthIncentive, R3Reward, RelevanceReward, RepetitionPenalty
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, model_fingerprint, reference_fingerprint
+from trl_ext.trainer_kit.run_changes import differences
 
 ROWS = [{"prompt": "a", "n": 1}, {"prompt": "b", "n": 2}]
 
@@ -99,6 +100,24 @@ def test_a_folder_is_what_is_in_it_wherever_it_lies(tmp_path):
     assert settings(RelevanceReward(one)) == settings(RelevanceReward(str(moved))) != settings(RelevanceReward(other))
     for text in ("", ".", "x" * 5000):  # no folder's name
         assert settings(partial(plus, bonus=text))["bonus"] == ("" if text == "." else text)
+
+
+def without(name: str, settings: object) -> object:
+    """Settings as a version wrote them that did not have such an option."""
+    if isinstance(settings, list):
+        return [without(name, part) for part in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {key: without(name, value) for key, value in settings.items() if key != name}
+
+
+@pytest.mark.parametrize(("kind", "option"), [(R3Reward, "length_cap"), (LengthIncentive, "cap")])
+def test_a_run_from_before_the_cap_goes_on(kind, option):
+    """An older record has neither R³'s option nor LI's in its routes; at None it is the same run, with a cap another."""
+    before = without("length_cap", without("cap", settings(kind())))
+    assert option not in before and differences(before, settings(kind())) == []
+    changed = differences(before, settings(kind(**{option: 70})))
+    assert f"{option}: None then, 70 now" in changed
 
 
 def test_a_reward_model_is_its_weights():

@@ -42,6 +42,22 @@ def test_korean_words_hide_their_particles():
     assert LengthIncentive(tokenize=characters)(completions=[text]) == [0.15]  # 3 × (학 교 particle 좋 다)
 
 
+@pytest.mark.parametrize(("cap", "expected"), [(1, 0.01), (3, 0.03), (4, 0.04), (5, 0.04), (None, 0.04)])
+def test_tokens_beyond_the_cap_earn_nothing(cap, expected):
+    assert LengthIncentive(cap=cap)(completions=["Because it scatters."]) == [expected]  # Because · it · scatters · .
+
+
+def test_under_a_cap_filler_earns_nothing():
+    paid = LengthIncentive(cap=4)(completions=["Because it scatters.", "Because it scatters. " + "And so on. " * 50])
+    assert paid[0] == paid[1] == 0.04
+
+
+@pytest.mark.parametrize("cap", [0, -1, 2.5, "70", True])
+def test_what_is_no_cap(cap):
+    with pytest.raises(ValueError, match=rf"LengthIncentive\(cap={cap!r}\): expected a positive number of tokens"):
+        LengthIncentive(cap=cap)
+
+
 def test_it_is_a_value():
     reward = LengthIncentive(tokenize=characters)
     assert pickle.loads(pickle.dumps(reward)) == reward

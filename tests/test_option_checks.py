@@ -56,6 +56,7 @@ def route(**options):
         (RepetitionPenalty, "ngram", 2.5, "it must be a whole number"),
         (R3Reward, "max_completion_length", 99.5, "expected a positive number"),
         (R3Reward, "top_relevance", "3", "expected a positive number"),
+        (R3Reward, "length_cap", 69.5, "expected a positive number"),
         (RelevanceReward, "batch_size", 1.5, "expected at least 1"),
         (RelevanceReward, "contrast", "no", "it must be True or False"),
         (route, "scale", math.nan, "expected a finite number"),

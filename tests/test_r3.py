@@ -55,6 +55,16 @@ def test_the_papers_f():
     assert closed_scale(max_completion_length=350, top_relevance=3.5) == pytest.approx(1.0)
 
 
+def test_a_cap_by_hand(reward):
+    """Five tokens of six are paid; F takes L = 5, what an open answer can earn, and not more than the trainer's L."""
+    columns = {"prompts": [QUESTION] * 2, "query_type": ["open", "closed"], "reference": [None, "two"]}
+    capped = replace(reward, length_cap=5)(**columns, completions=["the sky is why blue yes", "two"])
+    free = reward(**columns, completions=["the sky is why blue yes", "two"])
+    # r_x · 5/100 where it was r_x · 6/100, and F = 1 · .05 / 3.5
+    assert capped == pytest.approx([free[0] * 5 / 6, 0.05 / 3.5])
+    assert replace(reward, max_completion_length=64, length_cap=600).routes[1].scale == pytest.approx(0.64 / 3.5)
+
+
 @pytest.mark.parametrize(
     ("completion", "length", "distinct"),
     [("", 0, 1), ("sky", 1, 1), ("sky sky", 2, 1), ("sky sky sky sky", 4, 1 / 2), ("?!", 1, 1), ("! ! ! !", 4, 1 / 2)],
@@ -171,6 +181,7 @@ def test_missing_columns_and_unknown_types_are_refused(reward):
     [
         ({"max_completion_length": 0}, r"R3Reward\(max_completion_length=0\): expected a positive number"),
         ({"top_relevance": math.nan}, r"R3Reward\(top_relevance=nan\): expected a positive number"),
+        ({"length_cap": 0}, r"R3Reward\(length_cap=0\): expected a positive number"),
         ({"top_relevance": -1.0}, r"R3Reward\(top_relevance=-1.0\): expected a positive number"),
         ({"relevance": RelevanceReward(similarity="cosine")}, r"cosine is at most 1.*top_relevance=1.0"),
     ],

@@ -57,6 +57,17 @@ def test_options_and_parts_are_named():
     assert changes(record(), now, Config()) == [Change("beta", "beta", 0.1, 0.2), Change("data", "data", "abc", "xyz")]
 
 
+def test_of_parts_in_a_list_each_is_looked_into():
+    """A reward's routes and factors: an option that is new since is None in an older run."""
+    before = {"routes": [{"kind": "open", "factors": [{"ngram": 3}]}]}
+    now = {"routes": [{"kind": "open", "factors": [{"ngram": 3, "cap": None}]}]}
+    assert differences(before, now) == [] == differences(now, before)
+    now["routes"][0]["factors"][0]["cap"] = 70
+    assert differences(before, now) == ["cap: None then, 70 now"]
+    now["routes"].append(before["routes"][0])  # another number of them differs as a whole
+    assert differences(before, now)[0].startswith("routes: [{")
+
+
 def test_a_difference_inside_is_accepted_by_the_options_name():
     then, now = (
         {"adapter": {"default": {"r": r, "base_model_name_or_path": path}}} for r, path in ((4, "a"), (8, "b"))

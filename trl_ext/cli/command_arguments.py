@@ -79,6 +79,9 @@ class RewardArguments:
     top_relevance: float | None = option(
         None, "Of `r3`: the best relevance, as trl_ext.calibrate_relevance proposes it. None: 3.5, Contriever's."
     )
+    length_cap: int | None = option(
+        None, "Of `r3`: tokens beyond which length earns no more, e.g. the references' median. None: it always does."
+    )
     tokenize: str | None = option(
         None,
         "Of `r3`: what length and repetition count: `wordpunct`, `unicode_wordpunct`, `characters`, `graphemes`, or a "

@@ -102,7 +102,8 @@ def named(name: str, rewards: RewardArguments) -> object:
     """A reward by its name: `r3`, a function, or the path of a model, which stays one."""
     if name != "r3":
         return named_reward(name, flag="--reward_funcs")
-    options = {} if rewards.top_relevance is None else {"top_relevance": rewards.top_relevance}
+    given = {name: getattr(rewards, name) for name in ("top_relevance", "length_cap")}
+    options = {name: value for name, value in given.items() if value is not None}
     if rewards.relevance_encoder is not None:
         options["relevance"] = RelevanceReward(rewards.relevance_encoder)
     if rewards.tokenize is not None:

@@ -1,6 +1,8 @@
 from dataclasses import dataclass
 
 from trl_ext.sequences.texts import Tokenize, tokens_of, wordpunct
+from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.option_rules import Rule
 
 TOKENS_PER_POINT = 100
 
@@ -11,10 +13,13 @@ class LengthIncentive:
 
         LI = number of tokens / 100
 
-    There is no cap, so it also rewards never stopping: multiply it by what length must not buy.
+    Without a cap it also rewards never stopping: multiply it by what length must not buy. With one, LI = min(tokens, cap) /
+    100: what is enough for an answer earns all that length can, and filler behind it nothing.
 
     >>> LengthIncentive()(completions=["One, two, three.", ""])
     [0.06, 0.0]
+    >>> LengthIncentive(cap=4)(completions=["One.", "One, two, three."])  # 2 of 4 tokens, and 6 of 4
+    [0.02, 0.04]
 
     What is a token differs by language. By default a Chinese or Japanese sentence is one, and a Hindi or Thai word is cut
     at its vowel signs:
@@ -33,11 +38,18 @@ class LengthIncentive:
         tokenize: Function from text to a list of tokens; one that pickles, so no lambda. The default, `wordpunct`, counts
             words and runs of punctuation. Beside those above, a morpheme tokenizer (Korean particles, Thai words) or a
             language model's `tokenizer.tokenize` will do. Counts of two tokenizers do not compare.
+        cap: Tokens, of `tokenize`, beyond which length earns no more. None: the paper's form, without an end.
     """
 
     tokenize: Tokenize = wordpunct
+    cap: int | None = None
 
     name = "length_incentive"
 
+    def __post_init__(self):
+        rule = Rule(above=0, expected="a positive number of tokens, or None")
+        object.__setattr__(self, "cap", checked("LengthIncentive", "cap", self.cap, int | None, rule))
+
     def __call__(self, *, completions: list, **kwargs) -> list[float]:
-        return [len(tokens_of(completion, self.tokenize)) / TOKENS_PER_POINT for completion in completions]
+        counts = [len(tokens_of(completion, self.tokenize)) for completion in completions]
+        return [(count if self.cap is None else min(count, self.cap)) / TOKENS_PER_POINT for count in counts]

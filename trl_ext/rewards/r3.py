@@ -51,6 +51,9 @@ class R3Reward(RoutedProduct):
         top_relevance: The relevance that is worth a completion of full length. `calibrate_relevance` measures it for an
             encoder other than Contriever; for vectors of length 1, as of most sentence-transformers models, it is at most 1.
         tokenize: What LI and RP count, as in `LengthIncentive`.
+        length_cap: Of LI, in its tokens: LI = min(tokens, length_cap) / 100, and F takes no larger L, so that the best closed
+            answer still earns what an open one can. What is enough for an answer, such as the references' median, keeps
+            filler and endless lists from being paid. None: the paper's form, which they fool.
     """
 
     routes: tuple[Route, ...] = field(init=False, repr=False)
@@ -58,13 +61,16 @@ class R3Reward(RoutedProduct):
     relevance: RelevanceReward = field(default_factory=RelevanceReward)
     top_relevance: float = 3.5
     tokenize: Tokenize = wordpunct
+    length_cap: int | None = None
     L: int = field(init=False)
 
     def __post_init__(self):
         self._check()
-        length, repetition = LengthIncentive(tokenize=self.tokenize), RepetitionPenalty(tokenize=self.tokenize)
+        length = LengthIncentive(tokenize=self.tokenize, cap=self.length_cap)
+        repetition = RepetitionPenalty(tokenize=self.tokenize)
         length_limit = self.max_completion_length or PAPER_LENGTH
-        scale = closed_scale(max_completion_length=length_limit, top_relevance=self.top_relevance)
+        paid = min(length_limit, self.length_cap or length_limit)  # tokens that can earn anything
+        scale = closed_scale(max_completion_length=paid, top_relevance=self.top_relevance)
         closed_relevance = replace(self.relevance, to="reference", contrast=False, top_relevance=self.top_relevance)
         routes = (
             Route("open", (replace(self.relevance, to="prompt"), length, repetition)),
@@ -94,7 +100,8 @@ class R3Reward(RoutedProduct):
             log_metric("r3/length_share", share)
 
     def _check(self) -> None:
-        for option, kind in {"max_completion_length": int | None, "top_relevance": float}.items():
+        kinds = {"max_completion_length": int | None, "top_relevance": float, "length_cap": int | None}
+        for option, kind in kinds.items():
             value = checked(
                 "R3Reward", option, getattr(self, option), kind, Rule(above=0, expected="a positive number")
             )

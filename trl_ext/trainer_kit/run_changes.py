@@ -112,12 +112,19 @@ def _of_both_versions(then: Record, now: Record) -> tuple[Record, Record]:
 
 
 def _leaves(place: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The innermost differences of two values that may be dictionaries, each with its key."""
+    """The innermost differences of two values, each with its key. What one does not have is as None, also in lists of parts."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in sorted((then.keys() | now.keys()) - MOVABLE):
             yield from _leaves(key, then.get(key), now.get(key))
+    elif _are_parts(then) and _are_parts(now) and len(then) == len(now):
+        for one, other in zip(then, now, strict=True):
+            yield from _leaves(place, one, other)
     elif then != now:
         yield place, then, now
+
+
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)
 
 
 def check_unchanged(before: Record, now: Record, *, call: str) -> None:

@@ -13,7 +13,6 @@ text earns more, means of each factor. No training, nothing is sampled.
 import argparse
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -21,17 +20,6 @@ from trl_ext import LengthIncentive, R3Reward, RelevanceReward, RepetitionPenalt
 from trl_ext.diagnostics import Probe, probe_reward
 from trl_ext.diagnostics.baskets import HONEST
 from trl_ext.diagnostics.probing import mean_of
-
-
-@dataclass(frozen=True)
-class CappedLength:
-    """LI that stops growing: min(tokens, cap) / 100."""
-
-    cap: int
-    name = "length_incentive"
-
-    def __call__(self, *, completions: list, **columns) -> list[float]:
-        return [min(length, self.cap / 100) for length in LengthIncentive()(completions=completions)]
 
 
 class Remembered:
@@ -60,7 +48,7 @@ def arms(encoder: str, rows: list[dict]) -> dict[str, tuple[object, float]]:
     relevance, repetition = Remembered(RelevanceReward(encoder)), RepetitionPenalty()
     contrast = Remembered(RelevanceReward(encoder, contrast=True))
     lengths = LengthIncentive()(completions=[row["reference"] for row in rows])
-    cap = CappedLength(round(100 * median(lengths)))
+    cap = LengthIncentive(cap=round(100 * median(lengths)))
 
     def product(*factors) -> RoutedProduct:
         return RoutedProduct((Route("open", factors),))
