@@ -47,6 +47,15 @@ def run_of(trainer: str = "PPOTrainer", config: dict | None = None, samples=(), 
 
 
 UP, FLAT = [float(i) for i in range(12)], [1.0] * 12
+
+
+def watched(error: float = 0.5, **curves: list[float]) -> Run:
+    """A run that RewardDiagnostics watched beside a reward that training does not see."""
+    curves = {"proxy": UP} | curves
+    errors = {f"{name}_error": [error] * 12 for name in ("proxy", "gold")}
+    return run_of(**{f"diagnostics/{name}": values for name, values in (curves | errors).items()})
+
+
 SHOW = {  # by rule: a run that shows it, and one that does not though it is near
     "hacking by length": (
         run_of(score=UP, completions__mean_length=[10 + x for x in UP]),
@@ -75,6 +84,14 @@ SHOW = {  # by rule: a run that shows it, and one that does not though it is nea
     "a reward that is got around": (
         run_of(score=UP, eval_score=[5 - x / 2 for x in UP]),
         run_of(score=UP, eval_score=[x / 2 for x in UP]),
+    ),
+    "a score that is length": (
+        run_of(diagnostics__length_share=[0.3] * 6 + [0.95] * 6),
+        run_of(diagnostics__length_share=[0.95] * 8 + [0.6] * 4),
+    ),
+    "gold that falls while proxy rises": (
+        watched(gold=[5 + 2 * x for x in UP[:8]] + [14 - x for x in UP[:4]]),  # it ends above where it began
+        watched(gold=[5 + 2 * x for x in UP]),
     ),
     "completions without a score": (run_of(rows_unscored=[0.0, 2.0]), run_of(rows_unscored=[0.0, 0.0])),
 }
@@ -127,6 +144,32 @@ def test_a_run_that_learns_has_critic_enough():
     for scores, names in ((learns, []), (stays, ["a critic that explains nothing"])):
         run = run_of(score=scores, reward_std=[0.5] * 12, explained_variance=[-0.3] * 12)
         assert [finding.name for finding in findings(run)] == names
+
+
+def test_gold_that_parts_within_its_errors_is_no_finding():
+    falls = [5.0 + x for x in UP[:8]] + [11 - x for x in UP[:4]]
+    assert [finding.name for finding in findings(watched(gold=falls))] == ["gold that falls while proxy rises"]
+    assert "until about step 7" in findings(watched(gold=falls))[0].sign
+    assert findings(watched(gold=falls, error=3.0)) == [] == findings(watched(gold=falls, proxy=FLAT))
+
+
+def test_length_in_a_single_grow_tells():
+    (found,) = findings(grows(diagnostics__length_share=0.93, grow__score=1.0, grow__score_max=2.0))
+    assert found.name == "a score that is length" and "93%" in found.sign
+    assert findings(run_of(diagnostics__length_share=[0.93] * 4)) == []  # of batches so few say nothing
+
+
+def test_what_diagnostics_logged_is_drawn():
+    one = run_of(score=UP, **{f"diagnostics/{name}": UP for name in ("length_share", "copied", "repetition")})
+    titles = [title for title, _ in charts([one])]
+    assert (
+        "share of the ranking within prompts that is length" in titles and "copied from the prompt, repeated" in titles
+    )
+    assert not any("gold" in title for title in titles)
+    drawn = dict(charts([watched(gold=UP)]))
+    assert {"proxy: the reward that pays", "gold: a reward that training does not see", "gold against proxy"} <= set(
+        drawn
+    )
 
 
 def test_collapse_of_short_completions_is_found_as_by_ppo():

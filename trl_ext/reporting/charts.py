@@ -16,6 +16,10 @@ CURVES = {  # titles, and what is drawn under them where it was logged
     "perplexity of own samples": ("perplexity",),
     "critic: explained variance": ("explained_variance",),
     "share that ends by itself": ("completions/eos_ratio",),
+    "share of the ranking within prompts that is length": ("diagnostics/length_share",),
+    "copied from the prompt, repeated": ("diagnostics/copied", "diagnostics/repetition"),
+    "proxy: the reward that pays": ("diagnostics/proxy",),
+    "gold: a reward that training does not see": ("diagnostics/gold",),
     "losses": ("ranking_loss", "imitation_loss", "loss"),
 }
 FACTOR = re.compile(r"rewards/(.+)/mean|(r3/.+)")  # names of what is logged of single rewards and factors
@@ -33,6 +37,7 @@ def charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
         ("score against KL", "kl_per_completion", "score"),
         ("score against length", "completions/mean_length", "score"),
         ("score against length", "grow/length", "grow/score"),
+        ("gold against proxy", "diagnostics/proxy", "diagnostics/gold"),
     ):
         paths = [(run, pairs) for run in runs if len(pairs := run.pairs(one, other)) > 1]
         if paths:
@@ -97,7 +102,7 @@ def _memory(axes, runs: list[Run]) -> None:
 
 def _short(name: str) -> str:
     found = FACTOR.fullmatch(name)
-    return next(filter(None, found.groups())) if found else name
+    return next(filter(None, found.groups())) if found else name.removeprefix("diagnostics/")
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import mean
 
-import numpy as np
-
+from trl_ext.trainer_kit.curve_ends import LEAST, last, thirds
+from trl_ext.trainer_kit.gaming_signs import gamed, length_alone, length_buys_score, parted
 from trl_ext.trainer_kit.logged_run import Run
-from trl_ext.trainer_kit.run_log import is_number
-
-LEAST = 5  # values of a curve before anything is said of it
 
 
 @dataclass(frozen=True)
@@ -57,55 +53,6 @@ def too_few(run: Run) -> str | None:
     return (
         f"too few values were logged to say what is wrong: at most {most}, and {LEAST} are needed. {turn.capitalize()}"
     )
-
-
-def thirds(values: list[float]) -> tuple[float, float] | None:
-    """Means of the first and of the last third; None of too few values."""
-    if len(values) < LEAST:
-        return None
-    size = len(values) // 3
-    return mean(values[:size]), mean(values[-size:])
-
-
-def last(run: Run, *names: str) -> float | None:
-    """Mean of the last third of the first of some curves that is long enough."""
-    found = next((ends for ends in map(thirds, map(run.values, names)) if ends is not None), None)
-    return None if found is None else found[1]
-
-
-def length_buys_score(run: Run) -> str | None:
-    for score, length in (("score", "completions/mean_length"), ("grow/score", "grow/length")):
-        pairs = run.pairs(score, length)
-        lengths = thirds([length for _, length in pairs])
-        if lengths is None or lengths[1] < 1.3 * lengths[0]:
-            continue
-        over_time, at_once = correlated(pairs), length_among_samples(run)
-        if over_time > 0.8 and (at_once is None or at_once > 0.3):
-            among = "" if at_once is None else f", {at_once:.2f} among completions of one step"
-            return (
-                f"score follows length (correlation {over_time:.2f} over time{among}), and completions grew from "
-                f"{lengths[0]:.0f} to {lengths[1]:.0f} tokens"
-            )
-    return None
-
-
-def length_among_samples(run: Run) -> float | None:
-    """Correlation of score with length among the completions of each look, on average; None of too few of them.
-
-    What grows longer while it becomes better shows none; what is paid for its length does.
-    """
-    looks: dict[int, list[tuple[float, float]]] = {}
-    for sample in run.samples:
-        if is_number(sample.get("score")):
-            looks.setdefault(sample["step"], []).append((sample["score"], len(str(sample.get("completion", "")))))
-    found = [correlated(pairs) for pairs in looks.values() if len(pairs) > LEAST]
-    return mean(found) if found else None
-
-
-def correlated(pairs: list[tuple[float, float]]) -> float:
-    """Correlation; 0 where one of the two never changes."""
-    values = np.array(pairs, dtype=float).T
-    return float(np.corrcoef(values)[0, 1]) if values.std(axis=1).min() > 0 else 0.0
 
 
 def collapse(run: Run) -> str | None:
@@ -210,13 +157,6 @@ def still(run: Run) -> str | None:
     return f"within its epochs the policy never moved by more than {max(map(abs, moved)):.1g} nats per token"
 
 
-def gamed(run: Run) -> str | None:
-    paid, held = thirds(run.values("score") or run.values("grow/score")), thirds(run.values("eval_score"))
-    if paid is None or held is None or paid[1] <= paid[0] or held[1] >= held[0]:
-        return None
-    return f"score rose from {paid[0]:.3g} to {paid[1]:.3g} while on held-out prompts it fell from {held[0]:.3g} to {held[1]:.3g}"
-
-
 def unscored(run: Run) -> str | None:
     rows = run.values("rows_unscored") or run.values("grow/unscored")
     if not any(rows):
@@ -235,5 +175,7 @@ RULES = (
     Rule("clip fraction out of range", clipped, "Lower the learning rate or num_iterations: most of what is learned is thrown away."),
     Rule("a learning rate too small to move", still, "Raise learning_rate, ten times at first: 1e-5 with an adapter, 1e-6 in full are the defaults."),
     Rule("a reward that is got around", gamed, "Stop at the step where the held-out score was highest; look at what the reward pays for."),
+    Rule("a score that is length", length_alone, "Cap what length earns (R3Reward(length_cap=…), LengthIncentive(cap=…)), charge for it, or pay for something else."),
+    Rule("gold that falls while proxy rises", parted, "Stop where gold was highest, raise beta, or mend what the reward pays for beside it."),
     Rule("completions without a score", unscored, "A reward gave None: see for which rows, and whether a column is missing."),
 )  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from trl_ext.trainer_kit.findings import LEAST, Finding, findings
+from trl_ext.trainer_kit.curve_ends import LEAST
+from trl_ext.trainer_kit.findings import Finding, findings
 from trl_ext.trainer_kit.logged_run import logged_run
 from trl_ext.trainer_kit.run_log import LOG, lines
 
