@@ -24,6 +24,7 @@ from trl_ext import RAFTTrainer, ReSTTrainer
 from trl_ext.self_training.run_folder import forget_run
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
+from trl_ext.trainer_kit.run_log import LOG
 from trl_ext.trainer_kit.run_record import FORMER, RECORD
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -430,6 +431,46 @@ def test_a_run_that_ended_early_has_ended_when_it_is_resumed(tmp_path):
     one = small(tmp_path, **level)
     one.train()
     again = small(tmp_path, **level)
-    again.train(resume_from_checkpoint=True)
+    log = (tmp_path / LOG).read_bytes()
+    with pytest.warns(UserWarning, match=r"finished already, after step .*: nothing was trained.*raise level_stages"):
+        again.train(resume_from_checkpoint=True)
+    assert again.was_finished and (tmp_path / LOG).read_bytes() == log
     assert one.state.global_step == again.state.global_step < one.state.max_steps
     assert len(list(tmp_path.glob("grow-*"))) == len(one.table.improves)
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        {"level_stages": 2, "learning_rate": 0.0, "num_stages": 8},
+        {
+            "improve_patience": 1,
+            "eval_dataset": HELD_OUT,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "improve_steps": 8,
+        },
+    ],
+    ids=["level", "patience"],
+)
+def test_a_run_that_ends_early_leaves_its_last_checkpoint(early, tmp_path):
+    """As Trainer does behind the last of all steps, whatever save_steps is: given again, nothing is done once more."""
+    options = early | {"save_strategy": "steps", "save_steps": 100, "reward_funcs": no_better}
+    one = small(tmp_path, **options)
+    one.train()
+    assert (tmp_path / f"checkpoint-{one.state.global_step}").is_dir()
+    again = small(tmp_path, **options)
+    with pytest.warns(UserWarning, match="nothing was trained"):
+        again.train(resume_from_checkpoint=True)
+    assert again.was_finished
+    for before, now in zip(one.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(before, now)
+
+
+def no_better(prompts, completions, **columns):
+    """Held-out prompts earn less at every look; of others a longer completion earns more."""
+    no_better.looks += prompts[0] in HELD_OUT["prompt"]
+    return [-no_better.looks if prompts[0] in HELD_OUT["prompt"] else float(len(text)) for text in completions]
+
+
+no_better.looks = 0

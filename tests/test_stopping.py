@@ -11,6 +11,7 @@ from self_training_case import trainer as raft_trainer
 from transformers import TrainerCallback
 
 from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.run_log import LOG
 from trl_ext.trainer_kit.stopping import SIGNALS, RunStopped, signals_held
 
 
@@ -148,6 +149,16 @@ def test_a_finished_run_makes_no_further_step(tmp_path):
         again.train(resume_from_checkpoint=True)
     assert again.was_finished and not one.was_finished and again.state.global_step == STEPS
     assert_same(trained(one), trained(again))
+
+
+@pytest.mark.parametrize("kind", ["ppo", "raft", "reward"])
+def test_a_finished_run_that_is_given_again_leaves_its_log_as_it_is(kind, tmp_path):
+    make(kind, tmp_path).train()
+    log = (tmp_path / LOG).read_bytes()
+    again = make(kind, tmp_path)
+    with pytest.warns(UserWarning, match="finished already"):
+        again.train(resume_from_checkpoint=True)
+    assert again.was_finished and (tmp_path / LOG).read_bytes() == log
 
 
 def test_a_command_says_where_it_stopped(capsys):

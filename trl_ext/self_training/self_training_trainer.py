@@ -229,6 +229,9 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self.table.clear()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _is_over(self):
+        return super()._is_over() or self.loop.is_over(self.state.global_step)
+
     def _steps_to_know(self):
         schedule = self.grower.schedule
         return schedule.steps_per_improve * schedule.improves_per_stage

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GrowFiles
@@ -30,8 +31,8 @@ from trl_ext.sequences.samples import Sample
 class StageLoop(TrainerCallback):
     """Makes an Improve of each of Trainer's epochs, with what Trainer hands over at its events.
 
-    An Improve is `skipping` where no row is left to learn from, or the run has `ended`: Trainer makes one step before it
-    looks, which then moves nothing.
+    An Improve is `skipping` where no row is left to learn from: Trainer makes one step before it looks, which then moves
+    nothing.
 
     Args:
         grower: Makes the Grows, by the run's schedule.
@@ -49,7 +50,7 @@ class StageLoop(TrainerCallback):
     pass_over: Callable[[int], None]
     trainer: str
 
-    training = has_trained = skipping = ended = False
+    training = has_trained = skipping = False
 
     def __post_init__(self):
         self.args, self.schedule, self.say = self.grower.args, self.grower.schedule, self.grower.say
@@ -66,8 +67,8 @@ class StageLoop(TrainerCallback):
         is_new = step % self.schedule.steps_per_improve == 0  # else a run goes on in the middle of it
         if is_new and improve:
             self._go_back_to_best(model)
-        self.ended = self.skipping = is_new and i == 0 and self._was_level(stage)
-        if self.ended:  # the run that is gone on with has ended here
+        self.skipping = False
+        if self.is_over(step):  # the run that is gone on with has ended here
             control.should_training_stop = True
             return
         files = self.grower.grow(stage)
@@ -120,10 +121,7 @@ class StageLoop(TrainerCallback):
         self.has_trained = True
         if self.skipping:
             self.skipping = False
-            if self.ended:
-                state.global_step -= 1  # it was none
-            else:
-                self._jump_to_end(state, control, lr_scheduler)
+            self._jump_to_end(state, control, lr_scheduler)
             return
         size = self.schedule.rows_per_step
         last = (state.global_step - 1) % self.schedule.steps_per_improve
@@ -153,6 +151,12 @@ class StageLoop(TrainerCallback):
         self.pass_over(end - state.global_step)
         state.global_step, state.epoch = end, end / length
         control.should_epoch_stop = True
+        if end >= state.max_steps:
+            self._save_the_end(control)
+
+    def _save_the_end(self, control: TrainerControl) -> None:
+        """As Trainer does behind the last of all steps, so that a run that ends before it is known to have ended."""
+        control.should_save |= self.args.save_strategy == SaveStrategy.STEPS
 
     # It ends
 
@@ -165,8 +169,14 @@ class StageLoop(TrainerCallback):
             remove_best(args.output_dir, needed=[entry for table in tables for entry in table.improves[-2:]])
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        stages, rest = divmod(state.global_step, self.schedule.steps_per_improve * self.schedule.improves_per_stage)
-        control.should_training_stop |= rest == 0 and self._was_level(stages)
+        if self.is_over(state.global_step):
+            control.should_training_stop = True
+            self._save_the_end(control)
+
+    def is_over(self, step: int) -> bool:
+        """Whether the run ends at this step though its schedule does not: a stage is complete, and the scores are level."""
+        stages, rest = divmod(step, self.schedule.steps_per_improve * self.schedule.improves_per_stage)
+        return rest == 0 and self._was_level(stages)
 
     def on_train_end(self, args, state, control, *, model, **kwargs):
         self.training = False

@@ -35,13 +35,15 @@ PACKAGES = ("trl-ext", "trl", "transformers", "peft", "accelerate", "datasets", 
 
 
 class RunLog(TrainerCallback):
-    """Writes the file, in the main process. A run that is gone on with loses the lines behind its checkpoint.
+    """Writes the file, in the main process. A run that is gone on with loses the lines behind its checkpoint; of one that was
+    finished before, nothing changes.
 
     Args:
         folder: The run's.
         begin: What is known as it begins.
         samples: The last samples with their rewards, as dictionaries of prompt, completion and rewards.
         end: What is known when it ends.
+        is_over: Whether no step is left.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class RunLog(TrainerCallback):
         begin: Callable[[], dict[str, Any]],
         samples: Callable[[], list[dict[str, Any]]],
         end: Callable[[], dict[str, Any]],
+        is_over: Callable[[], bool] = lambda: False,
     ):
-        self.path, self.begin, self.samples, self.end = Path(folder) / LOG, begin, samples, end
-        self.looked, self.failed = -1, False
+        self.path, self.begin, self.samples, self.end, self.is_over = Path(folder) / LOG, begin, samples, end, is_over
+        self.looked, self.failed, self.was_over = -1, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
+        self.was_over = self.is_over() and self.path.exists()
+        if not state.is_world_process_zero or self.was_over:
             return
         kept = [line for line in lines(self.path) if line.get("step", 0) <= state.global_step and state.global_step]
         self.looked = max((self._look(line["step"], state) for line in kept if line["kind"] == "sample"), default=-1)
@@ -64,8 +68,8 @@ class RunLog(TrainerCallback):
         self._add("begin", state, {"of": state.max_steps, "versions": versions()} | self.begin())
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not self.path.exists():  # before the run, an evaluation may be logged
-            return
+        if not state.is_world_process_zero or not self.path.exists() or self.was_over:
+            return  # before the run, an evaluation may be logged
         self._add(
             "log", state, {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         )
@@ -77,7 +81,7 @@ class RunLog(TrainerCallback):
             self.looked = look
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and not self.was_over:
             self._add("end", state, {"of": state.max_steps} | self.end())
 
     def _look(self, step: int, state) -> int:

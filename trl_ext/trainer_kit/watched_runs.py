@@ -52,7 +52,7 @@ class WatchedTrainer:
         return output
 
     def _run_epoch(self, *args, **kwargs):  # transformers looks whether the end is reached behind each step alone
-        if self.state.global_step >= self.state.max_steps:
+        if self._is_over():
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -61,7 +61,7 @@ class WatchedTrainer:
     def _watched(self) -> Iterator[StopWatch]:
         """Inside, callbacks look on, and signals are taken."""
         self._stop, self._trackers = stop, trackers = StopWatch(self.accelerator), Trackers(self)
-        log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with)
+        log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with, self._is_over)
         watching = (log, self._time_left(), stop, trackers)
         for callback in watching[:-1]:
             self.add_callback(callback)
@@ -73,6 +73,10 @@ class WatchedTrainer:
             for callback in watching:
                 self.remove_callback(callback)
             self._stop = None
+
+    def _is_over(self) -> bool:
+        """Whether no step is left; also asked as a run begins, since one that is finished may be given again."""
+        return self.state.global_step >= self.state.max_steps
 
     def _steps_to_know(self) -> int:
         return 10
@@ -101,6 +105,7 @@ class WatchedTrainer:
         folder, step = self.args.output_dir, self.state.global_step
         stages = hasattr(self.args, "num_stages")  # of which a run's length follows
         longer = "num_stages" if stages else "max_steps or num_train_epochs"
+        longer = "level_stages, as its scores were level" if step < self.state.max_steps else longer
         return (
             f"{type(self).__name__}.train, output_dir {folder!r}: this run was finished already, after step {step} of "
             f"{self.state.max_steps}: nothing was trained, and its record stays as it is. To go on for longer, raise "
