@@ -98,6 +98,14 @@ SIGNATURES = {  # and where each is used
         ["self", "logs", "start_time"],
         "finite_steps, for skipped steps; trainers, for their own numbers",
     ),
+    (Trainer, "_run_epoch"): (  # since transformers 5.3
+        [
+            *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+            *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+            "steps_trained_in_current_epoch",
+        ],
+        "watched_runs, which lets a finished run make no further step",
+    ),
     (Trainer, "get_batch_samples"): (
         ["self", "epoch_iterator", "num_batches", "device"],
         "ImitationRewardTrainer, tokens per accumulation window",
