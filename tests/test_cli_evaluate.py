@@ -88,7 +88,7 @@ def test_on_a_base_in_eight_bits(here, capsys):
         (["--policies", "start", "--output", "rewards.py/x.parquet"], "rewards.py"),
         (["--policies", "nowhere"], "nowhere"),
         (["--policies", "start", "--num_samples", "0"], "num_samples"),
-        (["--policies", "start", "--sead", "0"], "Did you mean 'seed'?"),
+        (["--policies", "start", "--sead", "0"], "Did you mean --seed?"),
     ],
 )
 def test_what_is_refused(options, message, here, capsys):

@@ -199,7 +199,7 @@ def test_help_begins_with_what_is_new_and_an_example(command, here, capsys, monk
 
 def test_an_unknown_flag_names_the_near_one(here, capsys):
     told = refused(capsys, "ppo", "--config", "short.yaml", "--learning-rat", "3")
-    assert "there is no flag --learning-rat. Did you mean 'learning_rate'?" in told
+    assert "there is no flag --learning-rat. Did you mean --learning_rate?" in told
     assert told.startswith("usage: trl-ext ppo --model_name_or_path")
     assert "Did you mean --gpu?" in refused(capsys, "plan", "llama-2-7b", "--gpus", "24GB")
     assert "'4' belongs to no flag" in refused(capsys, "ppo", "4", "--beta", "0.1")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from self_training_case import trainer
@@ -10,7 +11,7 @@ from transformers import Trainer
 from trl_ext import ImitationRewardTrainer, PPOTrainer, RAFTTrainer, ReSTTrainer
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
-from trl_ext.trainer_kit.own_folders import check_own_folder, claim_folder
+from trl_ext.trainer_kit.own_folders import check_is_folder, check_own_folder, claim_folder
 
 NAMES = re.compile(r"model|numbers\.json")
 
@@ -79,3 +80,12 @@ def test_a_model_card_replaces_no_readme(tmp_path):
 def test_every_trainer_watches_its_folder(kind):
     assert kind.create_model_card is OutputDirWatch.create_model_card
     assert kind.__mro__.index(ResumableTrainer) < kind.__mro__.index(OutputDirWatch) < kind.__mro__.index(Trainer)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that takes no files")
+@pytest.mark.parametrize("place", ["/proc", "/proc/out", "/proc/a/b"])
+def test_where_nothing_can_be_made_though_root_may(place):
+    with pytest.raises(
+        ValueError, match=r"^run\(…\): expected a folder to write into, but '/proc' may not be written"
+    ):
+        check_is_folder(Path(place), call="run(…)")

@@ -98,4 +98,7 @@ class RunArguments:
     dry_run: bool = option(
         False, "Check config, data and plan, show the first row as the trainer will read it, and train nothing."
     )
-    card: str | None = option(None, "With dry_run: plan for a card of this size, e.g. 24GB. None: the one at hand.")
+    card: str | None = option(
+        None,
+        "With dry_run: plan for this card, e.g. 'RTX 4090', or for one of a size, e.g. 24GB. None: the one at hand.",
+    )

@@ -81,7 +81,8 @@ class CommandParser(TrlParser):
         words = [part.values[0] for part in parts if part.flag is None]
         unknown = next(filter(is_flag, words), None)
         if unknown is not None:
-            self.error(f"there is no flag {unknown}.{self._near(unknown.lstrip('-').partition('=')[0])}")
+            near = self._near(unknown.lstrip("-").partition("=")[0])
+            self.error(f"there is no flag {unknown}." + (f" Did you mean --{near}?" if near else ""))
         places = 0 if self.words is None else len(words) if options[f"--{self.words}"].nargs in SEVERAL else 1
         if len(words) > places:
             refuse_word(words[places], self)
@@ -141,9 +142,9 @@ class CommandParser(TrlParser):
         values, call = options_in(path), f"--config {path}"
         for key in values:
             if key != "env" and (not isinstance(key, str) or key not in self._names()):
-                raise ValueError(
-                    f"{call}: there is no option {key!r}.{self._near(str(key))} {self.prog} --help lists all."
-                )
+                near = self._near(str(key))
+                said = f" Did you mean {near!r}?" if near else ""
+                raise ValueError(f"{call}: there is no option {key!r}.{said} {self.prog} --help lists all.")
         if not isinstance(values.get("debug", ""), str):
             raise ValueError(
                 f"{call}: debug: {values['debug']!r}: expected transformers' option, {' or '.join(OF_TRANSFORMERS)}. For the "
@@ -154,9 +155,8 @@ class CommandParser(TrlParser):
     def _names(self) -> set[str]:
         return {action.dest for action in self._actions if action.dest != "help"}
 
-    def _near(self, name: str) -> str:
-        near = near_name(name.replace("-", "_").lower(), self._names())
-        return f" Did you mean {near!r}?" if near else ""
+    def _near(self, name: str) -> str | None:
+        return near_name(name.replace("-", "_").lower(), self._names())
 
 
 def _is_one(value: Any) -> bool:

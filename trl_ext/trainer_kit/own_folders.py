@@ -1,8 +1,10 @@
 """Folders in which a run writes over nothing but its own: a mark in them says whose they are."""
 
+import errno
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from trl_ext.trainer_kit.run_changes import differences
@@ -17,11 +19,15 @@ def check_is_folder(folder: Path, *, call: str) -> None:
         raise ValueError(
             f"{call}: expected a folder to write into, but {str(nearest)!r} is a file. Give another name."
         )
+    refusal = f"{call}: expected a folder to write into, but {str(nearest)!r} may not be written"
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{call}: expected a folder to write into, but {str(nearest)!r} may not be written. Give another place, or ask "
-            "for the permission."
-        )
+        raise ValueError(f"{refusal}. Give another place, or ask for the permission.")
+    try:
+        tempfile.TemporaryDirectory(dir=nearest, prefix=".trl_ext_").cleanup()
+    except OSError as error:  # of root all is allowed, though nothing can be made, e.g. in /proc
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # a full disk is told of by what is written
+        raise ValueError(f"{refusal} ({error.strerror}). Give another place.") from error
 
 
 def check_own_folder(folder: Path, mark: str, run: Record, *, names: re.Pattern[str], call: str) -> None:
