@@ -13,7 +13,13 @@ from cli_case import refused
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from trl_ext import LearnedReward
 from trl_ext.cli import main
@@ -90,6 +96,35 @@ def test_for_vllm(here, capsys):
     assert words[words.index("--max-lora-rank") + 1] == "8"
     main(["export", "base", "--to", "vllm"])
     assert capsys.readouterr().out == "vllm serve base\n"
+
+
+def test_vllm_is_told_of_an_end_that_the_base_does_not_know(here, capsys):
+    """By a generation config beside the adapter: the base's, with the token that closes a turn among its ends."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<pad>")
+    tokenizer.save_pretrained("run")
+    GenerationConfig(eos_token_id=1, top_k=7, do_sample=True).save_pretrained("base")
+    for _ in range(2):  # its own file is no other's
+        main(["export", "run", "--to", "vllm"])
+        words = shlex.split(capsys.readouterr().out)
+        assert words[words.index("--generation-config") + 1] == str(here / "run")
+        written = GenerationConfig.from_pretrained("run")
+        assert (written.eos_token_id, written.top_k) == ([1, 0], 7)
+    GenerationConfig(eos_token_id=[1, 0]).save_pretrained("base")
+    main(["export", "run", "--to", "vllm"])
+    assert "--generation-config" not in capsys.readouterr().out
+
+
+def test_ollama_has_room_for_a_long_prompt_and_the_runs_answers(here):
+    AutoConfig.from_pretrained("base", max_position_embeddings=8192).save_pretrained("base")
+    main(["export", "run", "--to", "ollama", "--output_dir", "without"])
+    assert "PARAMETER num_ctx 4096\n" in Path("without/Modelfile").read_text()
+    log = {"kind": "begin", "time": 0, "step": 0, "config": {"max_completion_length": 512}}
+    Path("run", LOG).write_text(json.dumps(log) + "\n")
+    for window, room in ((8192, 4608), (4200, 4200)):
+        AutoConfig.from_pretrained("base", max_position_embeddings=window).save_pretrained("base")
+        main(["export", "run", "--to", "ollama", "--output_dir", f"out{window}"])
+        assert f"PARAMETER num_ctx {room}\n" in Path(f"out{window}/Modelfile").read_text()
 
 
 def test_for_llama_cpp(here, capsys, monkeypatch):

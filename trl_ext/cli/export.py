@@ -21,7 +21,8 @@ EXAMPLE = "trl-ext export RUN --to hf --output_dir MERGED"
 DESCRIPTION = """\
 hf: a plain transformers model, the adapter merged, with tokenizer, chat template and generation config; also of a reward or
 value model. gguf: that of a policy, and a file for llama.cpp, by its own converter. ollama: that, and a Modelfile with template
-and stop tokens. vllm: the line that serves the adapter beside its base; nothing is written."""
+and stop tokens. vllm: the line that serves the adapter beside its base; nothing is written but, where the base does not know
+the token that closes a turn, a generation_config.json beside the adapter."""
 ADAPTER, SCORES = "adapter_config.json", "ForSequenceClassification"
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -68,7 +69,7 @@ def _write(args: ExportArguments) -> None:
         print(f"{convert(converter, folder)}: for llama.cpp")
     if args.to == "ollama":
         with written_whole(folder / MODELFILE) as partial:
-            partial.write_text(modelfile(folder, tokenizer), encoding="utf-8")
+            partial.write_text(modelfile(folder, tokenizer, args.run), encoding="utf-8")
         print(f"{folder / MODELFILE}: ollama create NAME -f {folder / MODELFILE}")
 
 

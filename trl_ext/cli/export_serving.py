@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peft import PeftConfig
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from trl_ext.cli.export_template import DATE, go_template
 from trl_ext.generation.vllm_checks import RANKS
 from trl_ext.sequences.tokenizers import tokenizer_at
+from trl_ext.sequences.turn_end import turn_end_id
+from trl_ext.trainer_kit.logged_run import logged_run
 from trl_ext.trainer_kit.saved_adapters import is_adapter
+from trl_ext.trainer_kit.whole_files import written_whole
 
 CONVERTER, GGUF, MODELFILE = "convert_hf_to_gguf.py", "model.gguf", "Modelfile"
 GET_CONVERTER = (
     "git clone https://github.com/ggml-org/llama.cpp && "
     "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt && export LLAMA_CPP=$PWD/llama.cpp"
 )
+PROMPTS = 4096  # tokens of a prompt that there is room for
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # called the same by transformers and Ollama
 BEYOND_LORA = (
     "use_dora",
@@ -48,7 +53,8 @@ def serve_line(run: str, name: str | None) -> str:
     base, rank = base_of_run(run), next(rank for rank in RANKS[1:] if rank >= config.r)
     base = str(Path(base).resolve()) if Path(base).exists() else base
     lora = shlex.quote(f"{name}={Path(run).resolve()}")
-    return f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank}{_own_template(run, base)} --lora-modules {lora}"
+    own = _own_template(run, base) + _own_ends(run, base)
+    return f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank}{own} --lora-modules {lora}"
 
 
 def base_of_run(adapter: str) -> str:
@@ -64,6 +70,38 @@ def _own_template(run: str, base: str) -> str:
     file, own, bases = Path(run).resolve() / "chat_template.jinja", tokenizer_at(run), tokenizer_at(base)
     same = own is None or (bases is not None and bases.chat_template == own.chat_template)
     return "" if same or not file.is_file() else f" --chat-template {shlex.quote(str(file))}"
+
+
+def _own_ends(run: str, base: str) -> str:
+    """The option for ends that the run was trained with and the base's generation config lacks, or answers would go on.
+
+    vLLM reads ends from a folder's generation config alone; --override-generation-config changes how it samples, not them.
+    """
+    tokenizer = tokenizer_at(run) or tokenizer_at(base)
+    end = None if tokenizer is None else turn_end_id(tokenizer)
+    config, folder = _generation_of(base), Path(run).resolve()
+    if end is None or end in _ends_of(config, tokenizer):
+        return ""
+    if not folder.is_dir():
+        raise ValueError(
+            f"--run {run} --to vllm: its chat template closes a turn with {tokenizer.convert_ids_to_tokens(end)!r}, which the "
+            "base does not know as an end, and vLLM is told of it by a file beside the adapter. Download the run, and give "
+            "its folder."
+        )
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        config = GenerationConfig.from_pretrained(folder)
+    config.eos_token_id = list(dict.fromkeys([*_ends_of(config, tokenizer), end]))
+    with written_whole(folder / GENERATION_CONFIG_NAME) as partial:
+        config.to_json_file(partial)
+    return f" --generation-config {shlex.quote(str(folder))}"
+
+
+def _generation_of(model: str) -> GenerationConfig:
+    """As vLLM finds it: where a model has no such file, what its config says."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
 
 
 # llama.cpp
@@ -122,15 +160,25 @@ def template_for_ollama(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return template
 
 
-def modelfile(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """For `ollama create`, beside the weights: template, ends, and how the generation config samples.
+def modelfile(folder: Path, tokenizer: PreTrainedTokenizerBase, run: str) -> str:
+    """For `ollama create`, beside the weights: template, ends, room, and how the generation config samples.
 
-    Ollama's own penalty for repetition is 1.1 where nothing is said, which no training here has seen.
+    Ollama's own penalty for repetition is 1.1 where nothing is said, which no training here has seen; its own room, for
+    prompt and answer, is `PROMPTS` tokens.
     """
     config, template = GenerationConfig.from_pretrained(folder), template_for_ollama(tokenizer)
     lines = ["FROM .", *([] if template is None else [f'TEMPLATE """{template}"""'])]
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in end_tokens(config, tokenizer)]
+    lines.append(f"PARAMETER num_ctx {_room(folder, run)}")
     return "\n".join([*lines, *_sampling(config)]) + "\n"
+
+
+def _room(folder: Path, run: str) -> int:
+    """Tokens of prompt and answer: an answer may be as long as in training beside a long prompt, within the window."""
+    window = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    begun = logged_run(Path(run))
+    room = PROMPTS + int(0 if begun is None else begun.option("max_completion_length", 0))
+    return min(window or room, room)
 
 
 def _sampling(config: GenerationConfig) -> Iterator[str]:
@@ -142,8 +190,13 @@ def _sampling(config: GenerationConfig) -> Iterator[str]:
 
 def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """With which an answer ends, by the generation config."""
+    return tokenizer.convert_ids_to_tokens(_ends_of(config, tokenizer))
+
+
+def _ends_of(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return tokenizer.convert_ids_to_tokens([i for i in dict.fromkeys([*ids, tokenizer.eos_token_id]) if i is not None])
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return [i for i in dict.fromkeys([*ids, own]) if i is not None]
 
 
 def _quoted(text: str) -> str:
