@@ -69,6 +69,26 @@ def test_rest_cites_its_paper():
     assert ReSTTrainer._paper["id"] in ReSTTrainer._paper["citation"]
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "paper"),
+    [
+        ({"importance_clip": 0.2}, "RAFT++", "2504.11343"),
+        ({"restart_from_base": True}, "ReST^EM", "2312.06585"),
+        ({}, None, None),
+    ],
+)
+def test_a_variant_cites_its_paper_beside_its_methods(options, name, paper, tmp_path):
+    one = make("raft", tmp_path, **options)
+    one.create_model_card()
+    text = (tmp_path / CARD).read_text()
+    assert "eprint = {arXiv:2304.06767}" in text and text.count("@article") == 1 + (paper is not None)
+    assert "eprint = {arXiv:" in text and "introduced in [RAFT: Reward" in text
+    if paper is None:
+        assert "Its settings are those of" not in text
+    else:
+        assert f"Its settings are those of {name}, introduced in [" in text and f"eprint = {{arXiv:{paper}}}" in text
+
+
 def test_saved_without_a_run_the_card_is_named_as_the_folder(tmp_path):
     make("reward", tmp_path / "mine").save_model(str(tmp_path / "else"))
     text = (tmp_path / "else" / CARD).read_text()

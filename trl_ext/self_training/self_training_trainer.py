@@ -35,6 +35,7 @@ from trl_ext.self_training.grow import Grower, schedule_of
 from trl_ext.self_training.held_out import PLACEHOLDER, held_out_scores, references
 from trl_ext.self_training.importance import importance_loss
 from trl_ext.self_training.improve_rows import ImproveRows
+from trl_ext.self_training.papers import papers_of
 from trl_ext.self_training.run_folder import INITIAL, RunFolder, taken_names
 from trl_ext.self_training.schedule import per_improve
 from trl_ext.self_training.self_training_config import RENAMED, SelfTrainingConfig
@@ -241,6 +242,9 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
 
     def _scored_by(self):
         return [reward_name(reward) for reward in self.reward_funcs]
+
+    def _settings_of(self):
+        return papers_of(self.args)
 
     def _recorded(self):
         return grow_record(self.grower)

@@ -23,6 +23,23 @@ TRAINING, VERSIONS = "## Training procedure", "### Framework versions"  # headin
 
 
 @dataclass(frozen=True)
+class Paper:
+    """One that a run's settings come from, beside its trainer's own.
+
+    Args:
+        name: Of the method.
+        title: Of the paper.
+        id: On arXiv.
+        citation: In BibTeX.
+    """
+
+    name: str
+    title: str
+    id: str
+    citation: str
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """What is known of a model when its card is written.
 
@@ -34,6 +51,7 @@ class CardFacts:
         rewards: Names of what scored.
         results: As of `results`.
         bits: In how many its base was loaded; 0: as the checkpoint is.
+        papers: That its settings come from, beside the trainer's own.
     """
 
     base: str
@@ -43,6 +61,7 @@ class CardFacts:
     rewards: tuple[str, ...]
     results: dict[str, tuple[tuple[int, float], tuple[int, float]]]
     bits: int = 0
+    papers: Sequence[Paper] = ()
 
 
 # Names
@@ -168,7 +187,10 @@ def results(log: list[dict[str, Any]], shown: Sequence[str]) -> dict[str, tuple[
 
 
 def _sections(facts: CardFacts) -> list[str]:
-    told = []
+    told = [
+        f"Its settings are those of {paper.name}, introduced in [{paper.title}](https://huggingface.co/papers/{paper.id})."
+        for paper in facts.papers
+    ]
     data = [line for use, rows in facts.data.items() if rows is not None for line in _described(use, rows)]
     if facts.data_name and not hub_id(facts.data_name):
         data.insert(0, f"- read from: `{public_name(facts.data_name)}`")

@@ -10,6 +10,7 @@ from peft import PeftModel
 from trl_ext.trainer_kit.card_files import (
     CARD,
     CardFacts,
+    Paper,
     card_set_aside,
     complete_card,
     hub_id,
@@ -25,9 +26,11 @@ class ModelCards:
 
     _learned_from    its data sets, by what they are for
     _scored_by       its rewards' names
+    _settings_of     papers that its settings come from, beside its own
     """
 
     _shown: tuple[str, ...] = ()
+    _paper: dict[str, str] = {}  # noqa: RUF012 - replaced, not changed
     _dataset_name: str | None = None  # as it was last given
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
@@ -40,7 +43,9 @@ class ModelCards:
                     stacklevel=2,
                 )
             return
-        super().create_model_card(model_name or folder.resolve().name, hub_id(self._dataset_name), tags)
+        cited = [self._paper.get("citation"), *(paper.citation for paper in self._settings_of())]
+        with replaced(self, _paper=self._paper | {"citation": "\n\n".join(filter(None, cited))}):
+            super().create_model_card(model_name or folder.resolve().name, hub_id(self._dataset_name), tags)
         if self.is_world_process_zero():
             complete_card(folder, self._facts())
 
@@ -58,6 +63,9 @@ class ModelCards:
     def _scored_by(self) -> Sequence[str]:
         return ()
 
+    def _settings_of(self) -> Sequence[Paper]:
+        return ()
+
     def _facts(self) -> CardFacts:
         wrapped = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
         return CardFacts(
@@ -68,4 +76,5 @@ class ModelCards:
             rewards=tuple(self._scored_by()),
             results=results(self.state.log_history, self._shown),
             bits=loaded_bits(self.model.config),
+            papers=self._settings_of(),
         )
