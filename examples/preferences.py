@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext import LearnedReward
-from trl_ext.reward_modeling.preference_rows import repeats_prompt, without_repeat
+from trl_ext.sequences.preference_rows import repeats_prompt, without_repeat
 from trl_ext.sequences.text_shapes import shown
 from trl_ext.sequences.token_ids import prompt_ids, whole_ids
 from trl_ext.trainer_kit.row_files import UNREADABLE, json_rows

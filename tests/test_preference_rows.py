@@ -9,7 +9,7 @@ from trl import RewardConfig
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.generation.completion_files import without_nones
 from trl_ext.reward_modeling.preference_data import check_pairs, columns_of
-from trl_ext.reward_modeling.preference_rows import preference_row, repeats_prompt
+from trl_ext.sequences.preference_rows import preference_row, repeats_prompt
 
 PROMPT = [user("Why?")]
 READ = {"prompt": PROMPT, "chosen": [assistant("not now")], "rejected": [assistant("nothing")]}

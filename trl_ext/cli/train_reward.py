@@ -13,7 +13,7 @@ from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings
 from trl_ext.reward_modeling import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.reward_modeling.preference_data import check_max_length, check_pairs, columns_of
-from trl_ext.reward_modeling.preference_rows import SIDES
+from trl_ext.sequences.preference_rows import SIDES
 from trl_ext.sequences.token_ids import prompt_and_completion_ids, row_template_kwargs, whole_ids
 from trl_ext.sequences.windows import model_window
 

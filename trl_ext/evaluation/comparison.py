@@ -11,9 +11,8 @@ import numpy as np
 from datasets import Dataset
 
 from trl_ext.generation.protocol import OWN_GENERATORS
-from trl_ext.trainer_kit.resampling import standard_errors
+from trl_ext.trainer_kit.resampling import SEEN, standard_errors
 
-SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many is seen, at 5 %, four times in five
 PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
 MADE_OF = "made_of"  # the last setting: what is behind the names of rewards and reference
 UNEVEN = "uneven"  # a setting: [row, number of samples] of prompts that got more or fewer of them than `num_samples`

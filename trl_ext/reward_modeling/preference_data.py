@@ -11,7 +11,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl import RewardConfig
 
-from trl_ext.reward_modeling.preference_rows import (
+from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.preference_rows import (
     CONVERSATIONS,
     PROMPT_TOKENS,
     SIDES,
@@ -20,7 +21,6 @@ from trl_ext.reward_modeling.preference_rows import (
     repeats_prompt,
     without_repeat,
 )
-from trl_ext.sequences.common_prefix import common_length
 from trl_ext.sequences.prompt_rows import one_split
 from trl_ext.sequences.template_check import check_has_template
 from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs

@@ -61,11 +61,16 @@ def reward_callables(
 
 
 def reward_functions(
-    rewards: object | list, *, max_completion_length: int | None, call: str, weights: list[float] | None = None
+    rewards: object | list,
+    *,
+    max_completion_length: int | None,
+    call: str,
+    weights: list[float] | None = None,
+    keep_invalid: bool = False,
 ) -> list[Callable]:
     """The same outside of a trainer: reward models run where they are, or where a trainer would put them."""
     settings = SimpleNamespace(max_completion_length=max_completion_length, reward_weights=weights, device=None)
-    return reward_callables(rewards, None, settings, trainer=call)
+    return reward_callables(rewards, None, settings, trainer=call, keep_invalid=keep_invalid)
 
 
 def _callable(
