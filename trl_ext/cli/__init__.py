@@ -25,7 +25,7 @@ BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their module
     "rest": ("train_rest", "train a policy with ReST on rewards"),
     "score": ("score", "score a file of prompts and completions; pairs for DPO"),
     "probe": ("probe", "what a reward gives to texts that are made to fool it"),
-    "evaluate": ("evaluate", "sample held-out prompts from policies, and compare them"),
+    "evaluate": ("evaluate", "policies on held-out prompts, rewards on pairs: compare them"),
     "report": ("report_runs", "one page about runs: what is wrong, curves, completions"),
     "export": ("export", "write a policy for transformers, llama.cpp, Ollama or vLLM"),
 }

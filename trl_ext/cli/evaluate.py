@@ -1,4 +1,4 @@
-"""`trl-ext evaluate`: policies on held-out prompts, side by side."""
+"""`trl-ext evaluate`: policies on held-out prompts, side by side; with --pairs rewards, by evaluate_rewards.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from rich.table import Table
 from trl_ext.cli.command_arguments import DataArguments, RewardArguments, bits_of
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import train_rows
+from trl_ext.cli.evaluate_rewards import SHARED, PairArguments, check_belongs, evaluate_rewards
 from trl_ext.cli.roles import named
 from trl_ext.evaluation import Evaluation, evaluate
 from trl_ext.shared_base.shared_base import SharedBase
@@ -21,13 +22,14 @@ from trl_ext.trainer_kit.whole_files import written_whole
 EXAMPLE = "trl-ext evaluate START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START"
 DESCRIPTION = (
     "Sample held-out prompts from policies, and measure: rewards, KL to a reference, length, ends, variety. Each policy is "
-    "compared with the first, prompt by prompt."
+    "compared with the first, prompt by prompt. With --pairs no policy is needed: how often do rewards prefer the better of two "
+    "completions?"
 )
 
 
 @dataclass
 class EvaluateArguments:
-    """Who is looked at, and how."""
+    """Which policies are looked at, and how."""
 
     _argument_group_name = "what is evaluated"
 
@@ -49,10 +51,20 @@ class EvaluateArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    kinds = (EvaluateArguments, RewardArguments, DataArguments)
-    args, rewards, data = CommandParser(
+    kinds = (EvaluateArguments, PairArguments, RewardArguments, DataArguments)
+    args, pairs, rewards, data = CommandParser(
         kinds, prog="trl-ext evaluate", example=EXAMPLE, description=DESCRIPTION, words="policies"
     ).read(argv)
+    check_belongs(pairs, args, data)
+    if pairs.pairs is None:
+        evaluate_policies(args, rewards, data)
+        return
+    shared = {name: getattr(args, name) for name in SHARED}
+    evaluate_rewards(pairs, rewards, data, **shared)
+
+
+def evaluate_policies(args: EvaluateArguments, rewards: RewardArguments, data: DataArguments) -> None:
+    """Print what is found of each policy, and write the samples where asked."""
     output = _checked(args)
     rows, functions = train_rows(data), [named(name, rewards) for name in rewards.reward_funcs or []]
     base = shared_base(args)
