@@ -72,10 +72,13 @@ def test_a_subset_and_nothing_of_the_worst(here, capsys):
         ([*GIVEN, "one", "--png", "x.svg"], "ends in .png"),
         ([*GIVEN, "one", "--json", "rewards.py"], "ends in .json"),
         ([*GIVEN, "one", "--output", "nowhere.py/x.parquet"], ""),
-        ([*GIVEN, "one", "--subsets", "c"], "'a', 'b'"),
+        (
+            [*GIVEN, "one", "--subsets", "c"],
+            "--subsets c: no row has that value in a column of ['subset']. There are ['a', 'b']",
+        ),
         ([*GIVEN, "one", "--worst", "-1"], "--worst -1"),
         (["--pairs", "none.jsonl", "--reward_funcs", "one"], "--pairs none.jsonl: there is no such file"),
-        (["--pairs", "pairs.jsonl", "--reward_funcs", "one"], "row 0 has no 'prompt'"),
+        (["--pairs", "pairs.jsonl", "--reward_funcs", "one"], "--pairs: row 0 has no 'prompt'"),
         ([*GIVEN, "r3"], "query_type"),
     ],
 )

@@ -90,7 +90,9 @@ RULES = (
     _rule(r"base\.reward_model\(LoraConfig\(…\)\)\.module into ImitationRewardTrainer", "trl-ext reward"),
     _rule(r"SharedBase\.\w+\((?P<name>\w+)=(?P<value>[^()]*)\)", _argument),
     _rule(r"SharedBase\.(?P<role>\w+)\((?P<value>[^(),]*)(?:, [^()]*)?\)", _role),
-    _rule(r"(?:\w+Trainer|\bevaluate)\((?P<name>\w+)=(?P<value>'[^']*'|(?:[^()]|\([^()]*\))*)\)", _argument),
+    _rule(
+        r"(?:\w+Trainer|\bevaluate(?:_reward)?)\((?P<name>\w+)=(?P<value>'[^']*'|(?:[^()]|\([^()]*\))*)\)", _argument
+    ),
     _rule(
         r"ImitationRewardTrainer: the margin of row (\w+) of the train dataset", r"--dataset_name, row \1: the margin"
     ),

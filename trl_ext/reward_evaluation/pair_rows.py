@@ -95,7 +95,7 @@ def chosen_groups(compared: list[Compared], by: Sequence[str] | None, subsets: S
     missing = next((name for name in by or () if name not in there), None)
     if missing is not None:
         raise ValueError(
-            f"{call}, by={missing!r}: the rows have the columns {there}. Name one of them, or leave it out."
+            f"{call}(by={missing!r}): the rows have the columns {there}. Name one of them, or leave it out."
         )
     by = [name for name in GROUPS if name in there] if by is None else list(by)
     if subsets is None:
@@ -105,7 +105,7 @@ def chosen_groups(compared: list[Compared], by: Sequence[str] | None, subsets: S
     if unknown is not None:
         near = near_name(str(unknown), known)
         said = f"Did you mean {near!r}?" if near else f"There are {shown(known, 300)}."
-        raise ValueError(f"{call}, subsets={unknown!r}: no row has that value in a column of {by}. {said}")
+        raise ValueError(f"{call}(subsets={unknown!r}): no row has that value in a column of {by}. {said}")
     wanted = {str(name) for name in subsets}
     return by, [each for each in compared if wanted & {str(each.others.get(name)) for name in by}]
 
@@ -204,6 +204,6 @@ def _check_one_form(compared: list[Compared], call: str) -> None:
     forms = {isinstance(each.prompt, str): each.row for each in reversed(compared)}
     if len(forms) > 1:
         raise ValueError(
-            f"{call}: row {forms[True]} is text and row {forms[False]} messages. Give all in one form; as_messages=True makes "
-            "messages of text."
+            f"{call}: row {forms[True]} is text and row {forms[False]} messages. Give all in one form, or "
+            "give as_messages=True, which makes messages of text."
         )
