@@ -52,11 +52,13 @@ def test_accuracy_by_hand():
 
 def test_several_rejected_must_all_be_below():
     """RewardBench counts so; RewardBench 2 has several chosen ones too."""
-    found = evaluate_reward(worth, rows(([" bb"], [" a", " d"]), (" bb", [" a", " ccc"]), ([" bb", " ccc"], [" a"])))
-    assert found.summary["accuracy"] == pytest.approx(2 / 3) and found.summary["pairs"] == 6
-    assert found.summary["chance"] == pytest.approx(1 / 3)  # of each row
-    # each row weighs the same: row 1's two pairs ½ each
-    losses = [np.log1p(np.exp(-1.0)), np.log1p(np.exp([-1.0, 1.0])).mean(), np.log1p(np.exp([-1.0, -2.0])).mean()]
+    several = [([" bb"], [" a", " d"]), (" bb", [" a", " ccc"]), ([" bb", " ccc"], [" a"]), ([" a", " ccc"], [" bb"])]
+    found = evaluate_reward(worth, rows(*several, (" a", " ccc")))
+    assert found.summary["accuracy"] == pytest.approx(2 / 5) and found.summary["pairs"] == 9  # of rows 0 and 2
+    assert found.summary["chance"] == pytest.approx((4 / 3 + 1 / 2) / 5)
+    # each row weighs the same: ½ each of two pairs
+    gaps = [[1, 1], [1, -1], [1, 2], [-1, 1], [-2]]
+    losses = [np.log1p(np.exp(-np.array(row))).mean() for row in gaps]
     assert found.summary["log_loss"] == pytest.approx(np.mean(losses))
 
 
@@ -131,6 +133,7 @@ def test_two_rewards_on_the_same_pairs():
     other = evaluate_reward(lambda completions, **_: [-x for x in length(completions)], FOUR, name="shorter")
     found = evaluate_reward(length, FOUR).compare(other)
     assert found["accuracy"]["difference"] == 2.5 / 4 - 1.5 / 4
+    assert found["subset x"]["difference"] == 0.0 and found["subset y"]["difference"] == 0.5
     assert found["accuracy"]["detectable"] == 2.8 * found["accuracy"]["error"]
     # the differences of the rows are 1, −1, 0, 1: s = √(11/12), s / √4
     assert found["accuracy"]["error"] == pytest.approx((11 / 12) ** 0.5 / 2, rel=0.05)
@@ -179,6 +182,13 @@ def test_equal_completions_are_left_out():
         found = evaluate_reward(worth, [*FOUR, *rows((" a", " a "), subset=["x"])])
     assert found.summary == evaluate_reward(worth, FOUR).summary
     assert any("left out 1 row:" in note for note in found.notes)
+
+
+def test_subsets_by_any_column():
+    kinds = [row | {"kind": kind} for row, kind in zip(FOUR, "mnmm", strict=True)]
+    assert evaluate_reward(worth, kinds, subsets="y").pairs["row"][:] == [2, 3]
+    found = evaluate_reward(worth, kinds, by="kind", subsets=["m"])
+    assert found.pairs["row"][:] == [0, 2, 3] and list(found.groups) == ["all", "kind m"]
 
 
 def test_an_answer_may_say_nothing():
