@@ -173,6 +173,8 @@ def test_tables_and_picture(tmp_path):
     told = console.export_text()
     for words in ("[worth]", "subset x", "length less [worth]", "not resolved", "most wrong: length", "0.625 [0.2"):
         assert words in told
+    one.print(one, console=console)
+    assert "[worth]_1 less [worth]_0" in console.export_text()
     one.save_png(tmp_path / "rewards.png", other)
     assert (tmp_path / "rewards.png").read_bytes().startswith(b"\x89PNG")
 
