@@ -47,6 +47,7 @@ def test_accuracy_by_hand():
     assert found.summary["difference_length_correlation"] == pytest.approx(1.0)
     assert found.beyond_length is None  # of four rows
     assert any("only 4 rows" in note for note in found.notes) and "1 tie counts half" in found.notes
+    assert any(note.startswith("4 rows of 1 prompt: intervals") for note in found.notes)
     json.dumps(found.to_dict())
 
 
@@ -195,6 +196,12 @@ def test_subsets_by_any_column():
 
 def test_an_answer_may_say_nothing():
     assert evaluate_reward(length, rows((" a", ""))).summary["accuracy"] == 1.0
+
+
+def test_nothing_is_noted_of_many_rows_with_prompts_of_their_own():
+    many = [{"prompt": f"p{i}", "chosen": " aa", "rejected": " b"} for i in range(30)]
+    assert evaluate_reward(length, many).notes == []
+    assert evaluate_reward(length, many[1:]).notes[0].startswith("only 29 rows")
 
 
 def test_nothing_is_warned_of_where_nothing_is_wrong():

@@ -133,6 +133,12 @@ def notes_on(pairs: ScoredPairs, left_out: int) -> list[str]:
         )
     if ties and not pairs.styled:
         notes.append(f"{ties} tie{'s' * (ties > 1)} count{'s' * (ties == 1)} half")
+    prompts = len({repr(each.prompt) for each in pairs.compared})
+    if prompts < len(pairs.compared):
+        notes.append(
+            f"{_rows(len(pairs.compared))} of {prompts} prompt{'s' * (prompts != 1)}: intervals and errors take rows as independent, "
+            "and are narrower than they should be"
+        )
     if left_out:
         notes.append(f"left out {_rows(left_out)}: a completion is both chosen and rejected")
     return notes
