@@ -47,7 +47,7 @@ def reward_trainer(folder, tokenizer, kind=None, **changes):
         name: changes.pop(name) for name in ("train_dataset", "eval_dataset", "imitation_head") if name in changes
     }
     args = config(folder, **{"kind": kind} if kind else {}, **changes)
-    with patch.object(preference_data, "_check_margins"):  # which sees no stream's
+    with patch.object(preference_data, "check_label_columns"):  # which sees no stream's
         return trainer_of(folder, tokenizer, args=args, **arguments)
 
 

@@ -1,5 +1,6 @@
 """The plan of a run that is about to begin, read off its trainer's models and options."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,7 @@ def run_plan(
     prompt_length: int,
     completion_length: int,
     batch: int | None = None,
+    completions: int = 2,
     rewards: Iterable = (),
     value_model: nn.Module | None = None,
     **settings,
@@ -47,6 +49,7 @@ def run_plan(
         args: The trainer's config.
         prompt_length, completion_length: The longest, in tokens.
         batch: Sequences per process and step; None: as `args` has it.
+        completions: Of a reward model's rows, the most that one has; what is planned for are pairs.
         rewards: Reward functions.
         value_model: PPO's, if it has one.
         settings: Others of `memory_plan`.
@@ -63,7 +66,7 @@ def run_plan(
         bits=loaded_bits(base),
         dtype=str(base.dtype).removeprefix("torch."),
         lora=_rank(model),
-        **args_settings(args) | ({"batch": max(batch, micro_batch)} if batch else {}),
+        **args_settings(args, completions=completions) | ({"batch": max(batch, micro_batch)} if batch else {}),
         prompt_length=prompt_length,
         completion_length=completion_length,
         value_model=value_model is not None,
@@ -75,11 +78,12 @@ def run_plan(
     )
 
 
-def args_settings(args: TrainingArguments) -> dict[str, Any]:
-    """What a trainer's config says of a plan, by the names of `memory_plan`'s arguments."""
+def args_settings(args: TrainingArguments, *, completions: int = 2) -> dict[str, Any]:
+    """What a trainer's config says of a plan, by the names of `memory_plan`'s arguments; lists of K are K / 2 pairs."""
+    micro_batch = math.ceil(args.per_device_train_batch_size * completions / 2)
     return {
-        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps,
-        "micro_batch": args.per_device_train_batch_size,
+        "batch": micro_batch * args.gradient_accumulation_steps,
+        "micro_batch": micro_batch,
         "gradient_checkpointing": bool(args.gradient_checkpointing),
         "reentrant": bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)),
         "optimizer": _optimizer(args),

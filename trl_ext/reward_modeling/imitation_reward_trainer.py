@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,9 +27,11 @@ from trl import RewardConfig, RewardTrainer
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, run_plan
-from trl_ext.reward_modeling.collation import WithPromptLengths
+from trl_ext.reward_modeling.collation import BESIDE, LIST_OF, PreferenceCollator
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
+from trl_ext.reward_modeling.pair_batches import PlainPairs, lists_alone, pairs_of
+from trl_ext.reward_modeling.pair_labels import PROBABILITY
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
     check_data,
@@ -39,6 +42,14 @@ from trl_ext.reward_modeling.preference_data import (
     columns_of,
     with_prompt_lengths,
     without_ties,
+)
+from trl_ext.reward_modeling.ranked_lists import (
+    RANKED_IDS,
+    RANKS,
+    are_lists,
+    lists_again,
+    longest_list,
+    one_completion_a_row,
 )
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
@@ -62,20 +73,25 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     pretrained vocabulary head, to predict the chosen completion; so the trunk keeps what it knew of language. What is
     saved is a plain reward model. With `imitation_coef=0`, or a plain `RewardConfig`, all is TRL's.
 
+    A column `chosen_probability` p makes labels soft (Part II, arXiv:2401.06080): −p · log σ(Δ) − (1 − p) · log σ(−Δ), with
+    Δ less the `margin` in both, and p times the NLL. Rows of `prompt`, `completions` and `ranks` (1 is best, ties are no
+    pair) are ranked lists: all pairs of a list, divided by their number, each completion read once, the best one imitated.
+
     A completion begins where its prompt ends; without a column `prompt`, where the pair parts. Tokenised pairs may say
     it themselves, in a column `num_prompt_tokens`. Overridden, each calling its parent:
 
-        _prepare_dataset                   find where the chosen completions begin, drop ties
-        _set_signature_columns_if_needed   keep that column
+        _prepare_dataset                   find where the chosen completions begin, drop ties, read ranked lists
+        _set_signature_columns_if_needed   keep the columns beside a pair's tokens
         get_batch_samples                  count the tokens of an accumulation window
-        compute_loss                       add the imitation term, from the states that the `score` head reads
+        compute_loss                       add the terms of soft labels and lists, and the imitation term, from the states
+                                           that the `score` head reads
         log                                report it apart: `ranking_loss`, `imitation_loss`, `chosen_perplexity`
 
     Args:
         model: The reward model to be: a name or path, also that of an adapter with its head, a sequence-classification
             model with one label, or a `PeftModel` of one.
         args: An `ImitationRewardConfig`, the default, or a `RewardConfig`.
-        train_dataset, eval_dataset: Pairs, with `chosen`, `rejected` and, where it is known, `prompt`; or tokenised.
+        train_dataset, eval_dataset: Pairs, with `chosen`, `rejected` and, where it is known, `prompt`, or tokenised; or lists.
         data_collator, …, peft_config: As in `RewardTrainer`, in its order.
         imitation_head: The vocabulary head as a module or checkpoint, instead of the model's own; it takes
             precedence over the option of that name.
@@ -153,7 +169,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
             check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
-            self.data_collator = WithPromptLengths(self.data_collator)
+        self.data_collator = PreferenceCollator(self.data_collator)
         self._pairs = train_dataset
         self._note_beginning()
 
@@ -185,27 +201,36 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
             self.args,
             prompt_length=length - length // 2,
             completion_length=length // 2,
+            completions=longest_list(self.train_dataset),
             imitation=_imitates(self.args),
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         columns = columns_of(dataset, dataset_name)
+        if RANKED_IDS in columns:  # prepared before
+            return dataset
+        if are_lists(dataset, columns, dataset_name):
+            singles = one_completion_a_row(dataset, dataset_name, complete=_imitates(args))
+            tokenised = self._tokenised(singles, singles.column_names, processing_class, args, dataset_name)
+            return lists_again(tokenised, dataset_name)
+        dataset = self._tokenised(dataset, columns, processing_class, args, dataset_name)
+        return without_ties(dataset, dataset_name) if _imitates(args) else dataset
+
+    def _tokenised(self, dataset, columns, processing_class, args, dataset_name):
         dataset = check_pairs(dataset, columns, dataset_name, complete=_imitates(args))
         tokenizer = None if {"chosen_ids", "chosen_input_ids"} & set(columns) else processing_class
         if tokenizer is not None:
             check_readable(dataset, tokenizer, dataset_name)
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if not _imitates(args):
-            return dataset
-        if PROMPT_TOKENS not in columns:
+        if _imitates(args) and PROMPT_TOKENS not in columns:
             with args.main_process_first(desc="finding completions"):
                 dataset = with_prompt_lengths(dataset, tokenizer, num_proc=args.dataset_num_proc)
-        return without_ties(dataset, dataset_name)
+        return dataset
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if _imitates(self.args) and PROMPT_TOKENS not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, PROMPT_TOKENS]
+        own = [PROBABILITY, RANKED_IDS, RANKS, *([PROMPT_TOKENS] if _imitates(self.args) else [])]
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *own]))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -215,18 +240,46 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not _imitates(self.args):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        ids, targets = self._chosen(inputs)
-        inputs = {name: value for name, value in inputs.items() if name != PROMPT_TOKENS}
-        with seen_in(self._score_head(), lambda args, output: args[0]) as states:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        with self.accelerator.autocast():  # as the model's own head would be read
-            nll = completion_nll(states[0].chunk(2)[0], ids, targets, self._head)
-        self._record(loss, nll)
-        imitation = self.args.imitation_coef * self._window_mean(nll, num_items_in_batch)
-        loss = self.finite.total({"ranking loss": loss, "imitation loss": imitation})
+        beside = {name: inputs[name] for name in BESIDE if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in BESIDE}
+        pairs = pairs_of(beside, self.accelerator)
+        read = seen_in(self._score_head(), lambda args, output: args[0]) if _imitates(self.args) else nullcontext([])
+        with read as states:
+            loss, outputs = super().compute_loss(pairs.read_by(model), inputs, True, num_items_in_batch)
+        loss = self._with_labels(loss, pairs, outputs.logits.squeeze(-1), inputs.get("margin", 0.0))
+        if _imitates(self.args):
+            loss = self._with_imitation(loss, inputs | beside, states[0], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _with_labels(self, loss: Tensor, pairs: PlainPairs, rewards: Tensor, margin: Tensor | float) -> Tensor:
+        """TRL's loss with what its pairs add to it; their measures take the place of TRL's."""
+        added = pairs.added(rewards, margin, self.args.center_rewards_coefficient)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, sums in pairs.measures(rewards.detach()).items():
+            total, count = self.accelerator.reduce(torch.stack([one.float() for one in sums]), reduction="sum")
+            metrics[name][-1:] = [(total / count).item()] if count else []  # none of whose labels says which is better
+            if not metrics[name]:
+                del metrics[name]
+        return loss if added is None else loss + added
+
+    def _with_imitation(self, loss: Tensor, batch: dict[str, Tensor], states: Tensor, window: Tensor | None) -> Tensor:
+        """That loss and the imitation term, each NLL with the weight that its completion is the better."""
+        ids, targets = self._chosen(batch)
+        with self.accelerator.autocast():  # as the model's own head would be read
+            nll = completion_nll(states[: len(ids)], ids, targets, self._head)
+        self._record(loss, nll)
+        if PROBABILITY in batch:
+            nll = nll * batch[PROBABILITY].unsqueeze(1).expand_as(targets)[targets]
+        imitation = self.args.imitation_coef * self._window_mean(nll, window)
+        return self.finite.total({"ranking loss": loss, "imitation loss": imitation})
+
+    def _row_losses(self, term, batches, k):
+        if LIST_OF not in batches[k].inputs:
+            yield from super()._row_losses(term, batches, k)
+            return
+        for one in lists_alone(batches[k].inputs):
+            with self.compute_loss_context_manager():
+                yield one, self.compute_loss(self.model, dict(one), num_items_in_batch=batches[k].num_items)
 
     def _loss_name(self):
         return "ranking loss"  # of all that is left to TRL
@@ -242,7 +295,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
 
     def _chosen(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Ids of the chosen sequences and which of them are imitated, `(B, T)` each."""
-        ids, mask = batch["input_ids"].chunk(2)[0], batch["attention_mask"].chunk(2)[0]
+        count = len(batch[PROMPT_TOKENS])  # they come first
+        ids, mask = batch["input_ids"][:count], batch["attention_mask"][:count]
         return ids, completion_targets(mask, batch[PROMPT_TOKENS]) & (ids < self._head.size)
 
     def _window_mean(self, nll: Tensor, window_tokens: Tensor | None) -> Tensor:

@@ -3,14 +3,14 @@
 import warnings
 from collections.abc import Iterable
 from functools import partial
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
 
-import torch
 from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl import RewardConfig
 
+from trl_ext.reward_modeling.pair_labels import check_label_columns, check_labels
+from trl_ext.reward_modeling.ranked_lists import RANKED_IDS
 from trl_ext.sequences.common_prefix import common_length
 from trl_ext.sequences.preference_rows import (
     CONVERSATIONS,
@@ -29,7 +29,6 @@ from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tok
 from trl_ext.sequences.windows import model_window
 
 FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
-LARGEST = torch.finfo(torch.float32).max  # margins become float32
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), SIDES)
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
 
@@ -78,7 +77,8 @@ def check_pairs(
         complete: Whether each row must have two completions.
 
     Raises:
-        ValueError: If a column is missing, for the first row that is no pair, or whose `margin` is no finite number.
+        ValueError: If a column is missing, for the first row that is no pair, or whose label
+            the loss cannot take.
     """
     pair = next((pair for pair in _PAIRS if set(pair) <= set(columns)), None)
     if pair is None:
@@ -93,7 +93,7 @@ def check_pairs(
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed)
         repeats = pair == SIDES and all(map(repeats_prompt, islice(dataset, FIRST)))
         return _without_repeats(dataset, name) if repeats else dataset
-    _check_margins(dataset, name)
+    check_label_columns(dataset, name)
     rows = dataset.select_columns([column for column in columns if column in _LOOKED_AT])
     changes, repeats = False, pair == SIDES
     for index, row in enumerate(rows):
@@ -102,20 +102,6 @@ def check_pairs(
     if changes:
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed, desc=f"Reading pairs of {name}")
     return _without_repeats(dataset, name) if repeats else dataset
-
-
-def _check_margins(dataset: Dataset, name: str) -> None:
-    """Raise a ValueError for the first margin, where there are any, that the loss cannot take."""
-    for row, margin in enumerate(dataset["margin"] if "margin" in dataset.column_names else ()):
-        _check_margin(margin, row, name)
-
-
-def _check_margin(margin: Any, row: int, name: str) -> None:
-    if not (isinstance(margin, int | float) and abs(margin) <= LARGEST):
-        raise ValueError(
-            f"ImitationRewardTrainer: the margin of row {row} of the {name} dataset is {margin!r}: expected a finite number, "
-            "by how much the chosen completion is the better. Correct it, or drop the row or the column `margin`."
-        )
 
 
 def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
@@ -131,8 +117,7 @@ def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset |
 def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: bool) -> dict:
     """A row, which has two completions, in TRL's shape."""
     where = f"ImitationRewardTrainer: row {index} of the {name} dataset"
-    if "margin" in row:  # of a stream, whose column cannot be read ahead
-        _check_margin(row["margin"], index, name)
+    check_labels(row, index, name)  # of a stream, whose columns cannot be read ahead
     if complete:
         check_complete(row, pair, where)
     if pair != SIDES:
@@ -239,8 +224,15 @@ def check_pair_tokens(
     call = "ImitationRewardTrainer(model=…)"
     check_vocabulary(tokenizer, config, call=call, pad_token_id=tokenizer.pad_token_id)
     for dataset in datasets if unread_tokens(tokenizer, config) else ():
-        for column in ("chosen_ids", "rejected_ids") if isinstance(dataset, Dataset) else ():
-            check_ids(dataset[column], tokenizer, config, call=call)
+        for column in _token_columns(dataset):
+            rows = dataset[column]
+            ids = chain.from_iterable(rows) if column == RANKED_IDS else rows
+            check_ids(ids, tokenizer, config, call=call)
+
+
+def _token_columns(dataset: object) -> list[str]:
+    columns = dataset.column_names if isinstance(dataset, Dataset) else []
+    return [column for column in ("chosen_ids", "rejected_ids", RANKED_IDS) if column in columns]
 
 
 def check_max_length(args: RewardConfig, config: PretrainedConfig) -> None:
