@@ -14,7 +14,7 @@ STEP = {"imitation_coef": 1.0, "max_steps": 1, "optim": "sgd", "max_grad_norm": 
 STEP |= {"center_rewards_coefficient": 0.1, "per_device_eval_batch_size": 2}
 SHOWN = ("ranking_loss", "imitation_loss")
 DATA = {"lists": lists, "soft labels": lambda: soft([0.9, 0.2, 0.5, 1.0], pairs())}
-SCRIPT = f"""
+SCRIPT = """
 import json, sys
 from two_processes import leave
 from test_preference_processes import DATA, SHOWN, STEP, logged, trainer_of, config
@@ -28,7 +28,7 @@ trainer.train()
 trainer.save_model(folder)
 held_out = trainer.evaluate()
 if trainer.is_world_process_zero():
-    found = {{name: logged(trainer, name)[0] for name in SHOWN}} | {{"eval_accuracy": held_out["eval_accuracy"]}}
+    found = {name: logged(trainer, name)[0] for name in SHOWN} | {"eval_accuracy": held_out["eval_accuracy"]}
     print("found", json.dumps(found))
 leave()
 """

@@ -94,9 +94,10 @@ RULES = (
         r"(?:\w+Trainer|\bevaluate(?:_reward)?)\((?P<name>\w+)=(?P<value>'[^']*'|(?:[^()]|\([^()]*\))*)\)", _argument
     ),
     _rule(
-        r"ImitationRewardTrainer: the margin of row (\w+) of the train dataset", r"--dataset_name, row \1: the margin"
+        r"ImitationRewardTrainer: the (margin|chosen_probability) of row (\w+) of the train dataset",
+        r"--dataset_name, row \2: the \1",
     ),
-    _rule(r"ImitationRewardTrainer: (?=the|no|in)", ""),
+    _rule(r"ImitationRewardTrainer: (?=the|no|in|row)", ""),
     _rule(r"\bthe train dataset\b", "--dataset_name"),
     _rule(r"\bthe eval dataset\b", "--eval_dataset_name"),
 )

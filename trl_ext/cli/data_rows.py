@@ -13,6 +13,7 @@ from trl_ext.trainer_kit.row_files import READERS
 
 # Columns that hold text or messages, whoever reads them.
 TEXTS = ("prompt", "chosen", "rejected", "completion", "reference", "query_type", "text", "messages")
+LABELS = ("margin", "chosen_probability", "completions", "ranks")  # that a reward model learns from
 
 
 def train_rows(args: DataArguments) -> Dataset:
@@ -49,8 +50,8 @@ def named_rows(name: str, split: str, args: DataArguments, *, flag: str) -> Data
     """The rows at a path or hub id."""
     call, columns = f"{flag} {name}", column_names(args.columns)
     if _is_file(name):
-        texts = [columns.get(text, text) for text in TEXTS]
-        rows = read_file(Path(name).expanduser(), texts, call=call)
+        texts, labels = ([columns.get(name, name) for name in names] for names in (TEXTS, LABELS))
+        rows = read_file(Path(name).expanduser(), texts, call=call, others=labels)
     else:
         rows = _loaded(name, split, args.dataset_config, call=call)
     return renamed(rows, columns, call=call)

@@ -28,20 +28,21 @@ def read_prompts(path: Path, column: str) -> Dataset:
     return _with_prompts(dataset, column, call=call)
 
 
-def read_file(path: Path, texts: Sequence[str], *, call: str) -> Dataset:
+def read_file(path: Path, texts: Sequence[str], *, call: str, others: Sequence[str] = ()) -> Dataset:
     """The rows of a file, of which there must be some.
 
     Args:
         path: The file.
         texts: Columns that hold text or messages, and must be of one kind each.
         call: Who asks, for messages.
+        others: Further columns that must be of one kind each.
     """
     if not path.is_file():
         raise ValueError(f"{call}: there is no such file. Give the path of a {', '.join(READERS)} file.")
     if path.suffix not in READERS:
         raise ValueError(f"{call}: expected a file that ends in {', '.join(READERS)}. Convert it to one of these.")
     try:
-        dataset = read_rows(path, text=texts, convert=dict.fromkeys(texts, with_text), needed=texts)
+        dataset = read_rows(path, text=texts, convert=dict.fromkeys(texts, with_text), needed=(*texts, *others))
     except MixedColumn as error:
         raise ValueError(f"{call}: {error}. Give one kind in all rows.") from error
     except UNREADABLE as error:

@@ -12,7 +12,9 @@ from trl_ext.cli.training_command import main as run
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings
 from trl_ext.reward_modeling import ImitationRewardConfig, ImitationRewardTrainer
+from trl_ext.reward_modeling.pair_labels import MARGIN, PROBABILITY
 from trl_ext.reward_modeling.preference_data import check_max_length, check_pairs, columns_of
+from trl_ext.reward_modeling.ranked_lists import RANKS, are_lists, one_completion_a_row
 from trl_ext.sequences.preference_rows import SIDES
 from trl_ext.sequences.token_ids import prompt_and_completion_ids, row_template_kwargs, whole_ids
 from trl_ext.sequences.windows import model_window
@@ -23,7 +25,8 @@ class RewardCommand(TrainingCommand):
     example = "--model_name_or_path MODEL --dataset_name pairs.jsonl --output_dir OUT"
     description = (
         "A reward model from pairs, with the imitation regulariser. Rows need `chosen` and `rejected`, with `prompt` or with "
-        "the whole conversation in both. A stopped run goes on with the same command."
+        "the whole conversation in both; `margin` and `chosen_probability` are read too. Ranked lists have `prompt`, "
+        "`completions` and `ranks`. A stopped run goes on with the same command."
     )
     trainer_class = ImitationRewardTrainer
 
@@ -39,8 +42,15 @@ class RewardCommand(TrainingCommand):
             check_max_length(self.args, facts.config)
         for name, rows in (("train", facts.train), ("eval", facts.evaluation)):
             if rows is not None:
-                pairs = check_pairs(rows, columns_of(rows, name), name, complete=self.args.imitation_coef > 0)
-                self._check_some_fit(pairs, name, facts.tokenizer)
+                self._check_some_fit(self._read(rows, name), name, facts.tokenizer)
+
+    def _read(self, rows: Dataset, name: str) -> Dataset:
+        """Pairs, or of lists each completion, on both sides."""
+        complete, columns = self.args.imitation_coef > 0, columns_of(rows, name)
+        if are_lists(rows, columns, name):
+            rows = one_completion_a_row(rows, name, complete=complete)
+            columns = rows.column_names
+        return check_pairs(rows, columns, name, complete=complete)
 
     def _check_some_fit(self, pairs: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise a ValueError where all pairs would be dropped; of most data the first one tells."""
@@ -59,8 +69,14 @@ class RewardCommand(TrainingCommand):
         )
 
     def first_row(self, facts: Facts) -> list[Line]:
-        rows = check_pairs(facts.train.select([0]), columns_of(facts.train, "train"), "train")
-        return [line for side in SIDES for line in self._side(rows[0], side, facts.tokenizer)]
+        first = facts.train[0]
+        rows = self._read(facts.train.select([0]), "train")
+        if RANKS in first:
+            lines = [self._side(row, SIDES[0], facts.tokenizer) for row in rows]
+            prompt = [Line("prompt", *line[1:]) for line in lines[0][:-1]]
+            return [*prompt, *map(_ranked, first[RANKS], [line[-1] for line in lines])]
+        labels = [Line(label, str(first[label])) for label in (MARGIN, PROBABILITY) if label in first]
+        return [line for side in SIDES for line in self._side(rows[0], side, facts.tokenizer)] + labels
 
     def _side(self, row: dict, side: str, tokenizer: PreTrainedTokenizerBase) -> list[Line]:
         """One completion, behind its prompt where that is known."""
@@ -77,16 +93,25 @@ class RewardCommand(TrainingCommand):
         nothing = "" if isinstance(row[side], str) else []
         return whole_ids(row.get("prompt") or nothing, row[side], tokenizer, row_template_kwargs(row))
 
+    def _longest(self, rows: Dataset) -> int:
+        """Completions of a row."""
+        return max(map(len, rows[RANKS])) if RANKS in rows.column_names else len(SIDES)
+
     def plan(self, facts: Facts) -> MemoryPlan:
         length = self.args.max_length or model_window(facts.config) or 2 * UNKNOWN_LENGTH
         return memory_plan(
             facts.config,
             "reward",
-            **args_settings(self.args) | planned_model(self.model, self.args, card=self.run.card is not None),
+            **args_settings(self.args, completions=self._longest(facts.train))
+            | planned_model(self.model, self.args, card=self.run.card is not None),
             prompt_length=length - length // 2,
             completion_length=length // 2,
             imitation=self.args.imitation_coef > 0,
         )
+
+
+def _ranked(rank: float, line: Line) -> Line:
+    return Line(f"rank {rank:g}, with its end", *line[1:])
 
 
 def main(argv: Sequence[str]) -> None:

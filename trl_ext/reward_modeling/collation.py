@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import DataCollator
 
 from trl_ext.reward_modeling.pair_labels import PROBABILITY
-from trl_ext.reward_modeling.preference_rows import PROMPT_TOKENS
 from trl_ext.reward_modeling.ranked_lists import RANKED_IDS, RANKS
+from trl_ext.sequences.preference_rows import PROMPT_TOKENS
 
 LIST_OF = "list_of"  # of a batch: the number of each sequence's list
 BESIDE = (PROMPT_TOKENS, PROBABILITY, LIST_OF, RANKS)  # of a batch: what TRL's loss does not know

@@ -9,7 +9,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 from trl_ext.reward_modeling.pair_labels import LARGEST, MARGIN, PROBABILITY
-from trl_ext.reward_modeling.preference_rows import PROMPT_TOKENS, SIDES, check_complete, preference_row
+from trl_ext.sequences.preference_rows import PROMPT_TOKENS, SIDES, check_complete, preference_row
 
 COMPLETIONS, RANKS = "completions", "ranks"  # columns that a user gives
 RANKED_IDS = "ranked_ids"  # column: tokens of each completion behind its prompt, best first
