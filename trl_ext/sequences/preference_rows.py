@@ -46,6 +46,21 @@ def preference_row(row: Mapping[str, Any]) -> dict[str, Text]:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
+def pair_prompt(row: Mapping[str, Any]) -> tuple[Text, Text, Text]:
+    """Prompt, chosen and rejected completion of a row in TRL's shape; without a prompt it is the messages that they share.
+
+    >>> pair_prompt({"chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5"})
+    ('', '2 + 2 = 4', '2 + 2 = 5')
+    """
+    chosen, rejected = row["chosen"], row["rejected"]
+    if "prompt" in row:
+        return row["prompt"], chosen, rejected
+    if isinstance(chosen, str):
+        return "", chosen, rejected
+    length = min(common_length([chosen, rejected]), len(chosen) - 1, len(rejected) - 1)
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
 def check_complete(row: Mapping[str, Any], pair: tuple[str, str], where: str) -> None:
     """Raise a ValueError for a row without two completions in the columns `pair`, which it begins with `where`."""
     for column in pair:
