@@ -119,6 +119,16 @@ def test_grpo_sampled_by_a_generator_as_printed(folder, monkeypatch):
     assert names["trainer"].state.global_step == 2 and names["trainer"].rollout_func.generator.name == "transformers"
 
 
+@pytest.mark.slow
+def test_columns_of_pairs_as_printed(folder):
+    """The reward models' page: lists, soft labels, and the margins of what both have learned."""
+    text = (Path(trl_ext.__file__).parent / "reward_modeling" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {}
+    exec(code, names)
+    assert names["trainer"].state.global_step == 2 and len(names["pairs"]["margin"]) == 8
+
+
 SHELL = (Path(__file__).parents[1] / "trl_ext" / "cli" / "README.md").read_text()
 LINES = [
     line
