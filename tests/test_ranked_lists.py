@@ -259,6 +259,13 @@ def test_lists_that_are_pairs_too(tmp_path, tokenizer, columns, message):
         list_trainer(tmp_path, tokenizer, Dataset.from_list([row]))
 
 
+def test_ranks_beside_pairs_are_not_read(tmp_path, tokenizer):
+    """Nor are completions without ranks."""
+    for name, values in (("ranks", [[1, 2]] * 8), ("completions", [["a", "b"]] * 8)):
+        trainer = trainer_of(tmp_path, tokenizer, train_dataset=pairs().add_column(name, values))
+        assert "ranked_ids" not in trainer.train_dataset.column_names and len(trainer.train_dataset) == 8
+
+
 def test_a_stream_of_lists(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"is a stream of ranked lists: expected a datasets\.Dataset"):
         list_trainer(tmp_path, tokenizer, lists().to_iterable_dataset())

@@ -84,7 +84,8 @@ def check_pairs(
     if pair is None:
         raise ValueError(
             f"ImitationRewardTrainer: the {name} dataset has the columns {columns}; expected 'chosen' and 'rejected', "
-            "with or without 'prompt', or 'chosen_ids' and 'rejected_ids'. Rename or add them."
+            "with or without 'prompt', or 'chosen_ids' and 'rejected_ids'; or of ranked lists 'prompt', 'completions' and "
+            "'ranks'. Rename or add them."
         )
     dataset = dataset.with_format(None)  # lists, not tensors
     read = partial(_read, pair=pair, name=name, complete=complete)

@@ -18,7 +18,8 @@ _LIST, _RANK = "number of the list", "rank in the list"  # columns while a row h
 
 def are_lists(dataset: Dataset | IterableDataset, columns: list[str], name: str) -> bool:
     """Whether rows are ranked lists; a ValueError where they are so in part, or cannot be read as such."""
-    if RANKS not in columns or "chosen_ids" in columns:
+    are_pairs = "chosen_ids" in columns or ({*SIDES} <= {*columns} and COMPLETIONS not in columns)
+    if RANKS not in columns or are_pairs:
         return False
     call = f"ImitationRewardTrainer: the {name} dataset"
     missing = [column for column in ("prompt", COMPLETIONS) if column not in columns]
