@@ -2,7 +2,7 @@ import pytest
 from tiny import tiny_llama, tokenizer_with_options
 
 from trl_ext.generation.protocol import Policy
-from trl_ext.self_training.tokenising import tokenised
+from trl_ext.generation.tokenising import tokenised
 from trl_ext.sequences.samples import Sample
 
 QUESTION = [{"role": "user", "content": "ab"}]

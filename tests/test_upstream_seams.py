@@ -65,7 +65,7 @@ SIGNATURES = {  # and where each is used
     (SFTTrainer, "compute_loss"): (LOSS, "self_training.importance, RAFT++'s loss"),
     (SFTTrainer, "_prepare_dataset"): (
         ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
-        "self_training.tokenising, to prepare kept samples as SFT does",
+        "generation.tokenising, to prepare kept samples as SFT does",
     ),
     **{
         (kind, "create_model_card"): (["self", "model_name", "dataset_name", "tags"], "model_cards, to put it right")
@@ -706,7 +706,7 @@ def test_prepared_rows_are_taken_as_they_are(tmp_path, tokenizer, policy):
 
 
 def test_preparing_marks_completions_and_adds_the_end(tmp_path, tokenizer, policy):
-    """self_training.tokenising: what is learned is the completion with its end token."""
+    """generation.tokenising: what is learned is the completion with its end token."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}])
     args = sft_config(tmp_path, completion_only_loss=True)
     trainer = SFTTrainer(policy, args, train_dataset=rows, processing_class=tokenizer)

@@ -13,8 +13,9 @@ from trl_ext.cli.training_command import main as run
 from trl_ext.generation import FileGenerator, VLLMGenerator
 from trl_ext.generation.protocol import Generator
 from trl_ext.self_training import RAFTConfig, RAFTTrainer
-from trl_ext.self_training.self_training_input import checked_args, read_dataset, read_eval_dataset
+from trl_ext.self_training.self_training_input import checked_args, read_eval_dataset
 from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
+from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.trainer_kit.config_docs import option
 
 

@@ -12,18 +12,17 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.evaluation.comparison import GENERATOR, MADE_OF, PERPLEXITY, UNEVEN, Evaluation, values_of
 from trl_ext.generation.given_generator import checked_generator, finished_parts, generator_record
 from trl_ext.generation.protocol import OWN_GENERATORS, Generator, Part, Policy, Sampling
+from trl_ext.generation.tokenising import tokenised
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.rewards.reward_callables import Rewards, reward_functions
-from trl_ext.rewards.reward_columns import check_reward_columns
+from trl_ext.rewards.reward_columns import check_reward_columns, reward_columns
 from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.rewards.weighted_rewards import Scorer
-from trl_ext.self_training.grow import reward_columns
 from trl_ext.self_training.monitors import distinct, msttr
-from trl_ext.self_training.self_training_input import read_dataset
-from trl_ext.self_training.tokenising import tokenised
 from trl_ext.sequences.answer_rows import answer_rows
 from trl_ext.sequences.exact_kl import completion_kl
 from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.texts import text_of

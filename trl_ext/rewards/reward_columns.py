@@ -124,6 +124,13 @@ def _is_list(values: Any) -> bool:
     return has_places and not isinstance(values, str | bytes | Mapping)
 
 
+def reward_columns(dataset: Dataset, rows: list[int]) -> dict[str, list]:
+    """What rewards get of some rows: the columns that are not prompts and completions, which they get as sampled."""
+    names = [name for name in dataset.column_names if name not in ("prompt", "completion", "completion_ids")]
+    table = dataset.select_columns(names)[rows] if names and rows else {}
+    return {name: list(values) for name, values in table.items()}
+
+
 def own_columns(columns: Mapping) -> list[str]:
     """Names of the data set's columns among what a reward gets."""
     return [name for name in columns if name not in GIVEN]

@@ -16,13 +16,14 @@ from datasets import Dataset
 
 from trl_ext.generation.protocol import Generator, Part, Policy
 from trl_ext.generation.sample_files import make_parts, sample_missing, sample_schema
+from trl_ext.generation.tokenising import tokenised
+from trl_ext.rewards.reward_columns import reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.schedule import Schedule, steps_per_improve
 from trl_ext.self_training.selection import first_of_each
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.self_training.stage_selection import score_bounds, select
-from trl_ext.self_training.tokenising import tokenised
 from trl_ext.self_training.weights import Weights, exchanged
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.samples import Sample
@@ -177,10 +178,3 @@ def with_scores(
             kind = pa.float64() if name == "kl" else pa.list_(pa.float32())
             table = table.append_column(name, pa.array(values, kind))
     return table
-
-
-def reward_columns(dataset: Dataset, rows: list[int]) -> dict[str, list]:
-    """What rewards get of some rows: the columns that are not prompts and completions, which they get as sampled."""
-    names = [name for name in dataset.column_names if name not in ("prompt", "completion", "completion_ids")]
-    table = dataset.select_columns(names)[rows] if names and rows else {}
-    return {name: list(values) for name, values in table.items()}

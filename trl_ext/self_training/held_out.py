@@ -8,7 +8,8 @@ from datasets import Dataset
 
 from trl_ext.generation.protocol import Generator
 from trl_ext.generation.sample_files import make_parts
-from trl_ext.self_training.grow import Grower, reward_columns
+from trl_ext.rewards.reward_columns import reward_columns
+from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.monitors import distinct
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
 from trl_ext.sequences.samples import Sample

@@ -13,7 +13,7 @@ from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
-from trl_ext.sequences.prompt_rows import check_completions, lacks_prompts, one_split, read_prompts
+from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
@@ -85,37 +85,6 @@ def check_given(reward_funcs: object, optimizers: tuple, refused: dict[str, obje
     refuse_scheduler(optimizers, trainer=trainer, why=why)
     if reward_funcs in (None, [], ()):
         raise ValueError(f"{trainer}(reward_funcs={reward_funcs}): expected a reward, or a list of them.")
-
-
-def read_dataset(
-    dataset: Dataset | None, *, trainer: str, name: str = "train_dataset", completions: bool = False
-) -> Dataset:
-    """The data set, once it is known to have rows, and prompts in them.
-
-    Args:
-        dataset: As given.
-        trainer, name: Which trainer was given it, under which argument.
-        completions: Whether its column `completion` is read, if there is one.
-    """
-    call = f"{trainer}({name}=…)"
-    one_split(dataset, call=call)
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"{call}: expected a datasets.Dataset with a column `prompt`, got {type(dataset).__name__}. A stream or a "
-            "list becomes one with Dataset.from_list(list(rows))."
-        )
-    if "prompt" not in dataset.column_names:
-        raise lacks_prompts(dataset.column_names, call=call)
-    if not len(dataset):
-        raise ValueError(f"{call} is empty: expected at least one prompt.")
-    images = {"image", "images"} & set(dataset.column_names)
-    if images:
-        raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
-    dataset = read_prompts(dataset, call=call)
-    if completions and "completion" in dataset.column_names:
-        may_be_missing = name == "train_dataset"
-        check_completions(dataset["prompt"][:], dataset["completion"][:], call=call, may_be_missing=may_be_missing)
-    return dataset
 
 
 def read_eval_dataset(dataset: Dataset | None, args: SelfTrainingConfig, *, trainer: str) -> Dataset | None:

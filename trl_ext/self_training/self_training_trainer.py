@@ -44,7 +44,6 @@ from trl_ext.self_training.self_training_input import (
     check_model,
     check_run,
     checked_args,
-    read_dataset,
     read_eval_dataset,
 )
 from trl_ext.self_training.self_training_record import FIXED, HARMLESS, grow_record
@@ -52,6 +51,7 @@ from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
 from trl_ext.sequences.answer_rows import check_answers
+from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn

@@ -15,6 +15,37 @@ from trl_ext.sequences.texts import Text
 from trl_ext.sequences.unread_columns import WHOLE
 
 
+def read_dataset(
+    dataset: Dataset | None, *, trainer: str, name: str = "train_dataset", completions: bool = False
+) -> Dataset:
+    """The data set, once it is known to have rows, and prompts in them.
+
+    Args:
+        dataset: As given.
+        trainer, name: Which trainer was given it, under which argument.
+        completions: Whether its column `completion` is read, if there is one.
+    """
+    call = f"{trainer}({name}=…)"
+    one_split(dataset, call=call)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{call}: expected a datasets.Dataset with a column `prompt`, got {type(dataset).__name__}. A stream or a "
+            "list becomes one with Dataset.from_list(list(rows))."
+        )
+    if "prompt" not in dataset.column_names:
+        raise lacks_prompts(dataset.column_names, call=call)
+    if not len(dataset):
+        raise ValueError(f"{call} is empty: expected at least one prompt.")
+    images = {"image", "images"} & set(dataset.column_names)
+    if images:
+        raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
+    dataset = read_prompts(dataset, call=call)
+    if completions and "completion" in dataset.column_names:
+        may_be_missing = name == "train_dataset"
+        check_completions(dataset["prompt"][:], dataset["completion"][:], call=call, may_be_missing=may_be_missing)
+    return dataset
+
+
 def read_prompts(dataset: Dataset, *, call: str, column: str = "prompt") -> Dataset:
     """The data set, once its prompts are known to be prompts.
 
