@@ -19,11 +19,9 @@ from examples.benchmarks.r3.rerank_columns import bm25_library, explained_prompt
 from examples.benchmarks.r3.rerank_data import round_robin
 from examples.benchmarks.r3.rerank_judge import balanced, longer_by
 from examples.benchmarks.r3.rerank_statistics import (
-    chances_to_be_best,
     copied_share,
     exact_match,
     identified,
-    nominal_kl,
     normalised,
     repeated_share,
     win_rate_at_equal_length,
@@ -31,6 +29,7 @@ from examples.benchmarks.r3.rerank_statistics import (
 from examples.benchmarks.r3.rerank_table import at_size, by_size, differences, sizes, win_rates
 from examples.benchmarks.r3.rerank_world import told_and_true
 from trl_ext.demo.world import load_world
+from trl_ext.reward_evaluation.order_statistics import chances_to_be_best, nominal_kl
 
 SCORES = np.array([[3.0, 1.0, 3.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trl_ext.query_types import LanguageModelLabeler as LanguageModelLabeler
     from trl_ext.query_types import label_query_types as label_query_types
     from trl_ext.reward_evaluation import RewardEvaluation as RewardEvaluation
+    from trl_ext.reward_evaluation import best_of_n as best_of_n
     from trl_ext.reward_evaluation import evaluate_reward as evaluate_reward
     from trl_ext.reward_modeling import ImitationRewardConfig as ImitationRewardConfig
     from trl_ext.reward_modeling import ImitationRewardTrainer as ImitationRewardTrainer

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from examples.benchmarks.r3.rerank_statistics import chances_to_be_best
+from trl_ext.reward_evaluation.order_statistics import chances_to_be_best
 
 R3, BY_CLASSIFIER, BY_CHANCE = "R³, T given", "R³, T by the classifier", "R³, T shuffled"
 OPEN, PLAIN, RELEVANCE = "r_x·LI·RP everywhere", "LI·RP", "r_x"

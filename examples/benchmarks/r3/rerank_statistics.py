@@ -1,8 +1,7 @@
-"""What `rerank` computes, as pure functions. P prompts, N samples of each, n of them chosen from."""
+"""What `rerank` computes, as pure functions. What the best of n is, is in the package."""
 
 import re
 from collections.abc import Sequence
-from math import comb, log
 
 import numpy as np
 
@@ -10,37 +9,6 @@ from trl_ext.sequences.texts import wordpunct
 
 AS_SETS = ("taxonomy_animal", "orthography_starts_with")  # tasks whose answers are words in any order
 ROUNDS = 25  # of Newton's method
-
-
-def chances_to_be_best(scores: np.ndarray, n: int) -> np.ndarray:
-    """How likely each sample is the best of n that are drawn from its prompt's N without replacement, `(P, N)`.
-
-        P(i) = [C(b + t, n) − C(b, n)] / (t · C(N, n))    b: samples with a lower score; t: with the same, i included
-
-    Exact, and so without the noise of one subset: Σ_i P(i) · value_i is what re-ranking by the scores is expected to
-    choose. Equal scores share their chance. n = 1 is a random choice, n = N the best of all.
-
-    >>> chances_to_be_best(np.array([[1.0, 2.0, 2.0]]), 2).round(3).tolist()
-    [[0.0, 0.5, 0.5]]
-    """
-    count = scores.shape[1]
-    if not 1 <= n <= count:
-        raise ValueError(
-            f"chances_to_be_best(n={n}): expected 1 to {count}, as many as a prompt has samples. Give such."
-        )
-    below = (scores[:, None, :] < scores[:, :, None]).sum(2)
-    tied = (scores[:, None, :] == scores[:, :, None]).sum(2)
-    subsets = np.array([comb(i, n) / comb(count, n) for i in range(count + 1)])
-    return (subsets[below + tied] - subsets[below]) / tied
-
-
-def nominal_kl(n: int) -> float:
-    """KL of the best of n to the policy, in nats: log n − (n − 1) / n; an upper bound where scores tie.
-
-    >>> round(nominal_kl(32), 2)
-    2.5
-    """
-    return log(n) - (n - 1) / n
 
 
 def normalised(answer: str) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 
 from examples.benchmarks.common.over_seeds import paired_difference
 from examples.benchmarks.r3.rerank_arms import CHANCE, Pool, chosen, compared, per_prompt
-from examples.benchmarks.r3.rerank_statistics import nominal_kl, win_rate_at_equal_length
+from examples.benchmarks.r3.rerank_statistics import win_rate_at_equal_length
+from trl_ext.reward_evaluation.order_statistics import nominal_kl
 
 RESAMPLINGS = 200
 
