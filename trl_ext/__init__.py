@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trl_ext.reward_modeling import ImitationRewardConfig as ImitationRewardConfig
     from trl_ext.reward_modeling import ImitationRewardTrainer as ImitationRewardTrainer
     from trl_ext.reward_modeling import add_margins as add_margins
+    from trl_ext.rewards import EnsembleReward as EnsembleReward
     from trl_ext.rewards import LearnedReward as LearnedReward
     from trl_ext.rewards import LengthIncentive as LengthIncentive
     from trl_ext.rewards import R3Reward as R3Reward

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
-from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.learned_reward import LearnedReward, learned_in
 from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
@@ -20,9 +20,8 @@ UNKNOWN_LENGTH = 512  # of the prompts of a stream
 
 
 def reward_modules(rewards: Iterable) -> list[LearnedReward]:
-    """The learned ones among reward functions, below the checks that wrap them."""
-    inner = [getattr(reward, "__wrapped__", reward) for reward in rewards]
-    return [reward for reward in inner if isinstance(reward, LearnedReward)]
+    """The learned ones among reward functions, those of ensembles too, each once."""
+    return list(dict.fromkeys(learned for reward in rewards for learned in learned_in(reward)))
 
 
 def run_plan(

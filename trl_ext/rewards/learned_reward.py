@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.rewards.reward_columns import Columns, check_counts
+from trl_ext.rewards.reward_columns import Columns, HasReaders, check_counts
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.template_check import check_has_template
@@ -89,9 +89,14 @@ class LearnedReward:
         check_vocabulary(self.tokenizer, self.module.config, call=self._call, pad_token_id=self._pad_token_id)
         self._warned = False
 
-    def __reduce__(self):
+    @property
+    def path(self) -> str | None:
+        """Where it was loaded from; None where a model was given."""
         model = self._recipe.args[0]
-        return (self._recipe, ()) if isinstance(model, str) else super().__reduce__()
+        return model if isinstance(model, str) else None
+
+    def __reduce__(self):
+        return super().__reduce__() if self.path is None else (self._recipe, ())
 
     def __call__(
         self,
@@ -144,6 +149,14 @@ class LearnedReward:
                 stacklevel=3,
             )
         return [row[-self.max_length :] for row in ids]
+
+
+def learned_in(reward: object) -> list[LearnedReward]:
+    """The reward model that a reward is, or those that it asks, below the checks that wrap them."""
+    inner = getattr(reward, "__wrapped__", reward)
+    if isinstance(inner, HasReaders):
+        return [learned for reader in inner.column_readers for learned in learned_in(reader)]
+    return [inner] if isinstance(inner, LearnedReward) else []
 
 
 def check_options(*, batch_size: int = 1, max_length: int | None = None, **others) -> tuple[int, int | None]:
