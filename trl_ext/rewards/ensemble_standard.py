@@ -64,8 +64,8 @@ def standard_of(scores: dict[str, Sequence[float | None]]) -> Standard:
 
     >>> print(standard_of({"one": [0.0, 2.0, None], "other": [30.0, 10.0, 5.0]}))
     member      mean deviation   correlations over 2 completions
-    one        1.000     1.000    1.00 -1.00
-    other     20.000    10.000   -1.00  1.00
+    one       1.000     1.000    1.00 -1.00
+    other    20.000    10.000   -1.00  1.00
     mean correlation of different members: -1.00
 
     Raises:
