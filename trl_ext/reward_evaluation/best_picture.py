@@ -56,7 +56,7 @@ def draw_curves(path: str | PathLike, curves: Mapping[str, Drawn]) -> None:
     top = axes.secondary_xaxis("top")
     top.set_xticks(np.sqrt(largest.kl), [str(n) for n in largest.sizes], fontsize=7)
     top.set_xlabel("n", fontsize=8)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
     with written_whole(Path(path)) as partial:
         figure.savefig(partial, dpi=120, format="png")
 
