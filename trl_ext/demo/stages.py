@@ -82,6 +82,11 @@ def reward_model(
 ) -> Path:
     """Learn from preference pairs, starting from the fine-tuned policy's trunk."""
     rows = preference_rows(world, held_out=False, count=scale.pairs, seed=seed)
+    return reward_model_of(rows, policy, folder, imitation_coef=imitation_coef, seed=seed)
+
+
+def reward_model_of(rows: list[dict], policy: Path, folder: Path, *, imitation_coef: float, seed: int) -> Path:
+    """The same from pairs that one has."""
     pairs = Dataset.from_list(rows).select_columns(["prompt", "chosen", "rejected"])
     args = ImitationRewardConfig(
         **_common(folder, seed),
