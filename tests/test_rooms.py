@@ -24,7 +24,6 @@ ROOMS = {  # each room, and those that it may import from
     "evaluation": {"generation", "rewards", "self_training", "sequences", "shared_base", "trainer_kit"},
     "diagnostics": {"rewards", "sequences", "trainer_kit"},
     "reporting": {"trainer_kit"},
-    "reward_evaluation": {"generation", "rewards", "sequences", "shared_base", "trainer_kit"},
 }
 ABOVE_ALL = {"demo", "cli"}
 FILES = {

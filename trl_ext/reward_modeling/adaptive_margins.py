@@ -8,10 +8,10 @@ from torch import Tensor
 
 from trl_ext.reward_modeling.pair_labels import MARGIN
 from trl_ext.reward_modeling.preference_data import check_pairs, columns_of
-from trl_ext.reward_modeling.preference_rows import SIDES, pair_prompt
 from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_all_columns
 from trl_ext.rewards.weighted_rewards import call_all
+from trl_ext.sequences.preference_rows import SIDES, pair_prompt
 
 UNHEARD = {"trainer_state": None, "log_metric": lambda *_: None, "log_extra": lambda *_: None}
 
