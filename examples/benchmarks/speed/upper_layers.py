@@ -9,6 +9,7 @@ require gradients: then the backward pass goes through the frozen layers, too.
 """
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
@@ -22,6 +23,7 @@ from transformers import AutoConfig
 
 from examples.benchmarks.common.live_bytes import LiveBytes
 from trl_ext import ImitationRewardConfig, ImitationRewardTrainer
+from trl_ext.trainer_kit.trl_versions import recompute_activations
 
 ROWS = {  # whether upper layers only, and whether activations are checkpointed
     "all layers": (False, False),
@@ -47,6 +49,7 @@ def main() -> None:
     peaks: dict[str, int] = {}
     for turn in range(args.turns):
         for row in ROWS:
+            gc.collect()  # the trainer before
             begun = time.monotonic()
             spent, peaks[row] = measured(row, args)
             seconds[row].append(spent)
@@ -101,6 +104,8 @@ def trainer_of(row: str, args: argparse.Namespace, folder: str) -> ImitationRewa
     torch.manual_seed(0)
     trainer = ImitationRewardTrainer(args.model, options, train_dataset=pairs(args), peft_config=lora)
     trainer.model.train()
+    if checkpointing:  # as `train` would
+        recompute_activations(trainer.model.get_base_model())
     trainer.create_optimizer()
     return trainer
 
