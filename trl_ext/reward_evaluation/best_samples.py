@@ -92,7 +92,7 @@ def best_of_n(
         policy: A causal LM, one with an adapter (a role of a SharedBase too), or the path or hub id of either.
         reward: By which the best is chosen, the proxy: a function in TRL's protocol, a reward model, its path.
         prompts: A list of texts or messages, or a data set with `prompt` and the columns that the rewards read.
-        n: N, samples of each prompt, 1024 of the longest completions at most as memory allows.
+        n: N, samples of each prompt; 8 or more for Gao's fit.
         gold: What the proxy stands for, in any of its forms; it chooses nothing.
         generator: Who samples; None: transformers. It must give n samples of each prompt.
         temperature: Of sampling. The start of KL is what is sampled, so it is to the policy at this temperature.
