@@ -303,6 +303,34 @@ def test_the_printed_line_serves_the_adapter(exported, tmp_path):
     assert said == answers
 
 
+def test_an_end_that_the_base_does_not_know_ends_answers(exported, tmp_path, capsys):
+    """Told by the generation config that export leaves beside the adapter; by --override-generation-config it would not be."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    line, _, prompts, answers = exported
+    name, adapter = line[-1].split("=", 1)
+    turn = next(i for i in answers[0][4:] if i not in answers[0][:4])
+    tokenizer = byte_tokenizer()
+    letter = tokenizer.convert_ids_to_tokens(turn)
+    tokenizer.add_special_tokens({"additional_special_tokens": [letter]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] + '" + tokenizer.decode(turn) + "' }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(adapter)
+    main(["export", adapter, "--to", "vllm", "--name", name])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    told = {"generation_config": words[words.index("--generation-config") + 1]}
+    engine = LLM(
+        words[2], dtype="float32", enforce_eager=True, max_model_len=256, enable_lora=True, max_lora_rank=8, **told
+    )
+    asked = [{"prompt_token_ids": prompts[0]}]
+    sampling = SamplingParams(temperature=0.0, max_tokens=16)
+    (said,) = engine.generate(asked, sampling, lora_request=LoRARequest(name, 1, adapter))
+    assert list(said.outputs[0].token_ids) == answers[0][: answers[0].index(turn) + 1]
+    engine.llm_engine.engine_core.shutdown()
+
+
 def named_vllm(folder: Path) -> str:
     """A folder by which `vllm` finds itself installed under that name, which the package for CPUs has not."""
     told = folder / "vllm-0+cpu.dist-info" / "METADATA"
