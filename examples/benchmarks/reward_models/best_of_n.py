@@ -23,12 +23,13 @@ from datasets import Dataset
 
 from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference
 from examples.benchmarks.reward_models.bon_models import Made, halves, made
-from trl_ext import EnsembleReward, score
+from trl_ext import EnsembleReward, LearnedReward, score
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import pair_accuracy
 from trl_ext.demo.world import load_world
 from trl_ext.reward_evaluation import BestOfN, BestOfNCurve, best_of_n, best_of_n_curve, draw_curves
+from trl_ext.rewards.ensemble_standard import combined_scores
 
 CONTROL, MEAN, MEMBER = "control: one model of all pairs", "ensemble, mean", "one member"
 ENSEMBLES = {MEAN: "mean", "ensemble, min": "min", "ensemble, mean less variance": "mean_minus_variance"}
@@ -45,16 +46,16 @@ def run(folder: Path, args: argparse.Namespace, *, seed: int) -> dict[str, dict]
         for held_out in (True, False)
     )
     start = sampled(models, trained, n=REFERENCES, seed=seed + 1000)
-    proxies = {CONTROL: stages.learned(models.control)}
-    proxies |= {f"{MEMBER} {i}": stages.learned(path) for i, path in enumerate(models.members)}
-    members = EnsembleReward([stages.learned(path) for path in models.members])
-    standard = members.standardised_on(
-        start.samples["prompt"][:], start.samples["completion"][:], **ended(start)
-    ).standard
+    learned = [stages.learned(path) for path in models.members]
+    reference = start.samples["prompt"][:], start.samples["completion"][:]
+    standard = EnsembleReward(learned).standardised_on(*reference, **ended(start)).standard
     print(standard)
-    proxies |= {name: EnsembleReward(list(members.members), how, standard=standard) for name, how in ENSEMBLES.items()}
     found = sampled(models, asked, n=args.n, seed=seed)
-    curves = {name: curve_of(proxy, found, asked, folder) for name, proxy in proxies.items()}
+    members = np.stack([scores_of(member, found) for member in learned], axis=-1)  # scored once for all ensembles
+    proxies = {CONTROL: np.array(found.samples["proxy"][:])}
+    proxies |= {f"{MEMBER} {i}": members[:, i] for i in range(len(learned))}
+    proxies |= {name: combined_scores(standard.applied(members), how) for name, how in ENSEMBLES.items()}
+    curves = {name: curve_of(scores, found, asked) for name, scores in proxies.items()}
     draw_curves(folder / "curves.png", {name: curves[name][0] for name in (CONTROL, *ENSEMBLES)})
     pairs = preference_rows(half, held_out=True, count=400, seed=seed + 2)
     kept = {name: curve.as_dict() | {"right": right} for name, (curve, right) in curves.items()}
@@ -85,12 +86,15 @@ def ended(found: BestOfN) -> dict[str, list[bool]]:
     return {"completion_ended": found.samples["ended"][:]}
 
 
-def curve_of(proxy, found: BestOfN, asked: Dataset, folder: Path) -> tuple[BestOfNCurve, list[float]]:
-    """The curve by a proxy from samples that are there, and the share of closed questions that the best of n answers right."""
+def scores_of(member: LearnedReward, found: BestOfN) -> np.ndarray:
+    """Of every sample."""
     prompts, completions = found.samples["prompt"][:], found.samples["completion"][:]
-    name = getattr(proxy, "__name__", "EnsembleReward")
-    scores = score(proxy, prompts, completions, **ended(found))[name]
-    table = np.array(scores).reshape(-1, found.num_samples)
+    return np.array(score(member, prompts, completions, **ended(found))[member.__name__])
+
+
+def curve_of(scores: np.ndarray, found: BestOfN, asked: Dataset) -> tuple[BestOfNCurve, list[float]]:
+    """The curve by a proxy's scores, and the share of closed questions that the best of n answers right."""
+    table, completions = scores.reshape(-1, found.num_samples), found.samples["completion"][:]
     gold = np.array(found.samples["gold"][:]).reshape(table.shape)
     rows = found.samples["row"][:]
     columns = {name: [asked[name][row] for row in rows] for name in ("attribute", "answer")}
