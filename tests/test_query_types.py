@@ -127,6 +127,15 @@ def test_types_that_are_there_are_kept():
     assert label_query_types(labelled, Told(sure=0.6))["query_type_confidence"][:] == [None, 0.9, None]
 
 
+@pytest.mark.parametrize("kind", ["opem", "OPEN", "close", " closed ", "", 1])
+def test_types_that_are_nearly_one_are_refused(kind):
+    labeler, given = Told(), {"query_type": [None, kind] if isinstance(kind, str) else [0, kind]}
+    with pytest.raises(ValueError, match=r"label_query_types: expected 'open', 'closed' or None.* in row [01]"):
+        label_query_types(rows("a", "b", **given), labeler)
+    assert labeler.asked == []
+    assert label_query_types(rows("a", "b", **given), labeler, relabel=True)["query_type"][:] == ["closed"] * 2
+
+
 def test_equal_queries_are_judged_once():
     labeler = Told()
     assert label_query_types(rows("a", "long", "a"), labeler)["query_type"][:] == ["closed", "open", "closed"]

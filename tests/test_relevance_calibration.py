@@ -95,6 +95,11 @@ def test_closed_rows_alone_set_the_top(one_hot):
     assert calibrate_relevance(**one_hot, dataset=rows(84, query_type=kinds)).top_relevance == 0.333
 
 
+def test_types_that_are_nearly_one_are_refused(one_hot):
+    with pytest.raises(ValueError, match=r"calibrate_relevance.*'OPEN' in row 83"):
+        calibrate_relevance(**one_hot, dataset=rows(84, query_type=["closed"] * 83 + ["OPEN"]))
+
+
 def test_conversations_are_their_texts(one_hot):
     plain = calibrate_relevance(**one_hot, dataset=rows())
     spoken = [

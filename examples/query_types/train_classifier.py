@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from trl_ext.query_types.labels import TYPES
 from trl_ext.query_types.query_features import BUCKETS, counts, scripts
 from trl_ext.query_types.query_type_classifier import QueryTypeClassifier
+from trl_ext.sequences.query_type_column import TYPES
 from trl_ext.trainer_kit.row_files import json_rows, read_rows
 
 HERE = Path(__file__).parent

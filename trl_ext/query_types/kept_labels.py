@@ -5,7 +5,8 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from trl_ext.query_types.labels import TYPES, Label
+from trl_ext.query_types.labels import Label
+from trl_ext.sequences.query_type_column import TYPES
 
 
 def query_key(query: str) -> str:

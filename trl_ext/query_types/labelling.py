@@ -11,6 +11,7 @@ from trl_ext.query_types.kept_labels import KeptLabels
 from trl_ext.query_types.labels import Label, Labeler
 from trl_ext.query_types.query_type_classifier import EMPTY, QueryTypeClassifier
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split
+from trl_ext.sequences.query_type_column import check_query_types
 from trl_ext.sequences.texts import last_user_texts
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import Rule
@@ -53,6 +54,8 @@ def label_query_types(
     """
     call = "label_query_types"
     queries, types = _checked_columns(dataset, column, call)
+    if not relabel:
+        check_query_types(types, call=call)
     labeler = _labeler(labeler, call)
     least = checked(call, "threshold", threshold, float | None, SHARE)
     least = labeler.threshold if least is None else least

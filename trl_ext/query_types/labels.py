@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-TYPES = ("open", "closed")
-
 
 class Label(NamedTuple):
     """What a labeler makes of a query.

@@ -10,9 +10,10 @@ from zlib import crc32
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.query_types.labels import TYPES, Label, label_of
+from trl_ext.query_types.labels import Label, label_of
 from trl_ext.query_types.query_questions import ORDERS, QUESTION, letter_of, question, question_text
 from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.query_type_column import TYPES
 from trl_ext.sequences.token_ids import prompt_and_completion_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.sequences.training_rows import TrainingRow, training_row

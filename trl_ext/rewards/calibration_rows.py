@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts, lacks_prompts, one_split
+from trl_ext.sequences.query_type_column import check_query_types
 from trl_ext.sequences.texts import last_user_texts, text_of
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import Rule
@@ -42,13 +43,13 @@ def read_rows(dataset: Dataset | Sequence[dict], *, most: int, seed: int) -> Row
     if given := "completion" in columns:
         check_completions(prompts, columns["completion"], call=CALL, may_be_missing=True)
     _check_references(columns["reference"])
+    check_query_types(types := columns.get("query_type") or [None] * count, call=CALL)
     asked, references = last_user_texts(prompts, range(count)), [text or "" for text in columns["reference"]]
     answers = [text_of(text or "") for text in columns["completion"]] if given else references
     whole = [i for i in range(count) if asked[i].strip() and references[i].strip() and answers[i].strip()]
     places = list({asked[i]: i for i in reversed(whole)}.values())[::-1]
     _check_count(len(places), whole=len(whole), count=count, given=given)
     places = sorted(random.Random(seed).sample(places, min(most, len(places))))
-    types = columns.get("query_type") or [None] * count
     closed = [place for place, i in enumerate(places) if types[i] == "closed"]
     texts = [[column[i] for i in places] for column in (asked, references, answers)]
     return Rows(*texts, given=given, closed=closed if len(closed) >= FEWEST else list(range(len(places))))
