@@ -15,7 +15,7 @@ from trl_ext import LanguageModelLabeler, label_query_types
 from trl_ext.query_types import Label, QueryTypeClassifier
 from trl_ext.query_types.query_features import BUCKETS, bucket, counts, scripts
 from trl_ext.query_types.query_questions import ORDERS, letter_of, question, question_text
-from trl_ext.query_types.query_type_classifier import SHIPPED
+from trl_ext.query_types.query_type_classifier import KIND, SHIPPED
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.training_rows import training_row
 
@@ -175,6 +175,20 @@ def test_a_killed_run_goes_on(tmp_path):
     assert again.asked == []
 
 
+def test_a_file_that_cannot_be_kept_is_refused_before_anybody_is_asked(tmp_path):
+    labeler = Told()
+    (tmp_path / "a").write_text("")
+    with pytest.raises(
+        ValueError, match=r"keep='.*a/b\.jsonl'\): expected a file of labels, and it cannot be written"
+    ):
+        label_query_types(rows("a"), labeler, keep=tmp_path / "a/b.jsonl")
+    with pytest.raises(ValueError, match=r"keep=3\): expected the name"):
+        label_query_types(rows("a"), labeler, keep=3)
+    assert labeler.asked == []
+    label_query_types(rows("a"), labeler, keep=tmp_path / "new/labels.jsonl")
+    assert (tmp_path / "new/labels.jsonl").read_text()
+
+
 def test_labels_of_another_labeler_are_not_taken(tmp_path):
     label_query_types(rows("a"), Told(), keep=tmp_path / "labels.jsonl")
     other = Told()
@@ -184,7 +198,15 @@ def test_labels_of_another_labeler_are_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["hello\n", "hello", '{"prompt": "a"}\n', "[1]\n", '{"query": 1, "query_type": "x"}\n']
+    "content",
+    [
+        '{"query": "a", "labeler": "told", "query_type": "open", "confidence": NaN, "reason": ""}\n',
+        "hello\n",
+        "hello",
+        '{"prompt": "a"}\n',
+        "[1]\n",
+        '{"query": 1, "query_type": "x"}\n',
+    ],
 )
 def test_a_file_of_something_else_is_refused_and_left(tmp_path, content):
     keep = tmp_path / "labels.jsonl"
@@ -222,6 +244,25 @@ def test_an_empty_last_turn_gets_no_type():
     assert labeler.asked == []
 
 
+@pytest.mark.parametrize("sure", [float("nan"), 0.3, 1.5, None])
+def test_what_is_no_label_is_not_taken(sure, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"labeler=Told\).*expected 'open', 'closed' or None with a confidence.*for 'a'"
+    ):
+        label_query_types(rows("a"), Told(sure=sure), keep=tmp_path / "labels.jsonl")
+    assert not (tmp_path / "labels.jsonl").read_text()
+
+
+def test_a_language_model_that_gives_nan_is_refused():
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(tokenizer, max_position_embeddings=2048)
+    model.lm_head.weight.data[:] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"LanguageModelLabeler: the model gives NaN for 1 of 1 queries.*'Write a poem"
+    ):
+        list(LanguageModelLabeler(model, tokenizer).label([POEM]))
+
+
 def wrong_tensors(path):
     save_file({"weights": np.zeros(3, np.float32)}, path)
 
@@ -231,9 +272,16 @@ def wrong_size(path):
     QueryTypeClassifier(classifier.weights[:5], classifier.idf[:5], bias=0.0).save(path)
 
 
+def not_finite(path):
+    small_classifier(bias=0.0).save(path)
+    tensors = {"weights": np.full(BUCKETS, np.nan, np.float16), "idf": np.ones(BUCKETS, np.float16)}
+    save_file(tensors, path, metadata={"kind": KIND, "settings": '{"bias": 0.0, "scripts": ["LATIN"]}'})
+
+
 @pytest.mark.parametrize(
     "write",
     [
+        not_finite,
         wrong_tensors,
         wrong_size,
         lambda path: path.write_bytes(pickle.dumps({})),

@@ -5,8 +5,7 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from trl_ext.query_types.labels import Label
-from trl_ext.sequences.query_type_column import TYPES
+from trl_ext.query_types.labels import Label, is_label
 
 
 def query_key(query: str) -> str:
@@ -18,13 +17,15 @@ class KeptLabels:
     """The labels of one labeler in a file, which may hold those of others too.
 
     Args:
-        path: A .jsonl file, made with the first label; None: nothing is kept.
+        path: A .jsonl file, made here, with its folder; None: nothing is kept.
         labeler: Its name.
     """
 
     def __init__(self, path: Path | None, labeler: str):
         self._path, self._labeler = path, labeler
         self._found = _read(path, labeler) if path is not None and path.exists() else {}
+        if path is not None:
+            _check_writable(path)
 
     def of(self, query: str) -> Label | None:
         return self._found.get(query_key(query))
@@ -35,6 +36,17 @@ class KeptLabels:
             line = {"query": query_key(query), "labeler": self._labeler, **label._asdict()}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _check_writable(path: Path) -> None:
+    """Make the file, before anybody is asked for what could not be kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ValueError(
+            f"{_asked(path)} it cannot be written ({error.strerror or error}). Give a file where you may write."
+        ) from error
 
 
 def _read(path: Path, labeler: str) -> dict[str, Label]:
@@ -54,7 +66,7 @@ def _read(path: Path, labeler: str) -> dict[str, Label]:
 def _row(line: bytes, path: Path, number: int) -> dict:
     try:
         row = json.loads(line)
-        good = {"query", "labeler", "confidence", "reason"} <= set(row) and row["query_type"] in (*TYPES, None)
+        good = {"query", "labeler"} <= set(row) and is_label(row["query_type"], row["confidence"], row["reason"])
     except (ValueError, TypeError, KeyError):
         good = False
     if not good:

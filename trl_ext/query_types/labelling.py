@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, Value
 
 from trl_ext.query_types.kept_labels import KeptLabels
-from trl_ext.query_types.labels import Label, Labeler
+from trl_ext.query_types.labels import Label, Labeler, is_label
 from trl_ext.query_types.query_type_classifier import EMPTY, QueryTypeClassifier
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split
 from trl_ext.sequences.query_type_column import check_query_types
@@ -107,6 +107,8 @@ def _checked_file(keep: str | os.PathLike | None, labeler: Labeler, call: str) -
             f"{call}(keep=None): the labels of {labeler.name} would be lost with an error. Give a file for them, e.g. "
             "keep='labels.jsonl'."
         )
+    if not isinstance(keep, str | os.PathLike | None):
+        raise ValueError(f"{call}(keep={keep!r}): expected the name of a .jsonl file, or None.")
     return None if keep is None else Path(keep).expanduser()
 
 
@@ -116,6 +118,11 @@ def _labels(labeler: Labeler, queries: list[str], kept: KeptLabels) -> dict[str,
     found |= {query: Label(None, None, EMPTY) for query in queries if not query.strip()}
     missing = [query for query, label in found.items() if label is None]
     for i, label in labeler.label(missing):
+        if not is_label(*label):
+            raise ValueError(
+                f"label_query_types(labeler={type(labeler).__name__}): expected 'open', 'closed' or None with a confidence "
+                f"in [0.5, 1], got {label} for {missing[i][:60]!r}. Mend the labeler."
+            )
         found[missing[i]] = label
         if label.confidence is not None:  # else nothing was said of it, and the next call may ask again
             kept.add(missing[i], label)

@@ -1,7 +1,9 @@
 """A query's type as somebody gave it, and who may give it."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from trl_ext.sequences.query_type_column import TYPES
 
 
 class Label(NamedTuple):
@@ -38,6 +40,19 @@ class Labeler(Protocol):
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         """Of each query its number and its label, as they come, in any order."""
         ...
+
+
+def is_label(query_type: Any, confidence: Any, reason: Any = "") -> bool:
+    """Whether these make a label; NaN is no confidence.
+
+    >>> is_label("open", 0.7), is_label(None, None), is_label("open", None), is_label("open", float("nan"))
+    (True, True, False, False)
+    """
+    if query_type not in (*TYPES, None) or not isinstance(reason, str):
+        return False
+    if confidence is None:
+        return query_type is None
+    return isinstance(confidence, int | float) and 0.5 <= confidence <= 1
 
 
 def label_of(p_open: float) -> Label:

@@ -75,7 +75,16 @@ class LanguageModelLabeler:
         )
         sums = [sum(each) for each in found]
         logits = [(a - b + c - d) / 2 for a, b, c, d in zip(*(sums[i::4] for i in range(4)), strict=True)]
+        self._check_numbers(queries, logits)
         return [1 / (1 + exp(-max(min(logit, 50.0), -50.0))) for logit in logits]
+
+    def _check_numbers(self, queries: list[str], logits: list[float]) -> None:
+        bad = [query for query, logit in zip(queries, logits, strict=True) if logit != logit]
+        if bad:
+            raise ValueError(
+                f"LanguageModelLabeler: the model gives NaN for {len(bad)} of {len(queries)} queries, the first is "
+                f"{bad[0][:60]!r}. Load it in fp32 or bf16, or take another."
+            )
 
     def _row(self, query: str, order: tuple[str, str], kind: str) -> TrainingRow:
         letter = letter_of(kind, order)

@@ -102,6 +102,8 @@ def _read(path: Path) -> QueryTypeClassifier:
     shapes = {name: values.shape for name, values in tensors.items()}
     if kind != KIND or shapes != dict.fromkeys(("weights", "idf"), (BUCKETS,)):
         raise ValueError(f"{_asked(path)} it holds something else, the tensors {shapes}. {REMEDY}")
+    if not all(np.isfinite(values).all() for values in tensors.values()):
+        raise ValueError(f"{_asked(path)} some of its numbers are not finite. {REMEDY}")
     settings["scripts"] = tuple(settings["scripts"])
     return QueryTypeClassifier(**tensors, **settings, name=f"classifier {crc32(path.read_bytes()):08x}")
 
