@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from trl_ext import EndpointLabeler, label_query_types
 from trl_ext.generation.endpoint_generator import EndpointError
+from trl_ext.query_types.query_questions import type_of
 
 ROWS = Dataset.from_dict({"prompt": [f"tell {i}" if i % 2 else f"sum {i}" for i in range(6)]})
 TYPES = ["closed", "open"] * 3
@@ -21,7 +22,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock, self.asked, self.busy, self.most_busy = threading.Lock(), [], 0, 0
-        self.spoil = lambda query, answer: answer
+        self.spoil, self.finish = lambda query, answer: answer, "stop"
         self.wait = 0.0
 
     def handle_error(self, request, client_address):
@@ -42,7 +43,11 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.busy -= 1
         said = self.server.spoil(query, "A" if f"A) {kind}" in text else "B")
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        choice = {
+            "index": 0,
+            "finish_reason": self.server.finish,
+            "message": {"role": "assistant", "content": said or None},
+        }
         answer = {"id": "0", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         body = json.dumps({"error": {"message": "out of memory"}} if said is None else answer).encode()
         self.send_response(500 if said is None else 200)
@@ -117,6 +122,54 @@ def test_an_answer_of_something_else_is_asked_again_next_time(server, tmp_path):
     server.spoil, server.asked = lambda query, answer: answer, []
     assert label_query_types(ROWS, labeler(server), keep=keep)["query_type"][:] == TYPES
     assert server.asked == ["tell 3"] * 2
+
+
+@pytest.mark.parametrize("finish", ["length", "stop", "content_filter"])
+def test_no_text_leaves_one_query_without_a_type(server, tmp_path, finish):
+    """A model that thinks is cut before it speaks; the others keep what they were given."""
+    server.spoil = lambda query, answer: "" if query == "tell 3" else answer
+    server.finish = finish
+    if finish == "content_filter":
+        server.spoil = lambda query, answer: ""
+    with pytest.warns(UserWarning, match=r"where the endpoint answered something else.*larger max_tokens"):
+        labelled = label_query_types(ROWS, labeler(server), keep=tmp_path / "labels.jsonl")
+    wanted = [None] * 6 if finish == "content_filter" else [*TYPES[:3], None, *TYPES[4:]]
+    assert labelled["query_type"][:] == wanted
+
+
+def test_a_server_that_fails_is_still_an_error(server, tmp_path):
+    server.spoil, server.finish = lambda query, answer: "", "abort"
+    with pytest.raises(EndpointError, match="answers without any"):
+        label_query_types(ROWS, labeler(server), keep=tmp_path / "labels.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("B", "closed"),
+        ("b)", "closed"),
+        ("**B**", "closed"),
+        ("Answer: a", "open"),
+        ("The answer is B", "closed"),
+        ("The answer is B.", "closed"),
+        ("I would say \\boxed{A}", "open"),
+        ("B because one is right", "closed"),
+        ("A is right", "open"),
+        ("A closed question.", "closed"),
+        ("a closed question", "closed"),
+        ("Closed.", "closed"),
+        ("<think>A? B?</think>B", "closed"),
+        ("<think>A, since", None),
+        ("A or B", None),
+        ("Either A or B.", None),
+        ("It depends.", None),
+        ("open or closed", None),
+        ("", None),
+    ],
+)
+def test_what_an_answer_says(answer, kind):
+    assert type_of(answer, ("open", "closed")) == kind
+    assert kind is None or "losed" in answer or type_of(answer, ("closed", "open")) != kind
 
 
 def test_no_server_at_all(tmp_path):

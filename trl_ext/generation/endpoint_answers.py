@@ -18,6 +18,10 @@ class NoText(Exception):
     """An answer without a single completion; its text is what came."""
 
 
+class Silent(NoText):
+    """An answer whose completions are empty, not failed: a model that is cut while it thinks, a filter."""
+
+
 def texts_and_ends(answer: str) -> tuple[list[tuple[str, bool]], list[Any]]:
     """The completions in a server's answer, each with whether it ended, and the choices that are none.
 
@@ -30,7 +34,7 @@ def texts_and_ends(answer: str) -> tuple[list[tuple[str, bool]], list[Any]]:
     found = [(choice, text_and_end(choice)) for choice in choices] if isinstance(choices, list) else []
     texts = [text for _, text in found if text is not None]
     if not texts:
-        raise NoText(excerpt(content))
+        raise (Silent if found and not any(map(_broke, choices)) else NoText)(excerpt(content))
     return texts, [choice for choice, text in found if text is None]
 
 
@@ -56,6 +60,10 @@ def text_and_end(choice: Any) -> tuple[str, bool] | None:
     if choice.get("finish_reason") in FAILED:
         return None
     return (text, ended) if text or (text is not None and ended) else None
+
+
+def _broke(choice: Any) -> bool:
+    return not isinstance(choice, dict) or choice.get("finish_reason") in ("error", "abort")
 
 
 def excerpt(content: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from trl_ext.generation.endpoint_answers import (
     NoText,
     Secrets,
+    Silent,
     address_and_query,
     excerpt,
     public_url,
@@ -30,6 +31,10 @@ KEPT = "Where a run writes them down, finished parts are kept: once it answers a
 
 class EndpointError(ConnectionError):
     """An endpoint that is down, refuses, or does not give what was asked for."""
+
+
+class NoCompletion(EndpointError):
+    """An endpoint that answers, but leaves one prompt without a completion."""
 
 
 class EndpointGenerator:
@@ -126,7 +131,8 @@ class EndpointGenerator:
                 if empty == EMPTY_ANSWERS:
                     raise self._error(
                         f"it gave {len(choices)} of the {asked} completions that prompt {row} should get, and then "
-                        f"{EMPTY_ANSWERS} answers without any; the last was {error}"
+                        f"{EMPTY_ANSWERS} answers without any; the last was {error}",
+                        NoCompletion if isinstance(error, Silent) else EndpointError,
                     ) from None
             else:
                 choices += [(text, ended, seed) for text, ended in came]
@@ -184,8 +190,8 @@ class EndpointGenerator:
     def _call(self) -> str:
         return f"EndpointGenerator({self.model!r}, base_url={self.base_url!r})"
 
-    def _error(self, what: str) -> EndpointError:
-        return EndpointError(f"{self._call}: {self._secrets.hidden(what)}. {KEPT}")
+    def _error(self, what: str, kind: type[EndpointError] = EndpointError) -> EndpointError:
+        return kind(f"{self._call}: {self._secrets.hidden(what)}. {KEPT}")
 
 
 def request_options(sampling: Sampling) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from zlib import crc32
 
-from trl_ext.generation.endpoint_generator import EndpointGenerator
+from trl_ext.generation.endpoint_generator import EndpointGenerator, NoCompletion
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.query_types.labels import Label
-from trl_ext.query_types.query_questions import ORDERS, QUESTION, question, type_of
+from trl_ext.query_types.query_questions import ORDERS, asked_by, question, type_of
 from trl_ext.sequences.texts import text_of
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
 UNCLEAR = "that the endpoint gave two different types, depending on the order of the options"
-UNREAD = "where the endpoint answered something else than a type, and is asked again by the next call"
+UNREAD = (
+    "where the endpoint answered something else than a type, or nothing, as a model does that is cut while it thinks "
+    "(give a larger max_tokens), and is asked again by the next call"
+)
 
 
 class EndpointLabeler:
@@ -52,7 +54,7 @@ class EndpointLabeler:
 
     @property
     def name(self) -> str:
-        return f"{self._server.name} at {self._server.base_url} {crc32(QUESTION.encode()):08x}"
+        return f"{self._server.name} at {self._server.base_url} {asked_by()}"
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         """What was asked when the first request failed is waited for and given, then its error is raised."""
@@ -76,7 +78,10 @@ class EndpointLabeler:
 
     def _answered(self, query: str, order: tuple[str, str]) -> str | None:
         part = Part(0, (0,), (question(query, order),))
-        [(_, [sample])] = self._server.generate([part], self._sampling, Policy(None, None))
+        try:
+            [(_, [sample])] = self._server.generate([part], self._sampling, Policy(None, None))
+        except NoCompletion:
+            return None
         return type_of(text_of(sample["completion"]), order)
 
 
