@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 from tiny import byte_tokenizer, tiny_llama
 
@@ -348,6 +350,23 @@ def test_a_language_model_labels_a_data_set(tmp_path):
     examples = [("Why?", "open"), ("2 + 2?", "closed")]
     shown = label_query_types(rows(POEM, CAPITAL), LanguageModelLabeler(model, tokenizer, examples=examples))
     assert shown["query_type_confidence"][:] != given["query_type_confidence"][:]
+
+
+def test_what_a_model_said_is_not_taken_for_anothers():
+    """By its weights, its adapter and its question; not by where it lies."""
+    tokenizer = byte_tokenizer()
+    model, other = tiny_llama(tokenizer), tiny_llama(tokenizer, seed=1)
+    name = LanguageModelLabeler(model, tokenizer).name
+    assert name == LanguageModelLabeler(tiny_llama(tokenizer), tokenizer).name
+    assert name != LanguageModelLabeler(model, tokenizer, examples=[("a", "open")]).name
+    assert name != LanguageModelLabeler(other, tokenizer).name
+    adapted = get_peft_model(tiny_llama(tokenizer), LoraConfig(r=2, target_modules=["q_proj"]))
+    labeler = LanguageModelLabeler(adapted, tokenizer)
+    before = labeler.name
+    assert before != name
+    with torch.no_grad():
+        next(p for n, p in adapted.named_parameters() if "lora_B" in n).fill_(1.0)  # trained in place
+    assert labeler.name != before
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import product
 from math import exp
 from zlib import crc32
@@ -11,14 +10,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.query_types.labels import Label, label_of
-from trl_ext.query_types.query_questions import ORDERS, QUESTION, letter_of, question, question_text
+from trl_ext.query_types.query_questions import ORDERS, asked_by, letter_of, question, question_text
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.query_type_column import TYPES
 from trl_ext.sequences.token_ids import prompt_and_completion_ids
-from trl_ext.sequences.tokenizers import tokenizer_beside
+from trl_ext.sequences.tokenizers import tokenizer_beside, tokenizer_fingerprint
 from trl_ext.sequences.training_rows import TrainingRow, training_row
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
+from trl_ext.trainer_kit.fingerprints import adapter_settings, weights_fingerprint
 from trl_ext.trainer_kit.loading import loading, quiet_loading
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
@@ -57,10 +57,13 @@ class LanguageModelLabeler:
         self.examples = _checked_examples(examples, call=call)
         self.batch_size = checked(call, "batch_size", batch_size, int, AT_LEAST_1)
 
-    @cached_property
+    @property
     def name(self) -> str:
-        asked = crc32(repr((QUESTION, self.examples, self.tokenizer.chat_template)).encode())
-        return f"language model {self.model.config._name_or_path} {asked:08x}"
+        """By the weights and adapters as they are now, wherever they were loaded from."""
+        read = tokenizer_fingerprint(self.tokenizer), self.tokenizer.chat_template
+        adapters = adapter_settings(self.model), getattr(self.model, "active_adapters", None)
+        made = crc32(repr((weights_fingerprint(self.model), adapters, read)).encode())
+        return f"language model {made:08x} {asked_by(self.examples)}"
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         for start in range(0, len(queries), self.batch_size):
