@@ -15,12 +15,13 @@ from tiny import byte_tokenizer, tiny_llama
 
 from trl_ext import LanguageModelLabeler, label_query_types
 from trl_ext.query_types import Label, QueryTypeClassifier
-from trl_ext.query_types.query_features import BUCKETS, bucket, counts, scripts
+from trl_ext.query_types.query_features import BUCKETS, bucket, counts, scripts, word_number
 from trl_ext.query_types.query_questions import ORDERS, letter_of, question, question_text
-from trl_ext.query_types.query_type_classifier import KIND, SHIPPED
+from trl_ext.query_types.query_type_classifier import FEW, KIND, SHIPPED
 from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.sequences.training_rows import training_row
 
+VOCABULARY = np.array(sorted(map(word_number, "ab")), np.uint32)
 POEM, CAPITAL = "Write a poem about a river.", "What is the capital of Peru?"
 
 
@@ -49,7 +50,7 @@ def small_classifier(**changes):
     weights, idf = np.zeros(BUCKETS, np.float32), np.zeros(BUCKETS, np.float32)
     weights[[bucket("a"), bucket("b")]] = 2.0, -1.0
     idf[[bucket("a"), bucket("b")]] = 1.0, 3.0
-    return QueryTypeClassifier(weights, idf, **{"bias": 0.5} | changes)
+    return QueryTypeClassifier(weights, idf, VOCABULARY, **{"bias": 0.5} | changes)
 
 
 def test_probability_by_hand():
@@ -86,6 +87,31 @@ def test_the_shipped_one_abstains_on_other_scripts(query):
     with pytest.warns(UserWarning, match=r"1 of 1 queries.*script or language.*LanguageModelLabeler"):
         labelled = label_query_types(rows(query))
     assert labelled["query_type"][:] == [None] and labelled["query_type_confidence"][:] == [None]
+
+
+@pytest.mark.parametrize("query", ["🎉🎉", "!!!", "…", "12 34", "x", "?", "Ciao", "Who?"])
+def test_the_shipped_one_abstains_without_two_words_it_knows(query):
+    with pytest.warns(UserWarning, match=r"1 of 1 queries.*(too few words|script or language)"):
+        assert label_query_types(rows(query))["query_type_confidence"][:] == [None]
+
+
+@pytest.mark.parametrize(
+    "query", ["Napisz wiersz o morzu", "Viết một bài thơ về biển.", "Chi è?", "Quem é o presidente do Brasil?"]
+)
+def test_the_shipped_one_abstains_on_other_languages_in_its_letters(query):
+    with pytest.warns(UserWarning, match="1 of 1 queries"):
+        assert label_query_types(rows(query))["query_type_confidence"][:] == [None]
+
+
+def test_a_word_is_not_taken_for_another_of_its_bucket():
+    numbers = (f"w{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}{'q' * (i % 7)}" for i in range(10**6))
+    other = next(word for word in numbers if bucket(word) == bucket("a"))
+    assert small_classifier(known=0.1).known_share(other) == 0.0 and small_classifier().known_share("A 1 !") == 1.0
+    assert dict(small_classifier(fewest=2).label(["a b", "a zzz"]))[1].reason == FEW
+
+
+def test_labels_of_other_weights_are_of_another_name():
+    assert small_classifier().name == small_classifier().name != small_classifier(bias=0.6).name
 
 
 def test_the_shipped_one_knows_plain_queries():
@@ -271,12 +297,13 @@ def wrong_tensors(path):
 
 def wrong_size(path):
     classifier = small_classifier()
-    QueryTypeClassifier(classifier.weights[:5], classifier.idf[:5], bias=0.0).save(path)
+    QueryTypeClassifier(classifier.weights[:5], classifier.idf[:5], VOCABULARY, bias=0.0).save(path)
 
 
 def not_finite(path):
     small_classifier(bias=0.0).save(path)
     tensors = {"weights": np.full(BUCKETS, np.nan, np.float16), "idf": np.ones(BUCKETS, np.float16)}
+    tensors["vocabulary"] = VOCABULARY
     save_file(tensors, path, metadata={"kind": KIND, "settings": '{"bias": 0.0, "scripts": ["LATIN"]}'})
 
 

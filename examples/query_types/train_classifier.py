@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from trl_ext.query_types.query_features import BUCKETS, counts, scripts
+from trl_ext.query_types.query_features import BUCKETS, counts, letter_words, scripts, word_number
 from trl_ext.query_types.query_type_classifier import QueryTypeClassifier
 from trl_ext.sequences.query_type_column import TYPES
 from trl_ext.trainer_kit.row_files import json_rows, read_rows
@@ -30,6 +30,7 @@ STRENGTH = 10.0  # C of the logistic regression: Σ losses + ‖w‖² / 2C
 PER_TASK = 4  # queries of each of instruction-induction's tasks, which are alike
 NEAR = 0.8  # share of common words from which two queries are nearly equal
 RIGHT = 0.9  # share of labels that should be right: the threshold is the lowest at which they are, by cross-validation
+FEWEST = 2  # known words without which there is no type
 FOLDS = 5  # where all queries are of one source
 
 
@@ -111,7 +112,8 @@ def fitted(rows: list[Row]) -> QueryTypeClassifier:
 
     optimizer.step(closure)
     table = weights.detach().numpy()
-    return QueryTypeClassifier(weights=table[:-1], idf=idf, bias=float(table[-1]))
+    numbers = sorted({word_number(word) for row in rows for word in letter_words(row.query)})
+    return QueryTypeClassifier(table[:-1], idf, np.array(numbers, np.uint32), bias=float(table[-1]))
 
 
 def _matrix(found: list[dict[int, float]], idf: np.ndarray) -> torch.Tensor:
@@ -173,9 +175,11 @@ def trained(rows: list[Row]) -> QueryTypeClassifier:
     return QueryTypeClassifier(
         weights=plain.weights * slope,
         idf=plain.idf,
+        vocabulary=plain.vocabulary,
         bias=plain.bias * slope + shift,
         scripts=tuple(script for script, count in letters.items() if count > 0.02 * letters.total()),
         known=float(np.quantile(known, 0.01).round(2)),
+        fewest=FEWEST,
         threshold=threshold(1 / (1 + np.exp(-slope * logits - shift)), targets),
     )
 

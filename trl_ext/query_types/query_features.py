@@ -21,9 +21,23 @@ def words(query: str) -> list[str]:
     return WORD.findall(query[:READ].lower())
 
 
+def letter_words(query: str) -> list[str]:
+    """The words of letters alone, of any script and with any accents.
+
+    >>> letter_words("Où est-il, 3 fois ?")
+    ['où', 'est', 'il', 'fois']
+    """
+    return [word for word in words(query) if word.isalpha()]
+
+
+def word_number(word: str) -> int:
+    """Stands for a word where it must not be taken for another; the same in every process."""
+    return zlib.crc32(word.encode("utf-8", "replace"))
+
+
 def bucket(feature: str) -> int:
     """The place of a word, or of two, in the table; the same in every process."""
-    return zlib.crc32(feature.encode("utf-8", "replace")) % BUCKETS
+    return word_number(feature) % BUCKETS
 
 
 def counts(query: str) -> dict[int, float]:
