@@ -1,8 +1,9 @@
 """A reward that pays, the proxy, against one that training does not see, gold: do both rise, and where do they part?"""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from statistics import NormalDist, fmean
@@ -56,12 +57,22 @@ class GoldCurve:
         windows = self._windows()
         if len(windows) < 2:
             return None
-        best = max(range(len(windows)), key=lambda i: windows[i]["gold"])
-        peak, last = windows[best], windows[-1]
+        peak, last = _highest(windows), windows[-1]
+        falls = peak["gold"] - last["gold"] > self._least("gold")
+        return int(peak["step"]) if falls and last["proxy"] - peak["proxy"] > self._least("proxy") else None
+
+    @property
+    def smallest_fall(self) -> float | None:
+        """Of gold, from its highest window to the last, above which it is told from noise; None where it is not known."""
+        least = self._least("gold") if self._windows() else None
+        return least if least is not None and isfinite(least) and least > 0 else None
+
+    def _least(self, name: str) -> float:
+        """z √(se_g² + se_L²); where gold is highest last, of the window before it."""
+        windows = self._windows()
+        peak = _highest(windows[:-1]) if _highest(windows) is windows[-1] else _highest(windows)
         z = NormalDist().inv_cdf(1 - LEVEL / len(windows))
-        falls = peak["gold"] - last["gold"] > z * (peak["gold_error"] ** 2 + last["gold_error"] ** 2) ** 0.5
-        rises = last["proxy"] - peak["proxy"] > z * (peak["proxy_error"] ** 2 + last["proxy_error"] ** 2) ** 0.5
-        return int(peak["step"]) if falls and rises else None
+        return z * (peak[f"{name}_error"] ** 2 + windows[-1][f"{name}_error"] ** 2) ** 0.5
 
     def _windows(self) -> list[dict[str, float]]:
         """Means of consecutive looks, and their standard errors."""
@@ -82,14 +93,21 @@ class GoldCurve:
         ]
 
     def said(self) -> str:
-        """What it shows, in a sentence."""
+        """What it shows, in a sentence: from how many looks, and what they could not show."""
+        looks = f"{len(self.steps)} look{'s' * (len(self.steps) != 1)}"
         if self.spearman is None:
-            return f"proxy against gold: {len(self.steps)} looks, of which too little can be said"
-        point = self.turning_point
-        end = "no point after which gold falls while proxy rises" if point is None else (
-            f"after step {point} gold falls while proxy rises"
+            return f"proxy against gold: {looks}, of which too little can be said"
+        point, least = self.turning_point, self.smallest_fall
+        fall = "" if least is None else f": a fall of gold above {least:.3g} could have been seen"
+        end = f"after step {point} gold falls while proxy rises" if point is not None else (
+            f"a point after which gold falls while proxy rises is not resolved{fall}"
         )  # fmt: skip
-        return f"proxy against gold: Spearman {self.spearman:.2f} over {len(self.steps)} looks; {end}"
+        few = "" if len(self.steps) >= WINDOWS else f", which are few, below {WINDOWS}"
+        return f"proxy against gold: Spearman {self.spearman:.2f} over {looks}{few}; {end}"
+
+
+def _highest(windows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return max(windows, key=lambda window: window["gold"])
 
 
 def proxy_against_gold(log: Iterable[Mapping[str, Any]] | str | PathLike) -> GoldCurve:
