@@ -12,9 +12,10 @@ from ppo_case import even_letters, ppo_trainer
 from self_training_case import trainer
 
 from trl_ext import LengthIncentive, RepetitionPenalty, Route, RoutedProduct
-from trl_ext.diagnostics import GoldCurve, diagnose, proxy_against_gold
+from trl_ext.diagnostics import Diagnosis, GoldCurve, diagnose, proxy_against_gold
 from trl_ext.diagnostics.gold_curve import PREFIX
 from trl_ext.diagnostics.look import Look
+from trl_ext.diagnostics.pictures import picture
 from trl_ext.diagnostics.text_signs import copied_share, repetition
 from trl_ext.rewards.within_prompts import correlation, ranks
 
@@ -89,6 +90,21 @@ def test_the_point_after_which_gold_falls():
     assert curve([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 2.0, 2.2]).turning_point is None
     assert curve([0.0, 1.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 1.0, 0.0]).turning_point is None  # both fall
     assert curve([0.0, 1.0], [1.0, 0.0]).turning_point is None and curve([0.0, 1.0], [1.0, 0.0]).spearman is None
+
+
+def test_what_was_not_seen_is_not_resolved():
+    """Never "none": from how many looks, and z √2 · error, z = Φ⁻¹(1 − 0.05 / m), which a fall must be above."""
+    few = curve([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], error=0.5)
+    assert few.smallest_fall == pytest.approx(2.128 * 2**0.5 * 0.5, abs=1e-3)
+    assert few.said().endswith(
+        "over 3 looks, which are few, below 10; a point after which gold falls while proxy rises is not resolved: a fall of "
+        "gold above 1.5 could have been seen"
+    )
+    many = curve([float(i) for i in range(12)], [float(i) for i in range(12)], error=float("nan"))
+    assert many.smallest_fall is None and many.said().endswith(
+        "over 12 looks; a point after which gold falls while proxy rises is not resolved"
+    )
+    assert "1 look, of which" in curve([1.0], [1.0]).said()
 
 
 def test_a_fall_within_the_noise_is_no_point():
@@ -180,6 +196,26 @@ def test_looks_by_step_with_gold_and_a_picture(tmp_path):
     assert (tmp_path / "look.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def legends(diagnosis: Diagnosis) -> list[list[str]]:
+    figure = picture(diagnosis.history, [diagnosis.first, diagnosis.last], diagnosis.gold)
+    return [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes if axes.get_legend()]
+
+
+def test_the_picture_shows_each_curve_once():
+    """Of one look no second one and no empty panel; gold is named, though its axis is its own; equal curves differ in width."""
+    one = diagnose(ROWS, gold=shortness)
+    assert legends(one) == [
+        ["step 0"],
+        ["length share", "copied", "repetition", "no eos"],
+        ["proxy (left)", "gold (right)"],
+    ]
+    rows = [row | {"step": step} for step in range(2) for row in ROWS]
+    two = legends(diagnose(rows, reward=PRODUCT))
+    assert two[0] == ["step 1", "step 0"] and two[2] == ["length_incentive"]
+    shares = picture(one.history, [], None).axes[0].lines
+    assert len({line.get_linewidth() for line in shares}) == len(shares) == 4
+
+
 def test_what_a_model_wrote_is_no_markup(capsys):
     rows = [
         ROWS[0] | {"prompt": "[i]why", "step": step, "completion": "[bold]x[/red]", "score": float(step)}
@@ -221,6 +257,18 @@ def test_the_folder_of_a_run(tmp_path):
         ([], "it has no rows"),
         ([{"text": "a"}], "expected columns `prompt` and `completion`"),
         ([{"prompt": "a", "completion": 3, "score": 1.0}], "completion of row 0 is 3"),
+        (
+            [ROWS[0], ROWS[1] | {"score": float("inf")}],
+            "finite numbers or None as the scores, got inf for completion 1",
+        ),
+        ([ROWS[0], ROWS[1] | {"score": "x"}], "as the scores, got 'x' for completion 1"),
+        ([row | {"reward/a": 1.0, "reward/b": "x"} for row in ROWS], "as the factor 'b', got 'x'"),
+        ([row | {"score": float("nan")} for row in ROWS], "none of the completions has a score"),
+        ([row | {"score": None} for row in ROWS], "none of the completions has a score"),
+        ([ROWS[0] | {"step": 1}, ROWS[1] | {"step": None}], "`step`, got None in row 1"),
+        ([ROWS[0] | {"step": 1}, ROWS[1]], "`step`, got None in row 1"),
+        ([ROWS[0] | {"step": "1"}], "`step`, got '1' in row 0"),
+        ([ROWS[0], {"prompt": "a", "score": 1.0}], "row 1"),
         ("nowhere.parquet", "there is none"),
         (7, "expected a file, a data frame"),
     ],
@@ -228,6 +276,13 @@ def test_the_folder_of_a_run(tmp_path):
 def test_what_is_no_completions_is_refused(rows, said):
     with pytest.raises(ValueError, match=said):
         diagnose(rows)
+
+
+def test_a_reward_without_any_score_is_refused():
+    rows = [{name: row[name] for name in ("prompt", "completion")} for row in ROWS]
+    with pytest.raises(ValueError, match="none of the completions has a score"):
+        diagnose(rows, reward=lambda completions, **_: [None] * len(completions))
+    assert diagnose([ROWS[0], ROWS[1] | {"score": float("nan")}]).last.scores == [1.0, None]
 
 
 def test_gold_without_any_number_is_refused():

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from trl_ext.diagnostics.text_signs import copied_share, prompt_text, repetition
+from trl_ext.rewards.checked_reward import finite_number
 from trl_ext.rewards.within_prompts import correlation, explained_share, ranks
 from trl_ext.sequences.texts import Text, text_of, wordpunct
 
@@ -43,6 +44,9 @@ class Look:
         self.said = [text_of(completion) for completion in self.completions]
         if self.lengths is None:
             self.lengths = [len(wordpunct(text)) for text in self.said]
+        self.scores = _numbers(self.scores, "the scores")
+        self.factors = {name: _numbers(values, f"the factor {name!r}") for name, values in self.factors.items()}
+        self.gold = self.gold and _numbers(self.gold, "gold")
 
     def measures(self) -> dict[str, float]:
         """All that can be measured, by name; what cannot, as variance within prompts of one completion each, is left out.
@@ -99,6 +103,21 @@ class Look:
         """Two columns and the prompts where both have a number."""
         rows = [i for i in range(len(self.groups)) if one[i] is not None and other[i] is not None]
         return [one[i] for i in rows], [other[i] for i in rows], [self.groups[i] for i in rows]
+
+
+def _numbers(values: Numbers, what: str) -> list[float | None]:
+    """As floats; NaN, which stands for none in files and tensors, is None.
+
+    Raises:
+        ValueError: For what is no number, or infinite.
+    """
+    found = [None if value is None or value != value else finite_number(value) for value in values]
+    for row, (number, value) in enumerate(zip(found, values, strict=True)):
+        if number is None and value is not None and value == value:
+            raise ValueError(
+                f"diagnostics: expected finite numbers or None as {what}, got {value!r} for completion {row}. Mend that row."
+            )
+    return found
 
 
 def mean_over_prompts(values: Sequence[float], groups: Sequence[str]) -> tuple[float | None, float | None]:

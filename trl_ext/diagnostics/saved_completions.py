@@ -59,7 +59,7 @@ def diagnose(
     rewards = [] if reward is None else reward_functions(
         [reward], max_completion_length=max_completion_length, call="diagnose(reward=…)"
     )  # fmt: skip
-    diagnosis = Diagnosis([])
+    diagnosis, scored = Diagnosis([]), False
     for number, rows in enumerate(_parts(completions)):
         check_rows(rows, call=call)
         columns = columns_of(rows) | ({} if dataset is None else of_dataset(dataset, rows))
@@ -70,6 +70,11 @@ def diagnose(
             found = judge.scores(columns)
             look.gold = found if judge.check(found, look.scores) else None
         take(diagnosis, look)
+        scored = scored or any(value is not None for value in look.scores)
+    if not scored:
+        raise ValueError(
+            f"{call}: none of the completions has a score, so there is nothing to see. Give some that have."
+        )
     return diagnosis
 
 
@@ -86,12 +91,12 @@ def look_of(rows: list[dict[str, Any]], step: int, *, score: str = "score") -> L
     """A look at rows that have their scores."""
     ids, ended = [row.get("completion_ids") for row in rows], [row.get("ended") for row in rows]
     names = [name for name in rows[0] if name.startswith(REWARD)]
-    factors = {name.removeprefix(REWARD): [_number(row[name]) for row in rows] for name in names if len(names) > 1}
+    factors = {name.removeprefix(REWARD): [row.get(name) for row in rows] for name in names if len(names) > 1}
     return Look(
         step,
         [row["prompt"] for row in rows],
         [row["completion"] for row in rows],
-        [_number(row[score]) for row in rows],
+        [row.get(score) for row in rows],
         lengths=None if any(x is None for x in ids) else [len(x) for x in ids],
         ended=None if any(x is None for x in ended) else ended,
         factors=factors,
@@ -138,12 +143,13 @@ def check_rows(rows: list[dict[str, Any]], *, call: str) -> None:
     for name in ("prompt", "completion"):
         if name not in rows[0]:
             raise ValueError(f"{call}: expected columns `prompt` and `completion`, got {list(rows[0])}. Rename yours.")
-    check_prompts([row["prompt"] for row in rows], call=call, may_be_empty=True)
-    check_completions([row["prompt"] for row in rows], [row["completion"] for row in rows], call=call)
+    prompts = [row.get("prompt") for row in rows]
+    check_prompts(prompts, call=call, may_be_empty=True)
+    check_completions(prompts, [row.get("completion") for row in rows], call=call)
 
 
 def _scored(rows: list, number: int, rewards: list, columns: dict[str, Any], score: str) -> Look:
-    step = rows[0].get("step", number)
+    step = number if rows[0].get("step") is None else rows[0]["step"]
     alone = [name for name in rows[0] if name.startswith(REWARD)]
     if score not in rows[0] and len(alone) == 1:
         score = alone[0]
@@ -169,10 +175,20 @@ def _parts(completions: Any) -> list[list[dict[str, Any]]]:
     if isinstance(completions, list) and completions and isinstance(completions[0], str | PathLike):
         return [part for path in completions for part in _parts(path)]
     rows = _rows(completions)
-    if not rows or "step" not in rows[0]:
+    if all(row.get("step") is None for row in rows):
         return [rows]
+    _check_steps([row.get("step") for row in rows])
     steps = sorted({row["step"] for row in rows})
-    return [[row for row in rows if row["step"] == step] for step in steps]
+    return [[row | {"step": int(step)} for row in rows if row["step"] == step] for step in steps]
+
+
+def _check_steps(steps: list) -> None:
+    for row, step in enumerate(steps):
+        if isinstance(step, bool) or not isinstance(step, int | float) or step % 1 != 0:
+            raise ValueError(
+                f"diagnose(…): expected whole numbers in the column `step`, got {step!r} in row {row}. Mend it, or leave the "
+                "column out."
+            )
 
 
 def _rows(completions: Any) -> list[dict[str, Any]]:
