@@ -1,15 +1,17 @@
 """Texts that are made to fool a reward, and the command."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from cli_case import refused
 from encoders import saved_bert
+from rich.console import Console
 
 from trl_ext import LengthIncentive, RepetitionPenalty, Route, RoutedProduct
 from trl_ext.cli import main
-from trl_ext.diagnostics import gaming_texts, probe_reward
+from trl_ext.diagnostics import Probe, gaming_texts, probe_reward
 from trl_ext.diagnostics.baskets import HONEST, UNENDED
 from trl_ext.diagnostics.text_signs import copied_share, repetition
 
@@ -96,6 +98,22 @@ def test_rows_that_cannot_be_probed_with(rows, said):
         probe_reward(LengthIncentive(), rows)
 
 
+def test_no_name_is_cut_in_a_narrow_terminal():
+    factors = [f"a_factor_with_a_name_{i}" for i in range(4)]
+    scores = {name: [-0.123, -1.456] for name in gaming_texts("why?", "so")}
+    probe = Probe("a_reward_with_a_long_name", scores, {name: scores for name in factors})
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(probe.table())
+    told = console.export_text()
+    assert "…" not in told and all(word in told for name in scores for word in name.split())
+
+
+@pytest.mark.parametrize("penalty", [float("nan"), float("inf"), -1.0])
+def test_a_penalty_that_is_none_is_refused(penalty):
+    with pytest.raises(ValueError, match=r"probe_reward\(missing_eos_penalty=.*what a text loses"):
+        probe_reward(LengthIncentive(), ROWS, missing_eos_penalty=penalty)
+
+
 def test_a_reward_that_never_applies_is_refused():
     with pytest.raises(ValueError, match="gave None to every honest answer"):
         probe_reward(lambda completions, **_: [None] * len(completions), ROWS)
@@ -113,6 +131,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     asked = ["--reward_funcs", "rewards.py:longest", "--dataset_name", "rows.jsonl"]
     assert "--reward_funcs: expected a reward" in refused(capsys, "probe", *asked[2:])
     assert "honest answer in the column 'answer'" in refused(capsys, "probe", *asked, "--honest", "answer")
+    assert "missing_eos_penalty" in refused(capsys, "probe", *asked, "--missing_eos_penalty", "nan")
     assert "--limit 0" in refused(capsys, "probe", *asked, "--limit", "0")
 
 

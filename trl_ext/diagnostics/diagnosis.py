@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 
 from rich.console import Console, Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from trl_ext.diagnostics.first_and_last import Change, FirstAndLast, Seen
@@ -73,9 +73,8 @@ class Diagnosis:
 def _measures_table(history: list[Mapping[str, float]]) -> Table:
     first, last = (history[0], history[-1]) if history else ({}, {})
     steps = [f"step {entry['step']}" if "step" in entry else "" for entry in (first, last)]
-    table = Table(
-        "", *(steps if len(history) > 1 else steps[:1]), title="what the reward pays for", title_justify="left"
-    )
+    columns = [Column(name, overflow="fold") for name in ("", *(steps if len(history) > 1 else steps[:1]))]
+    table = Table(*columns, title="what the reward pays for", title_justify="left")
     for name in dict.fromkeys(name for entry in (first, last) for name in entry if name.startswith(PREFIX)):
         cells = [f"{entry[name]:.3g}" if name in entry else "·" for entry in (first, last)]
         table.add_row(name.removeprefix(PREFIX), *(cells if len(history) > 1 else cells[:1]))

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from datasets import Dataset
-from rich.table import Table
+from rich.table import Column, Table
 
 from trl_ext.diagnostics.baskets import HONEST, UNENDED, gaming_texts
 from trl_ext.diagnostics.text_signs import prompt_text
@@ -17,9 +17,11 @@ from trl_ext.rewards.routed_product import watched_factors
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.trainer_kit.config_checks import checked
-from trl_ext.trainer_kit.option_rules import AT_LEAST_1
+from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.seeds import seeded
 
+PENALTY = Rule(0.0, expected="what a text loses, a finite number of 0 or more")
+WIDEST = len("punctuation")  # the longest word of a basket's name: names are wrapped, and never cut
 RESOLVED = 2.0  # standard errors that a basket must lie above the honest answer
 
 
@@ -66,9 +68,9 @@ class Probe:
 
     def table(self) -> Table:
         """A line per basket, best paid first: score ± standard error, how often above the honest answer, each factor."""
-        table = Table(
-            "", self.name, "above honest", *self.factors, title_justify="left", title=f"{self.name}: {self.said()}"
-        )
+        names = ("", self.name, "above honest", *self.factors)
+        columns = (Column(name, overflow="fold", min_width=0 if name else WIDEST) for name in names)
+        table = Table(*columns, title_justify="left", title=f"{self.name}: {self.said()}")
         for basket in sorted(self.scores, key=lambda basket: -(mean_of(self.scores[basket]) or 0.0)):
             wins = "" if basket == HONEST else f"{self.wins(basket):.0%}" if self.gaps(basket) else "·"
             factors = (_cell(values[basket]) for values in self.factors.values())
@@ -108,7 +110,7 @@ def probe_reward(
         ValueError: For rows without prompts or honest answers, and what the reward refuses or never scores.
     """
     words = checked("probe_reward", "words", words, int, AT_LEAST_1)
-    missing_eos_penalty = checked("probe_reward", "missing_eos_penalty", missing_eos_penalty, float)
+    missing_eos_penalty = checked("probe_reward", "missing_eos_penalty", missing_eos_penalty, float, PENALTY)
     functions = reward_functions([reward], max_completion_length=max_completion_length, call="probe_reward")
     rows = [dict(row) for row in rows]
     _check_rows(rows, honest)
