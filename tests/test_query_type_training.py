@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from runpy import run_module
 
 import numpy as np
 import pytest
@@ -86,6 +87,30 @@ def test_one_command_from_labels_to_weights(tmp_path):
     assert run.returncode == 0, run.stderr
     rows = Dataset.from_dict({"prompt": ["write a tale about rain", "spell the word tea"]})
     assert label_query_types(rows, weights)["query_type"][:] == ["open", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "output", "said"),
+    [
+        ("query,query_type\na,open\nb,poem\n", "mine.csv", "mine.safetensors", "row 1: expected a query and its type"),
+        ("query,query_type\na,open\nb,open\n", "mine.csv", "mine.safetensors", "both types"),
+        ("query,query_type\na,open\nb,closed\n", "none.csv", "mine.safetensors", "there is none"),
+        ("query,query_type\na,open\nb,closed\n", "mine.txt", "mine.safetensors", "ends in .jsonl"),
+        ("[1]", "mine.json", "mine.safetensors", "cannot be read"),
+        ("query,query_type\na,open\nb,closed\n", "mine.csv", "mine.bin", "Give mine.safetensors"),
+    ],
+)
+def test_the_command_refuses_in_one_line(text, labels, output, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.csv", "mine.txt", "mine.json"):
+        (tmp_path / name).write_text(text)
+    monkeypatch.delitem(sys.modules, "examples.query_types.train_classifier")  # or it would be run twice
+    monkeypatch.setattr("sys.argv", ["train_classifier", "--labels", labels, "--output", output])
+    with pytest.raises(SystemExit) as end:
+        run_module("examples.query_types.train_classifier", run_name="__main__")
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and said in " ".join(told.split()) and "Traceback" not in told
+    assert not (tmp_path / output).exists()
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,7 @@ def test_a_file_of_something_else_is_refused_and_left(tmp_path, content):
         (rows("a"), {"threshold": 1.5}, r"threshold=1\.5.*probability"),
         (rows("a"), {"threshold": True}, "threshold=True"),
         (rows("a"), {"labeler": 3}, "labeler=int"),
+        (rows("a"), {"labeler": __file__}, r"test_query_types\.py'\): expected weights .*\*\.safetensors"),
         (rows([{"role": "system", "content": "Be brief."}]), {}, "row 0: last_user_text.*role 'user'"),
     ],
 )

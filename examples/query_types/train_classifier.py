@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from trl_ext.query_types.query_features import BUCKETS, counts, letter_words, scripts, word_number
 from trl_ext.query_types.query_type_classifier import QueryTypeClassifier
 from trl_ext.sequences.query_type_column import TYPES
-from trl_ext.trainer_kit.row_files import json_rows, read_rows
+from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.row_files import READERS, UNREADABLE, json_rows, read_rows
 
 HERE = Path(__file__).parent
 STRENGTH = 10.0  # C of the logistic regression: Σ losses + ‖w‖² / 2C
@@ -47,7 +49,7 @@ def query_hash(query: str) -> str:
 
 def own_rows(path: Path) -> list[Row]:
     """A user's file; a ValueError for the first row that is not labelled with one of the two types."""
-    table = read_rows(path, text=("query", "query_type", "source"))
+    table = _table(path)
     if not {"query", "query_type"} <= set(table.column_names):
         raise ValueError(
             f"{path} has the columns {table.column_names}: expected `query` and `query_type`. Rename yours."
@@ -59,6 +61,17 @@ def own_rows(path: Path) -> list[Row]:
                 f"{row['query_type']!r}. Mend that row, or leave it out."
             )
     return [Row(row["query"], row["query_type"], row.get("source") or "") for row in table]
+
+
+def _table(path: Path) -> Dataset:
+    if path.suffix not in READERS or not path.is_file():
+        raise ValueError(
+            f"--labels {path}: expected a file that ends in {', '.join(READERS)}, and there is none. Give one."
+        )
+    try:
+        return read_rows(path, text=("query", "query_type", "source"))
+    except UNREADABLE as error:
+        raise ValueError(f"--labels {path}: it cannot be read ({str(error).splitlines()[0]}). Mend it.") from error
 
 
 def shipped_rows(data: Path) -> list[Row]:
@@ -197,6 +210,11 @@ def main() -> None:
     rows.add_argument("--data", type=Path, help="the folder of which the shipped weights are made")
     parser.add_argument("--output", type=Path, required=True, help="the file of weights, *.safetensors")
     args = parser.parse_args()
+    if args.output.suffix != ".safetensors":
+        raise ValueError(
+            f"--output {args.output}: expected a name that ends in .safetensors, by which label_query_types knows it. "
+            f"Give {args.output.with_suffix('.safetensors')}."
+        )
     found = own_rows(args.labels) if args.labels else shipped_rows(args.data)
     for (source, kind), count in sorted(Counter((row.source, row.query_type) for row in found).items()):
         print(f"{source or 'queries':24}{kind:8}{count:6}")
@@ -210,4 +228,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "Nothing is written before its end; give the same command again."
+    with ends_in_one_line("train_classifier.py", when_stopped=stopped, folder=HERE):
+        main()

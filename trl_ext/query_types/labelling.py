@@ -90,6 +90,11 @@ def _labeler(labeler: Labeler | str | os.PathLike | None, call: str) -> Labeler:
     if isinstance(labeler, str | os.PathLike):
         if os.fspath(labeler).endswith(".safetensors"):
             return QueryTypeClassifier.load(labeler)
+        if os.path.isfile(os.path.expanduser(labeler)):
+            raise ValueError(
+                f"{call}(labeler={os.fspath(labeler)!r}): expected weights that train_classifier.py has written, *.safetensors, "
+                "or a model's folder or hub id. Name the file so, or give one of these."
+            )
         from trl_ext.query_types.language_model_labeler import LanguageModelLabeler
 
         return LanguageModelLabeler(labeler)
