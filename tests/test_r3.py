@@ -299,3 +299,17 @@ def test_evaluation_scores_with_the_trainers_length(bert_path, tmp_path):
     with pytest.warns(UserWarning):
         [alone] = reward(**CLOSED)
     assert raft.reward_funcs[0](**CLOSED) == pytest.approx([alone * 6 / 512])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_encoder_that_gives_no_numbers_is_refused(bad):
+    encoder = OneHot()
+    encoder.vectors.data.fill_(bad)
+    reward = R3Reward(relevance=RelevanceReward(encoder, tokenizer=word_tokenizer()), max_completion_length=100)
+    columns = {"query_type": ["open", "closed"], "reference": [None, "the grass"]}
+    with pytest.raises(
+        ValueError, match=r"RelevanceReward\(encoder=…\): the encoder gives NaN or infinity for all of 2 texts"
+    ):
+        reward(prompts=["sky", "grass"], completions=["blue", "two"], **columns)
+    with pytest.raises(ValueError, match="gives NaN or infinity for all"):
+        reward.check_columns({"prompts": ["sky", "grass"], **columns}, [0, 1])

@@ -116,7 +116,9 @@ class RelevanceReward:
             texts = self._references(given and [given[i] for i in rows], [f"in row {i}" for i in rows])
         if rows:
             probed = list(dict.fromkeys([*texts[: self.batch_size], *PROBES]))
-            self._check_reach(self.vectors(probed), count=len(probed))
+            vectors = self.vectors(probed)
+            self._check_numbers(vectors)
+            self._check_reach(vectors, count=len(probed))
 
     def _pairs(self, targets: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Vectors of targets and of answers, `(N, D)` each. A named encoder never changes, so those of targets are kept."""
@@ -127,8 +129,18 @@ class RelevanceReward:
             known, made = vectors[places(asked, texts)], vectors[places(said, texts)]
         else:
             known, made = kept_vectors(*self._load(), asked, max_length=self.max_length), self.vectors(said)
+        self._check_numbers(torch.cat([known, made]))
         self._check_reach(torch.cat([known, made]), count=len(texts))
         return known[places(targets, asked)], made[places(answers, said)]
+
+    def _check_numbers(self, vectors: Tensor) -> None:
+        """Raise a ValueError where no text has a vector; that single ones have none is the trainer's affair."""
+        spoken = vectors[(vectors != 0).any(1)]  # NaN is not 0
+        if len(spoken) and not spoken.isfinite().all(1).any():
+            raise ValueError(
+                f"RelevanceReward(encoder=…): the encoder gives NaN or infinity for all of {len(spoken)} texts. Load it in "
+                "fp32 (dtype='float32'), or take another."
+            )
 
     def _check_reach(self, vectors: Tensor, *, count: int) -> None:
         """Raise a ValueError where vectors of so many texts, all of one length, could never be as near as `top_relevance`."""
