@@ -301,6 +301,22 @@ def test_dry_run_shows_the_row_and_trains_nothing(here, capsys):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("command", TRAINING)
+def test_a_tracker_that_is_not_there(command, here, capsys, monkeypatch):
+    data = "pairs.jsonl" if command == "reward" else "prompts.jsonl"
+    given = ["--model_name_or_path", "model", "--dataset_name", data, "--output_dir", "out", "--dry_run"]
+    given += [] if command == "reward" else ["--reward_funcs", "rewards.py:nearness"]
+    monkeypatch.setattr("trl_ext.cli.tracker_check.get_available_reporting_integrations", list)
+    monkeypatch.setattr("trl_ext.cli.tracker_check.find_spec", lambda name: None)
+    for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("azure_ml", "azureml-mlflow")):
+        told = refused(capsys, command, *given, "--report_to", name)
+        assert f"--report_to {name}: it is not installed. pip install {package}" in told
+    (here / "track.yaml").write_text("report_to: [none, trackio]")
+    assert "--report_to trackio: it is not" in refused(capsys, command, *given, "--config", "track.yaml")
+    told = refused(capsys, command, *given, "--report_to", "tensorbord")
+    assert "--report_to tensorbord: there is no such tracker. Did you mean tensorboard?" in told
+
+
 def test_dry_run_refuses_what_training_would(here, capsys):
     config = ["ppo", "--config", "short.yaml", "--dry_run"]
     assert "--reward_weights [1.0, 2.0]" in refused(capsys, *config, "--reward_weights", "1", "2")

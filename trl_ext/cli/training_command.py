@@ -16,6 +16,7 @@ from trl_ext.cli.logged_lines import say_what_matters
 from trl_ext.cli.plan import the_card
 from trl_ext.cli.role_checks import check_lora_targets, check_output_dir
 from trl_ext.cli.roles import Roles, base_and_adapter, lora_of
+from trl_ext.cli.tracker_check import check_trackers
 from trl_ext.memory_planning.plan_report import print_plan
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.sequences.tokenizers import tokenizer_beside
@@ -87,6 +88,7 @@ def main(command: type[TrainingCommand], argv: Sequence[str]) -> None:
     parser = CommandParser(kinds, prog=call, example=f"{call} {command.example}", description=command.description)
     args, *others, data, model, run = parser.read(argv)
     check_seed(args.seed, call=f"--seed {args.seed}")
+    check_trackers(args.report_to)
     asked = command(args, data, model, run, others)
     check_output_dir(Path(args.output_dir).expanduser(), command.trainer_class.__name__)
     facts = gathered(asked, train_rows(data), eval_rows(data, asked=args.eval_strategy != "no"))
