@@ -177,6 +177,33 @@ def test_raft_and_rest_with_a_reward_model_beside_a_function(here):
     assert list(Path("rest").glob("**/*.parquet"))
 
 
+def said_of_steps(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+
+
+def test_each_grow_is_said_and_nothing_that_is_empty(here, capsys):
+    options = ["--reward_funcs", "rewards.py:nearness", "--num_generations", "2", "--drop_truncated", "false"]
+    main(["raft", *adjusted(here, "raft"), *options, "--num_stages", "2", "--stage_batch_size", "4"])
+    said = said_of_steps(capsys)
+    grows = [line for line in said if "grow/score" in line]
+    assert [line.partition(": ")[2].partition(",")[0] for line in grows] == ["stage 0", "stage 1"]
+    assert grows[0].startswith("step 0/") and not [line for line in said if line.endswith(("stage 0", "stage 1"))]
+
+
+def test_a_short_run_says_what_it_learned(here, capsys):
+    options = ["--output_dir", "rm", "--max_steps", "2", "--report_to", "none", *FITS]
+    main(["reward", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", *options])
+    (line,) = said_of_steps(capsys)
+    assert "accuracy" in line and "margin" in line and line.startswith("step 2/2: ")
+
+
+def test_steps_that_only_go_on_with_a_rollout_say_nothing(here, capsys):
+    options = ["--max_steps", "4", "--logging_steps", "1", "--num_iterations", "2", "--steps_per_generation", "1"]
+    main(["ppo", "--config", "short.yaml", *options])
+    said = said_of_steps(capsys)
+    assert sum("score" in line for line in said) == 2 and not [line for line in said if ": loss" in line]
+
+
 def adjusted(here: Path, method: str) -> list[str]:
     """The YAML file without what only PPO takes."""
     lines = [line for line in SHORT.splitlines() if not line.startswith(("max_steps", "output_dir"))]

@@ -13,6 +13,7 @@ from trl_ext.trainer_kit.time_left import duration
 WIDTH = 80
 SHORT = {"kl_per_completion": "kl", "completions/mean_length": "length"}  # names that stand for themselves in a line
 RUNTIME, HELD_OUT = "train_runtime", "eval_"
+WHERE, FALLBACK = "stage", "loss"  # says where a run is, and nothing alone; stands in for names that are not logged
 
 
 class BarAlone(ProgressCallback):
@@ -30,14 +31,20 @@ class LoggedLines(TrainerCallback):
     """
 
     def __init__(self, names: Sequence[str]):
-        self.names, self.steps = tuple(names), 0
+        self.names, self.steps, self.has_better = tuple(names), 0, False
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        line = logged_line(state.global_step, state.max_steps, logs or {}, self.names)
-        if line and self.steps and state.is_world_process_zero:
+        logs = logs or {}
+        if RUNTIME in logs and not self.steps:
+            return  # of a run that was finished before
+        self.has_better = self.has_better or bool(matters(logs, self.names))
+        if self.has_better and FALLBACK not in self.names:  # as of PPO's steps between two rollouts
+            logs = {name: value for name, value in logs.items() if name != FALLBACK}
+        line = logged_line(state.global_step, state.max_steps, logs, self.names)
+        if line and state.is_world_process_zero:
             tqdm.write(line, file=sys.stdout)
 
 
@@ -48,18 +55,28 @@ def logged_line(step: int, steps: int, logs: Mapping[str, Any], names: Sequence[
     'step 3/300: score 0.5123, length 8'
     >>> logged_line(3, 3, {"train_runtime": 62.0, "train_loss": 0.5}, ["score"])
     'step 3/3: trained in 1 min'
+    >>> logged_line(3, 3, {"train_runtime": 62.0, "score": 0.5}, ["score"])
+    'step 3/3: score 0.5; trained in 1 min'
     """
-    place = f"step {step}/{steps}"
-    if RUNTIME in logs:
-        return f"{place}: trained in {duration(logs[RUNTIME])}"
     prefix = HELD_OUT if any(name.startswith(HELD_OUT) for name in logs) else ""
-    logged = {name.removeprefix(prefix): value for name, value in logs.items() if isinstance(value, int | float)}
-    found = [name for name in names if name in logged] or [name for name in ("loss",) if name in logged]
-    if not found:
+    logged = {name.removeprefix(prefix): value for name, value in logs.items()}
+    found = matters(logged, names) or matters(logged, [FALLBACK])
+    said = [", ".join(f"{SHORT.get(name, name)} {logged[name]:.4g}" for name in found)] if found else []
+    said += [f"trained in {duration(logs[RUNTIME])}"] if RUNTIME in logs else []
+    if not said:
         return ""
-    said = ", ".join(f"{SHORT.get(name, name)} {logged[name]:.4g}" for name in found)
-    line = f"{place}{', held out' if prefix else ''}: {said}"
+    line = f"step {step}/{steps}{', held out' if prefix else ''}: {'; '.join(said)}"
     return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="    "))
+
+
+def matters(logs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Those names under which a number is logged; none where only the place of a run is.
+
+    >>> matters({"stage": 1, "loss": 0.5}, ["stage", "loss"]), matters({"stage": 1, "x": 2}, ["stage", "loss"])
+    (['stage', 'loss'], [])
+    """
+    found = [name for name in names if isinstance(logs.get(name), int | float)]
+    return [] if found == [WHERE] else found
 
 
 def say_what_matters(trainer: Trainer, names: Sequence[str]) -> None:
