@@ -473,7 +473,7 @@ def test_a_column_that_would_take_anothers_name(folder, capsys):
         (("--reward", "rewards.py:none"), "--reward rewards.py:none: it cannot be imported (AttributeError"),
         (("--reward", "rewards.py:number"), "--reward rewards.py:number: it is 3, which cannot be called"),
         (("--reward", "no-model"), "Reward model 'no-model': expected a folder"),
-        (("--reward-weights", "1"), "--reward-weights [1.0]: expected one per --reward (0), got 1"),
+        (("--reward-weights", "1"), "--reward-weights [1.0]: expected one per --reward-funcs (0), got 1"),
         ((*NEARNESS, "--reward-weights", "nan"), "--reward-weights [nan]: expected finite numbers, got nan"),
         ((*NEARNESS, "--reward-weights", "0"), "--reward-weights [0.0]: expected one that is not 0"),
         (("--generator", "file"), "--generator file: expected --file"),
@@ -490,6 +490,19 @@ def test_bad_input(folder, capsys, monkeypatch, options, message):
     (folder / "foreign" / "adapter_config.json").write_text('{"peft_type": "FOREIGN"}')
     refused(capsys, message, *options)
     assert not list(folder.glob("samples*"))
+
+
+def test_rewards_are_named_as_by_the_other_commands(folder, capsys):
+    """And as before: both are the same command, and messages name what was given."""
+    run("--reward_funcs", "rewards.py:nearness")
+    before = (folder / "samples.parquet").read_bytes()
+    (folder / "run.yaml").write_text("reward_funcs: rewards.py:nearness")
+    for options in (("--reward", "rewards.py:nearness"), ("--config", "run.yaml")):
+        run(*options)
+        assert "Complete already" in capsys.readouterr().out
+    assert (folder / "samples.parquet").read_bytes() == before
+    for flag in ("--reward-funcs", "--reward"):
+        refused(capsys, f"error: {flag} no_module:x: it cannot be imported", flag, "no_module:x", output="b.parquet")
 
 
 def test_no_model(folder, capsys):

@@ -1,6 +1,6 @@
 """`trl-ext generate`: its options. The work is in generate_run.py, imported only then."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from pathlib import Path
 
 GENERATORS = ("transformers", "vllm", "endpoint", "file")
@@ -63,13 +63,22 @@ def _add_sampling(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="the same seed gives the same samples (default: %(default)s)")
 
 
+class _Rewards(Action):
+    """Keeps by which name they were given, for messages."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.reward, namespace.reward_flag = values, option_string
+
+
 def _add_rewards(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("scores").add_argument
     text = (
         "one or several: path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
         "path/to/file.py:name"
     )
-    add("--reward", nargs="+", metavar="REWARD", default=[], help=text)
+    names = ("--reward-funcs", "--reward")  # the second one is older
+    add(*names, action=_Rewards, dest="reward", nargs="+", metavar="REWARD", default=[], help=text)
+    parser.set_defaults(reward_flag=names[0])
     text = "one per reward (default: 1 each); 0 only watches it"
     add("--reward-weights", type=float, nargs="+", metavar="WEIGHT", help=text)
 

@@ -98,8 +98,9 @@ def _check(args: Namespace) -> None:
 
 def make_scorer(args: Namespace) -> Scorer:
     """The rewards that are named, with their weights; without rewards one that has none."""
-    rewards, weights = [named_reward(name) for name in args.reward], args.reward_weights
-    check_weights(weights, len(rewards), given=f"--reward-weights {weights}", each="--reward")
+    flag, weights = args.reward_flag, args.reward_weights
+    rewards = [named_reward(name, flag=flag) for name in args.reward]
+    check_weights(weights, len(rewards), given=f"--reward-weights {weights}", each=flag)
     return Scorer(
         reward_callables(rewards, None, args, trainer="trl-ext generate"),
         weights or [1.0] * len(rewards),

@@ -71,10 +71,11 @@ def _of_file(path: Path, parser: ArgumentParser, options: Mapping[str, Action]) 
     values, call = options_in(path), f"--config {path}"
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     flags = {action.dest: next(iter(action.option_strings), None) for action in parser._actions}
+    flags |= {name.strip("-").replace("-", "_"): name for name, action in options.items() if action.nargs != 0}
     parts = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in flags or name == "help":
+        if name not in flags or name in ("help", "config"):
             near = near_name(name, flags)
             said = f" Did you mean {near!r}?" if near else ""
             raise ValueError(f"{call}: there is no option {key!r}.{said} {parser.prog} --help lists all.")
