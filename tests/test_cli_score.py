@@ -137,6 +137,26 @@ def test_pairs_by_hand(here, capsys):
     assert "2 pairs of 3 prompts with a score" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_the_same_command_again_leaves_its_pairs(suffix, here, capsys):
+    pairs = Path(f"pairs.{suffix}")
+    score("--pairs", "best-worst", "--pairs_output", str(pairs))
+    before = pairs.read_bytes()
+    capsys.readouterr()
+    score("--pairs", "best-worst", "--pairs_output", str(pairs))
+    assert "Complete already. pairs" in capsys.readouterr().out and pairs.read_bytes() == before
+    told = refused(
+        capsys, "--pairs", "best-worst", "--pairs_output", str(pairs), reward="rewards.py:some", output="o.parquet"
+    )
+    assert "there is a file of that name with something else" in told and pairs.read_bytes() == before
+
+
+def test_where_pairs_cannot_be_written_nothing_is_scored(here, capsys):
+    for place in ("rows.jsonl/p.jsonl", "p.csv"):
+        assert f"--pairs_output {place}" in refused(capsys, "--pairs", "best-worst", "--pairs_output", place)
+    assert not Path("out.parquet").exists()
+
+
 def test_messages_are_pairs_too(here):
     ask = [{"role": "user", "content": "why?"}]
     rows = [

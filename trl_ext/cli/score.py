@@ -13,7 +13,7 @@ from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.generate_files import RECORD_KEY, already_complete, check_parts
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.roles import named
-from trl_ext.cli.score_pairs import write_pairs
+from trl_ext.cli.score_pairs import check_pairs_output, write_pairs
 from trl_ext.cli.score_rows import Columns, file_fingerprint, row_parts, scored, table_schema
 from trl_ext.generation.sample_files import SampleFiles, write_table
 from trl_ext.rewards.reward_callables import reward_functions
@@ -79,6 +79,8 @@ def _checked(args: ScoreArguments, rewards: RewardArguments) -> tuple[Path, Path
         raise ValueError(f"--pairs {args.pairs}: expected best-worst.")
     if (args.pairs is None) != (args.pairs_output is None):
         raise ValueError("--pairs best-worst and --pairs_output FILE go together. Give both, or neither.")
+    if args.pairs_output is not None:
+        check_pairs_output(Path(args.pairs_output))
     if not rewards.reward_funcs and args.pairs is None:
         raise ValueError("--reward_funcs: expected a reward. Give r3, a reward model, or module:name of a function.")
     check_weights(

@@ -29,14 +29,9 @@ def write_pairs(source: Path, output: Path, prompt_column: str, completion_colum
     A prompt whose completions all have one score, or no score, has no pair.
 
     Raises:
-        ValueError: Where the file has no scores, where no prompt has a pair, or where something is at `output` already.
+        ValueError: Where the file has no scores, where no prompt has a pair, or where something else is at `output`.
     """
     call = f"--pairs_output {output}"
-    if output.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"{call}: expected a name that ends in .parquet or .jsonl.")
-    if output.exists():
-        raise ValueError(f"{call}: there is a file of that name. Give another, or remove it.")
-    check_is_folder(output.parent, call=call)
     ends = best_and_worst(source, prompt_column, completion_column)
     pairs = [
         {
@@ -53,14 +48,39 @@ def write_pairs(source: Path, output: Path, prompt_column: str, completion_colum
         raise ValueError(
             f"{call}: none of {len(ends)} prompts has two completions of different scores, so there is no pair."
         )
+    said = f"{output}: {len(pairs)} pairs of {len(ends)} prompts with a score"
+    if output.exists():
+        if not _holds(output, pairs):
+            raise ValueError(f"{call}: there is a file of that name with something else. Give another, or remove it.")
+        return f"Complete already. {said}"
     if output.suffix == ".parquet":
         write_table(output, pa.Table.from_pylist(pairs))
     else:
         with written_whole(output) as partial:
-            partial.write_text(
-                "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8"
-            )
-    return f"{output}: {len(pairs)} pairs of {len(ends)} prompts with a score"
+            partial.write_text(_as_lines(pairs), encoding="utf-8")
+    return said
+
+
+def check_pairs_output(output: Path) -> None:
+    """Raise a ValueError for a place where no pairs can be written; asked before anything is scored."""
+    call = f"--pairs_output {output}"
+    if output.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"{call}: expected a name that ends in .parquet or .jsonl.")
+    check_is_folder(output.parent, call=call)
+
+
+def _holds(output: Path, pairs: list[dict[str, Any]]) -> bool:
+    """Whether a file holds these pairs, as of the same command given again."""
+    try:
+        if output.suffix == ".parquet":
+            return pq.read_table(output).equals(pa.Table.from_pylist(pairs))
+        return output.read_text(encoding="utf-8") == _as_lines(pairs)
+    except UNREADABLE:
+        return False
+
+
+def _as_lines(pairs: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
 
 
 def best_and_worst(source: Path, prompt_column: str, completion_column: str) -> dict[str, Ends]:
