@@ -310,6 +310,31 @@ def test_vllm_is_given_what_is_there_or_may_be_at_the_hub(here, capsys):
     assert capsys.readouterr().out == "vllm serve org/name\n"
 
 
+@pytest.mark.parametrize("missing", ["nowhere", "../nowhere", "run/nowhere"])
+def test_a_base_that_is_not_there(missing, here, capsys):
+    """Moved since the run, or misspelt; before anything is loaded or said of how to serve it."""
+    for to in ("hf", "ollama"):
+        told = refused(capsys, "export", "run", "--to", to, "--base", missing, "--output_dir", "out")
+        assert f"error: --base {missing}: it cannot be loaded (" in told and "the run" not in told
+    config = json.loads(Path("run/adapter_config.json").read_text())
+    Path("run/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": missing}))
+    told = refused(capsys, "export", "run", "--output_dir", "out")
+    assert f"--run run: its base {missing}: it cannot be loaded (" in told and "Give --base" in told
+    told = refused(capsys, "export", "run", "--to", "vllm")
+    assert "its base" in told and "Write where it is now into run/adapter_config.json" in told
+    scorer = config | {"base_model_name_or_path": missing, "task_type": "SEQ_CLS"}
+    Path("run/adapter_config.json").write_text(json.dumps(scorer))
+    assert "Write where it is now" in refused(capsys, "export", "run", "--output_dir", "out")
+    assert not Path("out").exists()
+
+
+def test_vllm_may_find_a_base_at_the_hub(here, capsys):
+    config = json.loads(Path("run/adapter_config.json").read_text())
+    Path("run/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/name"}))
+    main(["export", "run", "--to", "vllm"])
+    assert capsys.readouterr().out.startswith("vllm serve org/name --enable-lora")
+
+
 def test_what_vllm_would_serve_without(here, capsys):
     config = json.loads(Path("run/adapter_config.json").read_text())
     Path("run/adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))

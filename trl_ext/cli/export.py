@@ -1,7 +1,6 @@
 """`trl-ext export`: what was trained, in the form in which it is served."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,16 @@ from typing import Any
 
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.export_model import base_name, write_policy, write_scorer
-from trl_ext.cli.export_serving import MODELFILE, convert, find_converter, modelfile, serve_line, template_for_ollama
+from trl_ext.cli.export_serving import (
+    HUB_ID,
+    MODELFILE,
+    check_base,
+    convert,
+    find_converter,
+    modelfile,
+    serve_line,
+    template_for_ollama,
+)
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
 from trl_ext.trainer_kit.config_docs import option
@@ -24,7 +32,6 @@ value model. gguf: that of a policy, and a file for llama.cpp, by its own conver
 and stop tokens. vllm: the line that serves the adapter beside its base; nothing is written but, where the base does not know
 the token that closes a turn, a generation_config.json beside the adapter."""
 ADAPTER, SCORES = "adapter_config.json", "ForSequenceClassification"
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @dataclass
@@ -95,6 +102,8 @@ def _check(args: ExportArguments) -> bool:
         raise ValueError("--load_in_8bit and --load_in_4bit: the base was loaded in one of them. Give that.")
     if args.name is not None and (args.to != "vllm" or whole):
         raise ValueError(f"--name {args.name}: only an adapter under vLLM has one. Leave it out.")
+    if not whole:
+        check_base(args.run, args.base, to=args.to, scores=scores)
     return scores
 
 

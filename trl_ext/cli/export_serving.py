@@ -1,6 +1,7 @@
 """What serves an exported policy: vLLM's line, llama.cpp's file, Ollama's Modelfile."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from trl_ext.cli.export_template import DATE, go_template
 from trl_ext.generation.vllm_checks import RANKS
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.turn_end import turn_end_id
+from trl_ext.trainer_kit.loading import DAMAGED, why_unloadable
 from trl_ext.trainer_kit.logged_run import logged_run
 from trl_ext.trainer_kit.saved_adapters import is_adapter
 from trl_ext.trainer_kit.whole_files import written_whole
@@ -26,6 +28,7 @@ GET_CONVERTER = (
     "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt && export LLAMA_CPP=$PWD/llama.cpp"
 )
 PROMPTS = 4096  # tokens of a prompt that there is room for
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # called the same by transformers and Ollama
 BEYOND_LORA = (
     "use_dora",
@@ -63,6 +66,28 @@ def base_of_run(adapter: str) -> str:
     if not base:
         raise ValueError(f"--run {adapter}: the adapter names no base. Give --base its path or hub id.")
     return base
+
+
+def check_base(run: str, given: str | None, *, to: str, scores: bool) -> None:
+    """Raise a ValueError for an adapter's base that is not there; whoever serves may have one that is named as at the hub.
+
+    Args:
+        run: The adapter.
+        given: The base that is named; None: the adapter's own.
+        to: The form that is asked for.
+        scores: Whether the adapter is a reward or value model.
+    """
+    base = os.path.expanduser(given or base_of_run(run))
+    if to == "vllm" and HUB_ID.fullmatch(base) and not Path(base).parent.is_dir():
+        return
+    try:
+        AutoConfig.from_pretrained(base)
+    except (*DAMAGED, ValueError) as error:
+        named = f"--base {given}" if given else f"--run {run}: its base {base}"
+        turn = f"Write where it is now into {Path(run) / 'adapter_config.json'}, as base_model_name_or_path"
+        if to != "vllm" and not scores:
+            turn = "Give --base the folder where it is now, or its hub id"
+        raise ValueError(f"{named}: it cannot be loaded ({why_unloadable(error)}). {turn}.") from error
 
 
 def _own_template(run: str, base: str) -> str:
