@@ -3,12 +3,15 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import trl_ext
+from trl_ext.cli.command_arguments import DataArguments, RewardArguments
 from trl_ext.cli.command_words import in_words_of
+from trl_ext.cli.evaluate import EvaluateArguments
 from trl_ext.trainer_kit.commands import ends_in_one_line
 
 ROOT = Path(trl_ext.__file__).parent
@@ -80,6 +83,9 @@ def test_every_message_has_words_for_a_command():
         ("ppo", "SharedBase.from_pretrained('m', bits=8): no", "--model_name_or_path m: no"),
         ("ppo", "raise max_steps or num_train_epochs; to begin", "raise --max_steps or --num_train_epochs; to begin"),
         ("evaluate", "evaluate(reference=…): 'm' cannot be", "--reference: 'm' cannot be"),
+        ("export", "SharedBase.from_pretrained('m'): it", "--base m: it"),
+        ("export", "SharedBase.merge(output_dir='out'): what is", "--output_dir out: what is"),
+        ("export", "SharedBase.merge(…): merged", "the run: merged"),
         ("raft", "ended: give drop_truncated=False to learn", "ended: give --drop_truncated false to learn"),
         ("reward", "Set max_length=256 (pairs", "Set --max_length 256 (pairs"),
         ("ppo", "Give generator=VLLMGenerator().", "Give generator=VLLMGenerator()."),
@@ -88,6 +94,22 @@ def test_every_message_has_words_for_a_command():
 )
 def test_by_hand(command, message, said):
     assert in_words_of(command)(message) == said
+
+
+def arguments_named(room: str, callee: str) -> set[str]:
+    """Arguments of a call that messages of a room name."""
+    texts = "\n".join(path.read_text() for path in (ROOT / room).rglob("*.py"))
+    return set(re.findall(rf"""["']{callee}\((\w+)=[^)]*\)["':]""", texts))
+
+
+def test_what_evaluate_names_are_flags_of_the_command():
+    """`generator` is never given by the command."""
+    named = arguments_named("evaluation", "evaluate") - {"generator"}
+    flags = {
+        f"--{field.name}" for kind in (EvaluateArguments, RewardArguments, DataArguments) for field in fields(kind)
+    }
+    assert {"dataset", "policy", "reference"} <= named
+    assert {in_words_of("evaluate")(f"evaluate({name}=…)") for name in named} <= flags
 
 
 def test_they_are_said_of_errors_and_warnings(capsys):

@@ -13,6 +13,7 @@ FLAGS = {  # of what trainers and data sets are given, by the name of the argume
     "ptx_dataset": "--ptx_dataset_name",
     "reward_funcs": "--reward_funcs",
     "model": "--model_name_or_path",
+    "base": "--model_name_or_path",
     "processing_class": "the tokenizer of --model_name_or_path",
     "reward_processing_classes": "the tokenizers of --reward_funcs",
     "value_model": "--value_model",
@@ -23,8 +24,15 @@ FLAGS = {  # of what trainers and data sets are given, by the name of the argume
 OWN_FLAGS = {  # of commands that name the same otherwise: Python's word, and the flag
     "score": {"output_dir": "--output", "rename": "--{new}_column {old}"},
     "generate": {"output_dir": "--output", "rename": "--prompt-column {old}", "model": "--model"},
-    "export": {"model": "the run"},
-    "evaluate": {"output_dir": "--output", "model": "--policies"},
+    "export": {"model": "the run", "base": "--base"},
+    "evaluate": {
+        "output_dir": "--output",
+        "model": "--policies",
+        "policy": "--policies",
+        "base": "--base",
+        "dataset": "--dataset_name",
+        "rewards": "--reward_funcs",
+    },
 }
 COMMON = {"output_dir": "--output_dir", "rename": "--columns {new}={old}"}
 
@@ -48,8 +56,9 @@ def _argument(match: re.Match[str], names: Mapping[str, str]) -> str:
 
 def _role(match: re.Match[str], names: Mapping[str, str]) -> str:
     """`SharedBase.reward_model('rm')` as the flag that names that role."""
-    role = {"reward_model": "reward_funcs", "value_model": "value_model"}.get(match["role"], "model")
-    return f"{names[role]} {match['value'].strip(chr(39))}"
+    of_roles = {"reward_model": "reward_funcs", "value_model": "value_model", "from_pretrained": "base"}
+    flag, value = names[of_roles.get(match["role"], "model")], match["value"].strip("'")
+    return flag if value == "…" else f"{flag} {value}"
 
 
 RULES = (

@@ -93,7 +93,8 @@ def merge_adapter(
     """
     call, folder = "SharedBase.merge(…)", Path(output_dir)
     run, tokenizer = merge_of(base.name, adapter), tokenizer_at(adapter) or base.tokenizer
-    check_own_folder(folder, MARK, run, names=FILES, call=call)
+    to = f"SharedBase.merge(output_dir={str(folder)!r})"
+    check_own_folder(folder, MARK, run, names=FILES, call=to)
     dtype = base.model.dtype if dtype is None else checked_dtype(dtype, call=f"SharedBase.merge(dtype={dtype!r})")
     device = checked_device(device, call=f"SharedBase.merge(device={str(device)!r})")
     whole = unquantised_copy(base.model, dtype, device)
@@ -108,7 +109,7 @@ def merge_adapter(
             stacklevel=3,
         )
     end_with_turn(merged, tokenizer, call=call)
-    check_free_disk(folder, sum(p.nbytes for p in merged.parameters()), call=call)
+    check_free_disk(folder, sum(p.nbytes for p in merged.parameters()), call=to)
     mark_folder(folder, MARK, run)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
