@@ -147,6 +147,22 @@ def test_a_full_output():
     assert done.returncode == 2 and done.stderr.decode().startswith(f"trl-ext plan: error: {FULL}")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("options", "code"), [("plan llama-2-7b --gpu 24GB", 0), ("plan llama-2-7b --gpu x", 2)])
+def test_what_has_ended_keeps_its_code(number, options, code, tmp_path):
+    """While threads of others end, and while Python takes down what it has loaded."""
+    slow = "import threading, time, sys\nthreading.Thread(target=time.sleep, args=[30]).start()\n"
+    listens = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (tmp_path / "program.py").write_text(f"{listens}{slow}from trl_ext.cli import main\nmain()")
+    command = [sys.executable, tmp_path / "program.py", *options.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        told = (process.stderr if code else process.stdout).readline()
+        time.sleep(2)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == code and told and "Traceback" not in err + out
+
+
 def test_generate_is_stopped_and_goes_on(tmp_path, monkeypatch):
     """Ctrl-C while a reward takes its time; the same command then samples nothing again."""
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from trl_ext.cli.help_format import PlainParser
 from trl_ext.cli.plain_flags import arguments
 from trl_ext.cli.plain_terminal import plain_without_terminal
 from trl_ext.cli.plan import add_plan
-from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.trainer_kit.commands import ends_in_one_line, whole_process
 from trl_ext.trainer_kit.near_names import near_name
 
 BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their modules, and what they do
@@ -35,7 +35,10 @@ GOES_ON = "What is saved is kept: the same command goes on from there."
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand; what is slow to import is imported only then. All of them end by `ends_in_one_line`."""
-    argv, debug = without_debug(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        with whole_process():
+            return main(sys.argv[1:])
+    argv, debug = without_debug(argv)
     parser = _parser()
     name, command = _asked(argv, parser)
     stopped = command.get_default("when_stopped")

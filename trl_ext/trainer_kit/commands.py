@@ -1,5 +1,6 @@
 """How a command ends: what its user can mend, or has stopped, in one line on stderr; a fault of its own with a traceback."""
 
+import atexit
 import errno
 import os
 import re
@@ -11,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -94,6 +95,36 @@ def terminated_as_interrupted() -> Iterator[None]:
     finally:
         if is_ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def whole_process() -> Iterator[None]:
+    """Around all that a process does: a signal that comes while it ends changes neither its code nor what it has said.
+
+    What is left then, as threads of others, ends at once.
+    """
+    atexit.register(_answered, signal.SIG_IGN)  # of what Python itself still does; what is imported later ends before
+    code = 0
+    try:
+        yield
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    except BaseException:
+        code = None  # its traceback is still to be shown
+        raise
+    finally:
+        if code is not None:
+            with suppress(OSError, ValueError):  # of which Python tells at its end
+                sys.stdout.flush()
+            _answered(lambda *_: os._exit(code))
+
+
+def _answered(handler: Callable | signal.Handlers) -> None:
+    """From here on, by a handler, where nobody else listens; nohup's and a background job's stay ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, handler)
 
 
 @contextmanager
