@@ -163,6 +163,18 @@ def test_what_has_ended_keeps_its_code(number, options, code, tmp_path):
     assert process.returncode == code and told and "Traceback" not in err + out
 
 
+@pytest.mark.parametrize(
+    ("command", "keeps"), [("evaluate", False), ("export", False), ("probe", False), ("score", True)]
+)
+def test_only_what_goes_on_says_so(command, keeps, capsys, monkeypatch):
+    def stopped(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"trl_ext.cli.{command}.main", stopped)
+    code, told = ended(capsys, lambda: main([command]))
+    assert code == 130 and ("goes on from there" in told) == keeps and ("begins anew" in told) != keeps
+
+
 def test_generate_is_stopped_and_goes_on(tmp_path, monkeypatch):
     """Ctrl-C while a reward takes its time; the same command then samples nothing again."""
     monkeypatch.chdir(tmp_path)

@@ -31,6 +31,7 @@ BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their module
 }
 DESCRIPTION = "RLHF trainers and rewards on top of TRL. `trl-ext COMMAND --help` lists a command's options."
 GOES_ON = "What is saved is kept: the same command goes on from there."
+ANEW = ("probe", "evaluate", "report", "export")  # commands that keep nothing of what was not finished
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +79,9 @@ def _parser() -> PlainParser:
     demo.add_argument("--quick", action="store_true", help="a shorter run, to see that everything works")
     demo.set_defaults(run=_demo, when_stopped="The same command begins anew, over what it has written.")
     for name, (_, text) in BY_DATACLASS.items():
-        commands.add_parser(name, help=text, add_help=False).set_defaults(when_stopped=GOES_ON)
+        commands.add_parser(name, help=text, add_help=False).set_defaults(
+            when_stopped="The same command begins anew." if name in ANEW else GOES_ON
+        )
     add_generate(commands)
     add_plan(commands)
     return parser
