@@ -6,10 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from checkpoint_case import KINDS, STEPS, assert_same, make, trained
+from checkpoint_case import KINDS, STEPS, assert_same, even_letters, make, trained
 from self_training_case import trainer as raft_trainer
+from tiny import byte_tokenizer, tiny_llama
 from transformers import TrainerCallback
 
+from trl_ext import RAFTTrainer, ReSTTrainer
 from trl_ext.trainer_kit.commands import ends_in_one_line
 from trl_ext.trainer_kit.run_log import LOG
 from trl_ext.trainer_kit.stopping import SIGNALS, RunStopped, signals_held
@@ -101,6 +103,77 @@ def test_a_grow_stops_between_its_parts(tmp_path):
         trainer.train()
     assert len(calls) == 1 and list(Path(tmp_path).glob("grow-000/*.parquet"))
     raft_trainer(tmp_path, reward_funcs=reward).train(resume_from_checkpoint=True)
+
+
+class Stops:
+    """A reward that sends a signal at one of its calls."""
+
+    __name__ = "even_letters"
+
+    def __init__(self, at: int, number: int):
+        self.at, self.number, self.calls = at, number, 0
+
+    def __call__(self, completions, **columns):
+        self.calls += 1
+        if self.calls == self.at:
+            os.kill(os.getpid(), self.number)
+        return even_letters(completions, **columns)
+
+
+def interrupted(make_it, folder: Path, number: int, *, at: int):
+    """A run that is stopped while it scores, and a second one that goes on with it."""
+    stopped = make_it(folder, Stops(at, number))
+    with pytest.raises(RunStopped) as raised:
+        stopped.train()
+    again = make_it(folder, Stops(0, number))
+    again.train(resume_from_checkpoint=True)
+    return stopped, again, str(raised.value)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("cls", [RAFTTrainer, ReSTTrainer])
+def test_steps_before_a_grow_that_is_stopped_are_kept(cls, number, tmp_path, capfd):
+    def make_it(folder, reward):
+        model = tiny_llama(byte_tokenizer(), attention_dropout=0.2)  # so that random states matter
+        return raft_trainer(folder, cls, model=model, reward_funcs=reward, improve_steps=2, num_stages=3)
+
+    whole = make_it(tmp_path / "whole", Stops(0, number))
+    whole.train()
+    per_stage = whole.state.max_steps // 3
+    stopped, again, told = interrupted(make_it, tmp_path / "stopped", number, at=4)  # a Grow has 3 parts
+    assert stopped.state.global_step == per_stage
+    assert f"after step {per_stage} of {3 * per_stage}, with checkpoint-{per_stage} (train(resume_from" in told
+    assert "Stopping after this part of the samples, with a checkpoint" in capfd.readouterr().err
+    assert (tmp_path / "stopped" / f"checkpoint-{per_stage}").is_dir()
+    assert_same(trained(whole), trained(again))
+    assert whole.table.improves == again.table.improves and whole.table.cost == again.table.cost
+
+
+def test_a_grow_that_is_stopped_twice_writes_its_checkpoint_once(tmp_path):
+    def make_it(folder, reward):
+        return raft_trainer(folder, reward_funcs=reward, improve_steps=2, num_stages=2)
+
+    with pytest.raises(RunStopped):
+        make_it(tmp_path, Stops(4, signal.SIGINT)).train()
+    state = tmp_path / "checkpoint-2" / "trainer_state.json"
+    before = state.stat().st_mtime_ns
+    with pytest.raises(RunStopped, match="with checkpoint-2"):
+        make_it(tmp_path, Stops(1, signal.SIGINT)).train(resume_from_checkpoint=True)
+    assert state.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_rollout_of_ppo_that_is_stopped_ends_with_its_step(number, tmp_path, capfd):
+    def make_it(folder, reward):
+        return make("ppo", folder, save_strategy="no", parts={"reward_funcs": reward})
+
+    whole = make_it(tmp_path / "whole", Stops(0, number))
+    whole.train()
+    stopped, again, told = interrupted(make_it, tmp_path / "stopped", number, at=2)
+    assert f"after step {stopped.state.global_step} of {STEPS}, with checkpoint-{stopped.state.global_step}" in told
+    assert 0 < stopped.state.global_step < STEPS
+    assert "Stopping after this step, with a checkpoint." in capfd.readouterr().err
+    assert_same(trained(whole), trained(again))
 
 
 def test_another_thread_takes_no_signals(tmp_path):

@@ -50,6 +50,7 @@ class Grower:
         initial: The policy's trainable weights at the run's beginning, where it returns to them or measures from them.
         precision: Of the passes: the trainer's autocast.
         say: Told what is going on, for the progress bar.
+        between_parts: Called when all that was made of a Grow is on disk; it may end the run by raising.
         enter: Told which phase begins, generate, score or train, for the memory that each takes.
     """
 
@@ -63,6 +64,7 @@ class Grower:
     initial: Weights | None
     precision: Callable[[], AbstractContextManager]
     say: Callable[[str], None]
+    between_parts: Callable[[], None]
     enter: Callable[[str], None]
 
     def files(self, stage: int) -> GrowFiles:
@@ -90,7 +92,7 @@ class Grower:
         self.enter("score")
         with together(self.accelerator):
             for part in mine:
-                self.say(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part.index + 1}/{len(parts)}")
+                self._tell(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part.index + 1}/{len(parts)}")
                 self._score(files, part, stage)
         with together(self.accelerator):
             if self.accelerator.is_main_process:
@@ -100,12 +102,16 @@ class Grower:
         schema = sample_schema(list(self.dataset["prompt"]), tokenizer_fingerprint(self.policy.tokenizer))
         sampling = self.args.sampling(stage=stage)
         where = f"stage {stage + 1}/{self.args.num_stages}"
-        self.say(f"{where}: sampling")
+        self._tell(f"{where}: sampling")
         done = sample_missing(
             files, parts, self.generator, sampling, self.policy, schema=schema, complete=self._completed
         )
         for count, _ in enumerate(done, start=1):
-            self.say(f"{where}: sampled part {count}/{len(parts)}")
+            self._tell(f"{where}: sampled part {count}/{len(parts)}")
+
+    def _tell(self, text: str) -> None:
+        self.say(text)
+        self.between_parts()
 
     def _completed(self, part: Part, samples: list[Sample]) -> list[Sample]:
         """Samples with the data set's own completions among them, and token ids for all."""

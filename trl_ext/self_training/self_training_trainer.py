@@ -200,7 +200,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             initial=trainable_weights(self.model) if returns else None,
             precision=self.compute_loss_context_manager,
             say=self._say,
-            enter=self.memory.enter,
+            between_parts=self._between_parts,
+            enter=self._enter,
         )
 
     def _memory_plan(self) -> MemoryPlan:
@@ -364,12 +365,15 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         super().log(logs, start_time)
 
     def _say(self, text: str) -> None:
-        """Show on the progress bar what is going on; between parts of a Grow, a run may also be stopped."""
+        """Show on the progress bar what is going on."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.set_description(text)
+
+    def _enter(self, phase: str) -> None:
+        self.memory.enter(phase)
         if self._stop is not None:
-            self._stop.between_parts()
+            self._stop.in_parts = phase != "train"
 
     def _pass_over(self, steps: int) -> None:
         self._globalstep_last_logged += steps  # the mean loss is over steps that were made

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AFTER_STEP = "Stopping after this step, with a checkpoint."
+AFTER_PART = "Stopping after this part of the samples, with a checkpoint of the steps that were made."
 PYTHONS_OWN = (signal.SIG_DFL, signal.default_int_handler)  # others are somebody's, and stay: nohup's, a program's
 
 
@@ -67,13 +69,16 @@ class StopWatch(TrainerCallback):
         asked: The signal that came, None before.
         stopped_at: The step after which the run has ended.
         steps: How many were made.
+        kept_at: The step of the checkpoint that was written last, 0 before.
+        in_parts: Whether it is at what is kept in parts as it comes, between which it ends rather than after a step.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.asked: signal.Signals | None = None
         self.stopped_at: int | None = None
-        self.steps = 0
+        self.steps = self.kept_at = 0
+        self.in_parts = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -86,13 +91,20 @@ class StopWatch(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)
         if self.accelerator.is_main_process:
-            said = "\nStopping after this step, with a checkpoint. Once more: at once, without one.\n"
+            after = AFTER_PART if self.in_parts and self._is_alone else AFTER_STEP
+            said = f"\n{after} Once more: at once, without one.\n"
             os.write(sys.__stderr__.fileno(), said.encode())  # a handler must not enter a buffer that may be in use
 
-    def between_parts(self) -> None:
-        """Raise a RunStopped where a single process was asked to stop, and what it has done so far is on disk anyway."""
-        if self.asked is not None and self.accelerator.num_processes == 1:
-            raise RunStopped("before its next step; what was sampled is kept")
+    def ends_between_parts(self) -> bool:
+        """Whether it ends here: several processes would not all be at the same part, and end after a step."""
+        return self.asked is not None and self._is_alone
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.accelerator.num_processes == 1
+
+    def on_save(self, args, state, control, **kwargs):
+        self.kept_at = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1
@@ -101,7 +113,7 @@ class StopWatch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def _anyone_asked(self) -> bool:
-        if self.accelerator.num_processes == 1:
+        if self._is_alone:
             return self.asked is not None
         asked = torch.tensor(int(self.asked is not None), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum").item())

@@ -1,9 +1,11 @@
 """What looks on while a trainer trains: signals, the log for a report, the time left, a notebook's table."""
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from trl_ext.trainer_kit.loading import loaded_bits
@@ -43,6 +45,7 @@ class WatchedTrainer:
 
             show_in_notebook(self, self._shown)
         with self._watched() as stop:
+            stop.kept_at = self._step_of(kwargs.get("resume_from_checkpoint"))
             output = super().train(*args, **kwargs)
         if stop.stopped_at is not None:
             raise RunStopped(self._stopped(stop.stopped_at))
@@ -111,6 +114,24 @@ class WatchedTrainer:
             f"{self.state.max_steps}: nothing was trained, and its record stays as it is. To go on for longer, raise "
             f"{longer}; to begin anew, give another output_dir."
         )
+
+    def _step_of(self, checkpoint: str | None) -> int:
+        """The step of a checkpoint of this run's folder, which need not be written again; else 0."""
+        found = None if checkpoint is None else re.fullmatch(r"checkpoint-(\d+)", Path(checkpoint).resolve().name)
+        own = Path(checkpoint or "").resolve().parent == Path(self.args.output_dir).resolve()
+        return int(found[1]) if found and own else 0
+
+    def _between_parts(self) -> None:
+        """End the run here if it was asked to: no step is under way, and what was made since the last is on disk."""
+        if self._stop is None or not self._stop.ends_between_parts():
+            return
+        step, kept = self.state.global_step, "what was sampled is kept"
+        if not step:
+            raise RunStopped(f"before its first step; {kept}")
+        if step > self._stop.kept_at:
+            self._save_checkpoint(self.model_wrapped, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        raise RunStopped(f"{self._stopped(step)}; {kept}")
 
     def _stopped(self, step: int) -> str:
         how = "save_only_model=True keeps what going on would need out of it"
