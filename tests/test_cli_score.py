@@ -126,6 +126,90 @@ def test_a_grow_is_scored_anew_by_a_reward_model(here):
     assert pairs and all(pair["score_chosen"] > pair["score_rejected"] for pair in pairs)
 
 
+ANSWERS = """
+def exact(completions, answer, **columns):
+    return [float(one) for one in answer]
+"""
+
+
+def sampled(here, **columns) -> tuple[str, list[int]]:
+    """A Grow of the prompts in prompts.jsonl, which have further columns; and the rows of its samples."""
+    prompts = ["why?", "go", "why?", "what"]  # one is there twice, with another answer
+    columns = {"answer": [3, 1, 4, 1], **columns}
+    raft = trainer(here / "raft", num_stages=1, prompts=prompts, columns=columns)
+    raft.train()
+    Dataset.from_dict({"prompt": prompts} | columns).to_json(here / "prompts.jsonl")
+    (here / "answers.py").write_text(ANSWERS)
+    grow = next(Path("raft").glob("grow-*.parquet"))
+    return str(grow), pq.read_table(grow)["row"].to_pylist()
+
+
+def test_columns_of_the_prompts_reach_the_rewards_of_a_grow(here, capsys):
+    grow, rows = sampled(here)
+    told = refused(capsys, samples=grow, reward="answers.py:exact")
+    assert "reads the column `answer`" in told and "'completion_ids'" in told and "--prompts FILE" in told
+    after = score("--prompts", "prompts.jsonl", "--rows_per_part", "5", samples=grow, reward="answers.py:exact")
+    assert [row["score"] for row in after] == [[3.0, 1.0, 4.0, 1.0][row] for row in rows]
+    assert "answer" not in after[0]
+    again = score("--prompts", "prompts.jsonl", samples="out.parquet", reward="answers.py:exact", output="b.parquet")
+    assert [row["score"] for row in again] == [row["score"] for row in after]
+
+
+def test_prompts_in_another_order_are_found_by_their_text(here, capsys):
+    grow, rows = sampled(here)
+    turned = [{"question": text, "answer": n} for text, n in [("what", 7), ("other", 0), ("go", 8), ("why?", 9)]]
+    (here / "turned.json").write_text(json.dumps(turned))
+    given = {"samples": grow, "reward": "answers.py:exact"}
+    assert "no column 'prompt'. Name the one with the prompts by --prompts_column" in refused(
+        capsys, "--prompts", "turned.json", **given
+    ).replace("\n", " ")
+    after = score("--prompts", "turned.json", "--prompts_column", "question", **given)
+    assert [row["score"] for row in after] == [[9.0, 8.0, 9.0, 7.0][row] for row in rows]
+    turned[0]["answer"] = 6
+    (here / "turned.json").write_text(json.dumps(turned))
+    assert "prompts" in refused(capsys, "--prompts", "turned.json", "--prompts_column", "question", **given)
+
+
+PRODUCT = """
+from trl_ext import LengthIncentive, RepetitionPenalty, Route, RoutedProduct
+product = RoutedProduct([Route("open", [LengthIncentive()]), Route("closed", [RepetitionPenalty()])])
+"""
+
+
+def test_a_product_by_query_type_scores_a_grow(here, capsys):
+    grow, rows = sampled(here, query_type=["open", "closed"] * 2)
+    (here / "product.py").write_text(PRODUCT)
+    for reward in ("r3", "product.py:product"):
+        told = refused(capsys, samples=grow, reward=reward)
+        assert "expected a column `query_type`" in told and "--prompts FILE" in told and "'completion_ids'" in told
+    after = score("--prompts", "prompts.jsonl", samples=grow, reward="product.py:product")
+    assert len(after) == len(rows) and all(row["score"] is not None for row in after)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "else", "answer": 1}], "none of its 1 prompts is that of a sample, 'why?'"),
+        ([{"prompt": "why?", "answer": n} for n in (1, 2)], "its rows 0 and 1 have one prompt, 'why?', and different"),
+        (
+            [{"prompt": row["prompt"], "answer": 1, "wanted": 2} for row in ROWS[1:]],
+            "the column 'wanted' is in --samples",
+        ),
+        ([{"prompt": 3, "answer": 1}], "--prompts p.json"),
+        ([], "it has no rows"),
+    ],
+)
+def test_prompts_that_do_not_fit(rows, message, here, capsys):
+    (here / "p.json").write_text(json.dumps(rows))
+    (here / "answers.py").write_text(ANSWERS)
+    assert message in refused(capsys, "--prompts", "p.json", reward="answers.py:exact")
+
+
+def test_prompts_without_a_reward(here, capsys):
+    pairs = ("--pairs", "best-worst", "--pairs_output", "p.jsonl")
+    assert "--prompts without --reward_funcs" in refused(capsys, "--prompts", "rows.jsonl", *pairs, reward=None)
+
+
 def test_pairs_by_hand(here, capsys):
     score("--pairs", "best-worst", "--pairs_output", "pairs.parquet")
     pairs = pq.read_table("pairs.parquet").to_pylist()

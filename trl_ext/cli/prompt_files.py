@@ -10,12 +10,13 @@ from trl_ext.sequences.text_shapes import with_text
 from trl_ext.trainer_kit.row_files import READERS, UNREADABLE, MixedColumn, read_rows
 
 
-def read_prompts(path: Path, column: str) -> Dataset:
+def read_prompts(path: Path, column: str, flag: str = "--prompt-column") -> Dataset:
     """The rows of a .jsonl, .json, .csv or .parquet file, with the prompts in the column `prompt`.
 
     Args:
         path: The file; a .json file holds one list of objects.
         column: Where it has the prompts, text or messages.
+        flag: By which that is given, for messages.
 
     Raises:
         ValueError: If it is missing, damaged, without rows or without the column, or for the first prompt that is none.
@@ -25,7 +26,7 @@ def read_prompts(path: Path, column: str) -> Dataset:
     images = {"image", "images"} & set(dataset.column_names)
     if images:
         raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
-    return _with_prompts(dataset, column, call=call)
+    return _with_prompts(dataset, column, flag, call=call)
 
 
 def read_file(path: Path, texts: Sequence[str], *, call: str, others: Sequence[str] = ()) -> Dataset:
@@ -53,15 +54,15 @@ def read_file(path: Path, texts: Sequence[str], *, call: str, others: Sequence[s
     return dataset
 
 
-def _with_prompts(dataset: Dataset, column: str, *, call: str) -> Dataset:
+def _with_prompts(dataset: Dataset, column: str, flag: str, *, call: str) -> Dataset:
     if column not in dataset.column_names:
         raise ValueError(
             f"{call}: it has the columns {dataset.column_names}, and no column {column!r}. Name the one with the "
-            "prompts by --prompt-column."
+            f"prompts by {flag}."
         )
     dataset = prompt_rows.read_prompts(dataset, call=call, column=column)
     if column == "prompt":
         return dataset
     if "prompt" in dataset.column_names:
-        raise ValueError(f"{call}, --prompt-column {column}: it has a column 'prompt' too. Drop or rename that one.")
+        raise ValueError(f"{call}, {flag} {column}: it has a column 'prompt' too. Drop or rename that one.")
     return dataset.rename_column(column, "prompt")

@@ -14,6 +14,7 @@ from trl_ext.cli.generate_files import RECORD_KEY, already_complete, check_parts
 from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.roles import named
 from trl_ext.cli.score_pairs import check_pairs_output, write_pairs
+from trl_ext.cli.score_prompts import PromptColumns
 from trl_ext.cli.score_rows import Columns, file_fingerprint, row_parts, scored, table_schema
 from trl_ext.generation.sample_files import SampleFiles, write_table
 from trl_ext.rewards.reward_callables import reward_functions
@@ -26,7 +27,7 @@ from trl_ext.trainer_kit.seeds import check_seed, stable_seed
 EXAMPLE = "trl-ext score samples.parquet --reward_funcs REWARD --output scored.parquet"
 DESCRIPTION = (
     "Score a file of prompts and completions with any reward: a Grow, what `trl-ext generate` wrote, or your own. Its columns "
-    "are kept, and reach the rewards. Parts are written as they come: after a kill the same command goes on. With --pairs, "
+    "are kept, and reach the rewards; those of the prompts' own file, which a Grow lacks, reach them by --prompts. Parts are written as they come: after a kill the same command goes on. With --pairs, "
     "the best and the worst completion of each prompt become a file for DPO or a reward model."
 )
 
@@ -40,6 +41,12 @@ class ScoreArguments:
     samples: str | None = option(
         None, "A .parquet, .jsonl, .json or .csv file with prompts and completions, text or messages."
     )
+    prompts: str | None = option(
+        None,
+        "The file of prompts that the samples were made from: its further columns reach the rewards too, by the samples' "
+        "`row` or their prompt. They are not written again.",
+    )
+    prompts_column: str = option("prompt", "Its column with the prompts.")
     output: str | None = option(None, "A .parquet file to write; parts go into a folder beside it.")
     prompt_column: str = option("prompt", "Column with the prompts.")
     completion_column: str = option("completion", "Column with the completions.")
@@ -87,6 +94,8 @@ def _checked(args: ScoreArguments, rewards: RewardArguments) -> tuple[Path, Path
         args.reward_weights, len(rewards.reward_funcs or []), given=f"--reward_weights {args.reward_weights}"
     )
     if not rewards.reward_funcs:
+        if args.prompts is not None:
+            raise ValueError("--prompts without --reward_funcs: nothing reads them. Leave it out, or give a reward.")
         if args.output is not None:
             raise ValueError(
                 "--output without --reward_funcs: nothing is scored anew. Leave it out, or give a reward."
@@ -106,10 +115,8 @@ def score_file(
     """Do whatever of it is not on disk yet; ends with one line of what the file holds."""
     columns = Columns(args.prompt_column, args.completion_column)
     schema, count = table_schema(source, columns, size=args.rows_per_part)
-    record = json.loads(json.dumps(vars(args) | vars(rewards) | {"samples": file_fingerprint(source)}))
-    record = {"prompts_per_part": args.rows_per_part, "command": "score"} | {
-        name: value for name, value in record.items() if name not in ("output", "pairs", "pairs_output")
-    }
+    prompts = None if args.prompts is None else PromptColumns(Path(args.prompts), args.prompts_column)
+    record = _record(source, args, rewards)
     if not already_complete(files, record):
         check_parts(files, record)
         scorer = _scorer(args, rewards)
@@ -117,10 +124,24 @@ def score_file(
         with PartProgress("scoring", count) as progress:
             for index, table in enumerate(row_parts(source, schema, columns, size=args.rows_per_part)):
                 if not files.scored(index).exists():
-                    write_table(files.scored(index), scored(table, scorer, columns, part=index))
+                    write_table(files.scored(index), scored(table, scorer, columns, prompts, part=index))
                 progress.advance()
         files.finish(count, {}, {RECORD_KEY: json.dumps(record, sort_keys=True).encode()})
     _tell(files.finished, console)
+
+
+def _record(source: Path, args: ScoreArguments, rewards: RewardArguments) -> dict:
+    """What decides the scores; as it was before there were --prompts, where none are given."""
+    read = {"samples": file_fingerprint(source)}
+    left_out = {"output", "pairs", "pairs_output"}
+    if args.prompts is None:
+        left_out |= {"prompts", "prompts_column"}
+    else:
+        read["prompts"] = file_fingerprint(Path(args.prompts))
+    record = json.loads(json.dumps(vars(args) | vars(rewards) | read))
+    return {"prompts_per_part": args.rows_per_part, "command": "score"} | {
+        name: value for name, value in record.items() if name not in left_out
+    }
 
 
 def _scorer(args: ScoreArguments, rewards: RewardArguments) -> Scorer:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trl_ext.cli.prompt_files import read_file
+from trl_ext.cli.score_prompts import PromptColumns
 from trl_ext.rewards.reward_columns import check_columns
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
@@ -99,8 +100,12 @@ def _read(value, name: str, columns: Columns):
     return with_text(value) if name in (columns.prompt, columns.completion) else value
 
 
-def scored(table: pa.Table, scorer: Scorer, columns: Columns, *, part: int) -> pa.Table:
+def scored(
+    table: pa.Table, scorer: Scorer, columns: Columns, of_prompts: PromptColumns | None = None, *, part: int
+) -> pa.Table:
     """The rows with a column per reward and the weighted score; what was there before keeps another name.
+
+    Rewards also get the columns `of_prompts`.
 
     Raises:
         ValueError: For what is no prompt or completion, or a column that a reward lacks.
@@ -111,8 +116,9 @@ def scored(table: pa.Table, scorer: Scorer, columns: Columns, *, part: int) -> p
     check_prompts(prompts, call=call, column=columns.prompt, may_be_empty=True)
     check_completions(prompts, completions, call=call, column=columns.completion)
     others = {name: [row[name] for row in rows] for name in table.column_names if _reaches_rewards(name, columns)}
-    for reward in scorer.rewards:
-        check_columns(reward, others, range(len(rows)))
+    if of_prompts is not None:
+        others = of_prompts.beside(others, prompts, [row.get("row") for row in rows])
+    _check_columns(scorer, others, table.column_names, has_prompts=of_prompts is not None)
     samples = [
         Sample(
             row=row.get("row", i),
@@ -128,6 +134,17 @@ def scored(table: pa.Table, scorer: Scorer, columns: Columns, *, part: int) -> p
         for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True))
     ]
     return _with_scores(table, scorer.columns(samples, others, part=part))
+
+
+def _check_columns(scorer: Scorer, others: dict[str, list], names: list[str], *, has_prompts: bool) -> None:
+    """Raise a ValueError for a column that a reward lacks, with those that the file has, and where more may come from."""
+    count = len(next(iter(others.values()), [None]))
+    more = "" if has_prompts else " Columns of the prompts that they were made from are read by --prompts FILE."
+    try:
+        for reward in scorer.rewards:
+            check_columns(reward, others, range(count))
+    except ValueError as error:
+        raise ValueError(f"--samples, which has {names}: {error}{more}") from error
 
 
 def _reaches_rewards(name: str, columns: Columns) -> bool:
