@@ -94,6 +94,7 @@ class Grower:
             for part in mine:
                 self._tell(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part.index + 1}/{len(parts)}")
                 self._score(files, part, stage)
+            self.between_parts()
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self._select(files, len(parts), stage)
