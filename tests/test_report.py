@@ -1,6 +1,7 @@
 """A run's log, the rules that read it, and the page."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -214,12 +215,88 @@ def test_every_trainer_leaves_what_a_report_needs(kind, tmp_path):
     assert run.end is not None and run.steps == STEPS and run.begin["versions"]["trl-ext"]
     assert run.begin["config"]["learning_rate"] == 1e-2 and run.begin["plan"]["train"] > 0
     assert all("loss" in log or "stage" in log or "train_runtime" in log for log in run.logs)
+    assert {"prompt", "completion", "rewards"} <= run.samples[0].keys()
     if kind == "reward":
-        assert run.samples == []
+        chosen, rejected = run.samples[:2]
+        assert chosen["prompt"] == rejected["prompt"] and chosen["prompt"].startswith("item ")
+        assert "good" in chosen["completion"] and "bad" in rejected["completion"]
+        assert chosen["rewards"] == {"chosen": chosen["score"]} and rejected["rewards"] == {
+            "rejected": rejected["score"]
+        }
     else:
-        assert {"prompt", "completion", "rewards"} <= run.samples[0].keys()
         assert isinstance(run.samples[0]["rewards"]["even_letters"], float)
         assert run.samples[0]["score"] == run.samples[0]["rewards"]["even_letters"]
+
+
+class Fails(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise ArithmeticError("it is gone")
+
+
+@pytest.mark.parametrize("imitation_coef", [0.0, 0.1])
+def test_scores_of_pairs_are_the_models_own(imitation_coef, tmp_path):
+    trainer = make("reward", tmp_path, logging_steps=1, max_steps=1, learning_rate=0.0, imitation_coef=imitation_coef)
+    trainer.train()
+    ids, scores = trainer._last[0], trainer._last[1].flatten().tolist()
+    model = trainer.model.eval()
+    expected = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits.flatten().tolist()
+    assert scores == pytest.approx(expected, abs=1e-4)
+    half = len(scores) // 2
+    of_pairs = [score for i in range(half) for score in (scores[i], scores[half + i])]
+    assert [one["score"] for one in read_run(tmp_path).samples] == of_pairs
+
+
+@pytest.mark.parametrize("kind", ["ppo", "reward"])
+def test_a_run_that_is_stopped_leaves_samples_of_its_end(kind, tmp_path):
+    callbacks = {"callbacks": [Signals(3, signal.SIGTERM)]}
+    with pytest.raises(RunStopped):
+        make(kind, tmp_path, logging_steps=1, max_steps=60, parts=callbacks).train()
+    steps = [sample["step"] for sample in read_run(tmp_path).samples]
+    assert set(steps) == {1, 3}
+    assert "step 3: best" in page([read_run(tmp_path)])
+
+
+def test_a_run_that_is_stopped_in_a_grow_has_ended(tmp_path):
+    def reward(completions, **columns):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [float(len(text)) for text in completions]
+
+    calls: list[int] = []
+    with pytest.raises(RunStopped):
+        make("raft", tmp_path, logging_steps=1, parts={"reward_funcs": reward}, prompts_per_part=16).train()
+    assert f"stopped after step 2 of {STEPS}," in page([read_run(tmp_path)])
+
+
+def test_a_run_that_failed_before_its_first_log_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trainer = make("reward", tmp_path / "run", logging_steps=10, parts={"callbacks": [Fails(3)]})
+    with pytest.raises(ArithmeticError):
+        trainer.train()
+    main(["report", "run"])
+    html = Path("run/_report.html").read_text()
+    assert "failed, nothing was logged, " in html and "ArithmeticError: it is gone" in html
+    assert "learning_rate" in html and "planned" in html and "step 3: best" in html
+    assert "None of the known faults shows" not in html
+    again = make("reward", tmp_path / "run", logging_steps=1)
+    again.train(resume_from_checkpoint=True)
+    assert read_run(tmp_path / "run").failure is None and read_run(tmp_path / "run").end is not None
+
+
+def test_time_is_of_all_sessions(tmp_path):
+    begin, end, log = run_of().begin, {"kind": "end"}, {"kind": "log", "loss": 1.0}
+    first = [begin | {"time": 100.0}, log | {"time": 110.0, "step": 1}, end | {"time": 130.0, "step": 2}]
+    killed = [begin | {"time": 1000.0, "step": 2}, log | {"time": 1007.0, "step": 3}]
+    last = [begin | {"time": 5000.0, "step": 3}, log | {"time": 5001.0, "step": 4}, end | {"time": 5002.0, "step": 4}]
+    leave(tmp_path, *first, *killed, *last)
+    assert read_run(tmp_path).seconds == 30.0 + 7.0 + 2.0
+    leave(tmp_path, *first, *killed)
+    assert read_run(tmp_path).seconds == 30.0 + 7.0 and read_run(tmp_path).end is None
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path):
@@ -317,6 +394,7 @@ def test_half_a_character_stops_neither_run_nor_page(tmp_path, monkeypatch, caps
     [
         (lambda folder: None, "there is no such folder"),
         (lambda folder: folder.mkdir(), f"it has no {LOG}"),
+        (lambda folder: folder.write_text("x"), "report of 'run': it is a file. Give the folder of a run"),
         (lambda folder: (folder.mkdir(), (folder / LOG).write_bytes(b"\xff\x00")), "cannot be read"),
         (lambda folder: (folder.mkdir(), (folder / LOG).write_text('{"kind": "begin", "time": 1.0, "step": 0}\n')), "nothing was logged yet"),
     ],

@@ -41,8 +41,9 @@ def main(argv: Sequence[str]) -> None:
     output = Path(args.output or Path(args.runs[0]) / "_report.html")
     if output.suffix != ".html":
         raise ValueError(f"--output {args.output}: expected a name that ends in .html.")
-    check_is_folder(output.parent, call=f"--output {output}")
-    for run in read_runs(args.runs):
+    runs = read_runs(args.runs)
+    check_is_folder(output.parent, call=f"--output {output}" if args.output else f"{output}, without --output")
+    for run in runs:
         found = [f"{finding.name}: {finding.sign}. {finding.turn}" for finding in findings(run)]
         few = too_few(run)
         for said in found or ([f"{few}."] if few else []):

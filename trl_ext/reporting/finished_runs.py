@@ -44,9 +44,11 @@ def read_run(folder: str | Path) -> Run:
     """A run by its folder.
 
     Raises:
-        ValueError: Where there is none, or nothing was logged yet.
+        ValueError: Where there is none, or it neither says of what it is nor has logged anything.
     """
     folder, call = Path(folder), f"report of {str(folder)!r}"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{call}: it is a file. Give the folder of a run, a trainer's output_dir.")
     if not folder.is_dir():
         raise ValueError(f"{call}: there is no such folder. Give a trainer's output_dir.")
     run = logged_run(folder)
@@ -55,7 +57,7 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(
             f"{call}: {lacks}, which each trainer of trl_ext writes as it runs. Give a trainer's output_dir."
         )
-    if not run.logs:
+    if not run.logs and not run.begin["config"]:
         raise ValueError(f"{call}: nothing was logged yet. Wait for its first step that is logged (logging_steps).")
     return replace(run, samples=run.samples or _of_grows(folder))
 

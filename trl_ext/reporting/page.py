@@ -102,7 +102,9 @@ def number(value: Any) -> str:
 def _state(run: Run) -> str:
     of = f" of {run.of}" if run.of else ""
     if run.end is None:
-        so_far = f"logged up to step {run.steps}{of}"
+        so_far = f"logged up to step {run.steps}{of}" if run.logs else "nothing was logged"
+        if run.failure is not None:
+            return f"failed, {so_far}, {duration(run.seconds)}: {cut(run.failure, VALUE)}"
         return f"has not ended: still going, or killed; {so_far}, {duration(run.seconds)}"
     step = run.end["step"]
     done = f"stopped after step {step}{of}" if run.of and step < run.of else f"ended after step {step}"

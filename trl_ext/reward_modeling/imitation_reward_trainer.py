@@ -51,6 +51,7 @@ from trl_ext.reward_modeling.ranked_lists import (
     longest_list,
     one_completion_a_row,
 )
+from trl_ext.reward_modeling.scored_pairs import scored_pairs
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
@@ -112,6 +113,9 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         "  author = {Rui Zheng and Shihan Dou and Songyang Gao and others},\n  year = 2023,\n  eprint = {arXiv:2307.04964}\n}",
     }
 
+    _last: tuple[dict[str, Tensor], PlainPairs, Tensor] | None = (
+        None  # the last batch that it learned from, and its scores
+    )
     _shown = ("accuracy", "margin", "ranking_loss", "imitation_loss")
 
     def __init__(
@@ -246,6 +250,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         read = seen_in(self._score_head(), lambda args, output: args[0]) if _imitates(self.args) else nullcontext([])
         with read as states:
             loss, outputs = super().compute_loss(pairs.read_by(model), inputs, True, num_items_in_batch)
+        self._keep_last(inputs | beside, pairs, outputs)
         loss = self._with_labels(loss, pairs, outputs.logits.squeeze(-1), inputs.get("margin", 0.0))
         if _imitates(self.args):
             loss = self._with_imitation(loss, inputs | beside, states[0], num_items_in_batch)
@@ -280,6 +285,16 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         for one in lists_alone(batches[k].inputs):
             with self.compute_loss_context_manager():
                 yield one, self.compute_loss(self.model, dict(one), num_items_in_batch=batches[k].num_items)
+
+    def _keep_last(self, batch: dict[str, Tensor], pairs: PlainPairs, outputs: Any) -> None:
+        if self.model.training:
+            self._last = (batch, pairs, outputs.logits.detach())
+
+    def _last_samples(self):
+        if self._last is None:
+            return []
+        batch, pairs, scores = self._last
+        return scored_pairs(pairs.sides(batch), scores.flatten().tolist(), self.processing_class)
 
     def _loss_name(self):
         return "ranking loss"  # of all that is left to TRL

@@ -17,6 +17,7 @@ from trl_ext.reward_modeling.pair_loss import (
     weighting_term,
 )
 from trl_ext.reward_modeling.ranked_lists import RANKS
+from trl_ext.sequences.preference_rows import PROMPT_TOKENS
 
 Measures = dict[str, tuple[Tensor, Tensor]]  # by TRL's name of a metric: a sum, and over how many
 
@@ -35,6 +36,10 @@ class PlainPairs:
     def measures(self, rewards: Tensor) -> Measures:
         """What takes the place of TRL's metrics, of this process."""
         return {}
+
+    def sides(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sequences that were compared, P chosen and P rejected ones, in the order of their rewards."""
+        return batch
 
 
 class SoftPairs(PlainPairs):
@@ -96,6 +101,13 @@ class RankedLists(PlainPairs):
             "margin": ((chosen - rejected).sum(), pairs),
             "mean_reward": (self.scores.sum(), completions),
         }
+
+    def sides(self, batch):
+        compared = torch.cat([self.better, self.worse])
+        found = {name: batch[name][compared] for name in ("input_ids", "attention_mask")}
+        if PROMPT_TOKENS in batch:
+            found[PROMPT_TOKENS] = batch[PROMPT_TOKENS][batch[LIST_OF][self.better]]
+        return found
 
 
 def pairs_of(beside: dict[str, Tensor], accelerator: Accelerator) -> PlainPairs:

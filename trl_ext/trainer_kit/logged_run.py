@@ -1,6 +1,7 @@
 """A run as far as its folder's log says: what was logged, of what, and samples."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ class Run:
         begin: The first line of its file: trainer, config, versions, plan.
         logs: What was logged, in order, each with its step.
         samples: Of a few steps, in order.
-        end: The last line, None of a run that is still going, or was killed.
+        end: The last line, None of a run that is still going, was killed, or failed.
+        failure: The error that has ended it.
+        seconds_before: What was spent before its last begin on steps that it went on from.
     """
 
     name: str
@@ -28,6 +31,8 @@ class Run:
     logs: list[dict[str, Any]]
     samples: list[Sample]
     end: dict[str, Any] | None
+    failure: str | None = None
+    seconds_before: float = 0.0
 
     @property
     def trainer(self) -> str:
@@ -66,9 +71,8 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """From its last begin to the last that was logged."""
-        last = max([self.begin["time"], *(log["time"] for log in self.logs)])
-        return last - self.begin["time"]
+        """From each begin to the last that was logged of what is gone on from, or left at the end."""
+        return self.seconds_before + _seconds([self.begin, *self.logs, *([self.end] if self.end else [])])
 
 
 def logged_run(folder: Path) -> Run | None:
@@ -78,11 +82,23 @@ def logged_run(folder: Path) -> Run | None:
     if not begins:
         return None
     logs, samples = ([line for line in found if line["kind"] == kind] for kind in ("log", "sample"))
-    ends = [i for i, line in enumerate(found) if line["kind"] == "end"]
-    is_over = bool(ends) and found.index(begins[-1]) < ends[-1]
-    end = found[ends[-1]] | {"peaks": _numbers(found[ends[-1]].get("peaks"))} if is_over else None
-    name = whole_text(folder.resolve().name)
-    return Run(name, _whole_begin(begins[-1]), logs, [_whole_sample(line) for line in samples], end)
+    last = found[found.index(begins[-1]) :]
+    ended = next((line for line in reversed(last) if line["kind"] in ("end", "failure")), {"kind": None})
+    end = ended | {"peaks": _numbers(ended.get("peaks"))} if ended["kind"] == "end" else None
+    failure = str(ended.get("error")) if ended["kind"] == "failure" else None
+    name, samples = whole_text(folder.resolve().name), [_whole_sample(line) for line in samples]
+    return Run(name, _whole_begin(begins[-1]), logs, samples, end, failure, _seconds_before(found, begins))
+
+
+def _seconds_before(found: list[dict[str, Any]], begins: list[dict[str, Any]]) -> float:
+    """Of all sessions but the last."""
+    places = [found.index(begin) for begin in begins]
+    return sum(_seconds(found[one:other]) for one, other in pairwise(places))
+
+
+def _seconds(session: list[dict[str, Any]]) -> float:
+    """From the first of its lines to the last; clocks may be set back."""
+    return max(line["time"] for line in session) - session[0]["time"]
 
 
 def _whole_begin(line: dict[str, Any]) -> dict[str, Any]:

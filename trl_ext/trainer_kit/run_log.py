@@ -5,6 +5,7 @@
     {"kind": "log", "time": …, "step": 4, "score": 1.2, …}            whatever was logged
     {"kind": "sample", "step": 4, "prompt": …, "completion": …, "rewards": {name: score}}    of a few steps
     {"kind": "end", "time": …, "step": 400, "of": 3000, "peaks": {phase: bytes}}
+    {"kind": "failure", "time": …, "step": 400, "error": …}           instead, of a run that an error has ended
 
 "of" is how many steps the run has if nothing stops it.
 
@@ -16,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from trl_ext.trainer_kit.whole_files import written_whole
 from trl_ext.trainer_kit.whole_text import cut, with_whole_text
 
 LOG = "_trl_ext_log.jsonl"
-KINDS = ("begin", "log", "sample", "end")
-LOOKS = 6  # at samples within a run, after the first
+KINDS = ("begin", "log", "sample", "end", "failure")
+LOOKS = 6  # at samples within a run, after the first; and one as it ends, wherever that is
 SAMPLES = 32  # of each look
 LONGEST = 4000  # characters of a text that are kept
 PACKAGES = ("trl-ext", "trl", "transformers", "peft", "accelerate", "datasets", "torch", "bitsandbytes")
@@ -55,17 +57,19 @@ class RunLog(TrainerCallback):
         is_over: Callable[[], bool] = lambda: False,
     ):
         self.path, self.begin, self.samples, self.end, self.is_over = Path(folder) / LOG, begin, samples, end, is_over
-        self.looked, self.failed, self.was_over = -1, False, False
+        self.looked, self.sampled_at, self.failed, self.is_open, self.was_over = -1, -1, False, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.was_over = self.is_over() and self.path.exists()
         if not state.is_world_process_zero or self.was_over:
             return
         kept = [line for line in lines(self.path) if line.get("step", 0) <= state.global_step and state.global_step]
-        self.looked = max((self._look(line["step"], state) for line in kept if line["kind"] == "sample"), default=-1)
+        self.sampled_at = max((line["step"] for line in kept if line["kind"] == "sample"), default=-1)
+        self.looked = self._look(self.sampled_at, state) if self.sampled_at >= 0 else -1
         with written_whole(self.path) as partial:
             partial.write_text("".join(_written(line) for line in kept), encoding="utf-8")
         self._add("begin", state, {"of": state.max_steps, "versions": versions()} | self.begin())
+        self.is_open = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not self.path.exists() or self.was_over:
@@ -73,16 +77,31 @@ class RunLog(TrainerCallback):
         self._add(
             "log", state, {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         )
-        look = self._look(state.global_step, state)
-        samples = self.samples() if look > self.looked else []
+        if self._look(state.global_step, state) > self.looked:
+            self._add_samples(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close(state)
+
+    def close(self, state, error: BaseException | None = None) -> None:
+        """Write how it has ended, once, with the last samples if they are new."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        if state.global_step > self.sampled_at:
+            with nullcontext() if error is None else suppress(Exception):  # what failed first must not be hidden
+                self._add_samples(state)
+        if error is None:
+            self._add("end", state, {"of": state.max_steps} | self.end())
+        else:
+            self._add("failure", state, {"error": _short(f"{type(error).__name__}: {error}".removesuffix(": "))})
+
+    def _add_samples(self, state) -> None:
+        samples = self.samples()
         for sample in samples[:SAMPLES]:
             self._add("sample", state, {name: _short(value) for name, value in sample.items()})
         if samples:
-            self.looked = look
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and not self.was_over:
-            self._add("end", state, {"of": state.max_steps} | self.end())
+            self.looked, self.sampled_at = self._look(state.global_step, state), state.global_step
 
     def _look(self, step: int, state) -> int:
         return LOOKS * step // max(state.max_steps, 1)

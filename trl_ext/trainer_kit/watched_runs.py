@@ -72,6 +72,12 @@ class WatchedTrainer:
         try:
             with stop.listening():
                 yield stop
+        except RunStopped:
+            log.close(self.state)
+            raise
+        except BaseException as error:
+            log.close(self.state, error)
+            raise
         finally:
             for callback in watching:
                 self.remove_callback(callback)
