@@ -116,6 +116,28 @@ def test_loss_by_hand_and_one_pass(tmp_path, tokenizer):
     assert logged(trainer, "accuracy")[0] == pytest.approx(right / numbers)
 
 
+@pytest.mark.parametrize("coef", [0.0, 0.1])
+def test_a_run_leaves_its_pairs(tmp_path, tokenizer, coef):
+    """For its report: of each list all pairs, the better one first, each with its own prompt."""
+    data = lists().select(range(2))
+    trainer = list_trainer(tmp_path, tokenizer, data, max_steps=1, per_device_train_batch_size=2, imitation_coef=coef)
+    trainer.train()
+    told = [(one["prompt"], one["completion"].removesuffix("<eos>").strip()) for one in trainer._last_samples()]
+    compared = [(told[i], told[i + 1]) for i in range(0, len(told), 2)]
+    expected = {
+        (f"item {i}: ", better, worse)
+        for i, pairs in enumerate(
+            (
+                [("good " * 3, "fair"), ("good " * 3, "bad " * 4), ("fair", "bad " * 4)],
+                [("good", "poor")],
+            )
+        )
+        for better, worse in pairs
+    }
+    joined = {(prompt + better).strip() for prompt, better, _ in expected}
+    assert {(prompt + text).strip() for (prompt, text), _ in compared} == joined and len(compared) == 4
+
+
 def test_the_best_one_is_imitated(tmp_path, tokenizer):
     """Of a tie at the top the first."""
     trainer = list_trainer(tmp_path, tokenizer)

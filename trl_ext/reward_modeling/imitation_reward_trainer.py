@@ -113,9 +113,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         "  author = {Rui Zheng and Shihan Dou and Songyang Gao and others},\n  year = 2023,\n  eprint = {arXiv:2307.04964}\n}",
     }
 
-    _last: tuple[dict[str, Tensor], PlainPairs, Tensor] | None = (
-        None  # the last batch that it learned from, and its scores
-    )
+    _last: tuple[dict[str, Tensor], PlainPairs, Tensor] | None = None  # the batch it learned from last, and its scores
     _shown = ("accuracy", "margin", "ranking_loss", "imitation_loss")
 
     def __init__(
