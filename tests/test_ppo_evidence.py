@@ -16,6 +16,7 @@ from examples.benchmarks.ppo import ablation, report, runs, vs_grpo_rloo
 from examples.benchmarks.ppo.picture import curves_of, draw
 from examples.benchmarks.ppo.tasks import ContinuedReward, Task
 from trl_ext import LearnedReward, PPOConfig, PPOTrainer
+from trl_ext.trainer_kit import resampling
 
 
 def result(*points: tuple[float, float, float], variance=()) -> dict:
@@ -41,10 +42,37 @@ def task(tmp_path) -> Task:
     return Task(tmp_path / "start", reward, reward, prompts, held_out, 6, seed=0)
 
 
-@pytest.mark.parametrize("module", [over_seeds, report, runs])
+@pytest.mark.parametrize("module", [over_seeds, report, resampling, runs])
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed
+
+
+@pytest.mark.parametrize(
+    "freedom, upper, middle", [(1, 12.706, 1.376), (2, 4.303, 1.061), (4, 2.776, 0.941), (30, 2.042, 0.854)]
+)
+def test_what_few_seeds_can_show(freedom, upper, middle):
+    """By the printed table of Student's t."""
+    assert resampling.errors_to_see(freedom) == pytest.approx(upper + middle, abs=2e-3)
+
+
+def test_many_show_what_the_normal_distribution_says():
+    assert resampling.errors_to_see(1e6) == pytest.approx(1.96 + 0.8416, abs=1e-3)
+    assert resampling.errors_to_see(1000) == pytest.approx(resampling.errors_to_see(1001), abs=0.01)
+    assert resampling.errors_to_see(0) == float("inf")
+
+
+def test_three_errors_are_resolved_of_many_and_not_of_five():
+    """Both are 3.2 standard errors from 0."""
+    five = [3.2 * 0.5 / 5**0.5 + d for d in (-0.5, -0.5, 0.0, 0.5, 0.5)]
+    assert "(not resolved, below" in over_seeds.paired_difference(five, [0.0] * 5)
+    assert over_seeds.paired_difference(five * 20, [0.0] * 100).endswith("(resolved)")
+
+
+def test_an_error_between_groups_by_hand():
+    """Mean 2; sums of deviations −1 − 1 + 3 = 1 of three, and −1 of one: √(2/1 · 2) / 4."""
+    assert over_seeds.standard_error([1.0, 1.0, 5.0, 1.0], "aaab") == pytest.approx(0.5)
+    assert over_seeds.standard_error([1.0, 2.0, 5.0], "abc") == pytest.approx(np.std([1, 2, 5], ddof=1) / 3**0.5)
 
 
 def test_a_measure_between_two_looks():
