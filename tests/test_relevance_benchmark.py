@@ -47,6 +47,20 @@ def test_accuracy_by_hand():
     assert relevance.interval(0.5, 96)[1:] == pytest.approx((0.402, 0.598), abs=1e-3)
 
 
+def test_the_same_rows_are_compared():
+    """Right in two rows more of four: 0.5 ± s / √n, s = √(1/3), though the shares 1 and ½ have intervals that overlap."""
+    rows = {
+        "first": {"few": [0.0, 0.0, 1.0, 1.0]},
+        "second": {"few": [1.0] * 4},
+        "third": {"few": [0.0, 0.0, 1.0, 1.0]},
+    }
+    lines = relevance.against_the_first(rows).splitlines()
+    assert lines[0] == "| less first | few |" and lines[2].startswith(
+        "| second | +0.500 ± 0.289 (not resolved, below 1."
+    )
+    assert lines[3].startswith("| third | +0.000 ± 0.000")
+
+
 def test_all_kinds_are_compared(file, tmp_path, capsys):
     pytest.importorskip("bm25s")
     rewards = tmp_path / "rewards.py"
@@ -57,7 +71,8 @@ def test_all_kinds_are_compared(file, tmp_path, capsys):
     assert list(found) == ["bert, dot", "bert, cosine", "rewards.py:shorter (reward)", "BM25", "length"]
     assert found["length"]["few, easy"][0] == 1.0 and found["rewards.py:shorter (reward)"]["few, easy"][0] == 0.0
     assert found["BM25"]["few, easy"][0] == 1.0 and found["BM25"]["few, short, hard"][0] == 0.5  # no word in common
-    assert "| BM25 | 100 " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| BM25 | 100 " in printed and "| less bert, dot |" in printed
 
 
 def test_word_overlap_counts_rare_words_more():

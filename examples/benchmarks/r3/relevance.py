@@ -13,6 +13,9 @@ relevant answer scores higher, equal scores counting half, with its 95 % interva
     BM25              of the query among the file's own answers: word overlap, rare words counting more
     length            the longer answer is taken for the relevant one
 
+and then, of each but the first, its share less the first one's, paired over the rows, ± standard error: two intervals that
+overlap say little of the same rows.
+
 The primary endpoint is the hard half of the first file, by dot product, against chance: with 100 rows an accuracy within
 0.10 of ½ is not resolved. The paper's table (530 PopQA triplets): Contriever 100; four reward models 45 to 60.
 """
@@ -22,10 +25,13 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 
 import torch
 
+from examples.benchmarks.common.over_seeds import paired_difference
 from examples.benchmarks.common.quiet_runs import quiet
+from examples.benchmarks.r3.rerank_table import markdown
 from trl_ext import RelevanceReward
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.evaluation import score
@@ -111,11 +117,16 @@ def scorers(args: argparse.Namespace) -> dict[str, Scorer]:
     return found | {"BM25": bm25, "length": length}
 
 
+def won(scorer: Scorer, queries: Texts, relevant: Texts, irrelevant: Texts) -> list[float]:
+    """Of each row, whether its relevant answer scores higher; ½ where both score the same."""
+    own, other = torch.tensor(scorer(queries * 2, relevant + irrelevant)).chunk(2)
+    return wins(own, other).tolist()
+
+
 def accuracy(scorer: Scorer, queries: Texts, relevant: Texts, irrelevant: Texts) -> tuple[float, float, float]:
     """Share of rows whose relevant answer scores higher, with its interval."""
-    both = torch.tensor(scorer(queries * 2, relevant + irrelevant))
-    own, other = both.chunk(2)
-    return interval(wins(own, other).mean().item(), len(own))
+    found = won(scorer, queries, relevant, irrelevant)
+    return interval(mean(found), len(found))
 
 
 def interval(share: float, count: int) -> tuple[float, float, float]:
@@ -129,21 +140,34 @@ def interval(share: float, count: int) -> tuple[float, float, float]:
     return share, (middle - half) / (1 + z), min((middle + half) / (1 + z), 1.0)
 
 
+def against_the_first(rows: dict[str, dict[str, list[float]]]) -> str:
+    """Each one's share less the first one's of the same rows; by name and set."""
+    first, *others = rows
+    lines = [[f"less {first}", *rows[first]]]
+    for name in others:
+        lines.append([name, *(paired_difference(each, rows[first][which]) for which, each in rows[name].items())])
+    return markdown(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     quiet()
     args = parse(arguments)
     data = {name: columns for file in args.data for name, *columns in sets(file, args.rows)}
     print("| | " + " | ".join(f"{name} ({len(columns[0])})" for name, columns in data.items()) + " |")
     print("|---|" + "--:|" * len(data))
-    results = {}
+    rows: dict[str, dict[str, list[float]]] = {}
     for name, scorer in scorers(args).items():
-        results[name] = {which: accuracy(scorer, *columns) for which, columns in data.items()}
-        cells = (
-            f"{100 * share:.0f} ({100 * low:.0f}–{100 * high:.0f})" for share, low, high in results[name].values()
-        )
+        rows[name] = {which: won(scorer, *columns) for which, columns in data.items()}
+        found = (interval(mean(each), len(each)) for each in rows[name].values())
+        cells = (f"{100 * share:.0f} ({100 * low:.0f}–{100 * high:.0f})" for share, low, high in found)
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    print("\n" + against_the_first(rows))
     if args.output:
-        args.output.write_text(json.dumps(results, indent=1))
+        shares = {
+            name: {which: interval(mean(each), len(each)) for which, each in columns.items()}
+            for name, columns in rows.items()
+        }
+        args.output.write_text(json.dumps(shares, indent=1))
 
 
 if __name__ == "__main__":
