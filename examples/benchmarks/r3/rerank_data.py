@@ -19,8 +19,8 @@ NAMES = {
 }
 OURS = {  # query types of the rows of instr_misc that are in the pool, by hand: is there one right answer?
     "open": "user_oriented_task_117 user_oriented_task_46 user_oriented_task_23 seed_task_33-0 user_oriented_task_223 "
-    "seed_task_46-0 seed_task_127-0 seed_task_118-0 user_oriented_task_73 seed_task_142-0 seed_task_5-0",
-    "closed": "seed_task_37-0 seed_task_151-0 seed_task_77-0 user_oriented_task_229 user_oriented_task_242 "
+    "seed_task_46-0 seed_task_127-0 seed_task_118-0 user_oriented_task_73 seed_task_142-0 seed_task_5-0 seed_task_77-0",
+    "closed": "seed_task_37-0 seed_task_151-0 user_oriented_task_229 user_oriented_task_242 "
     "seed_task_42-0 seed_task_25-0 user_oriented_task_142 seed_task_97-0",
 }
 
