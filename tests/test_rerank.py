@@ -2,8 +2,10 @@
 
 import json
 import sys
+from dataclasses import replace
 from itertools import combinations
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from examples.benchmarks.r3 import rerank_arms as arms
 from examples.benchmarks.r3.rerank_columns import bm25_library, explained_prompts, identification
 from examples.benchmarks.r3.rerank_data import round_robin
 from examples.benchmarks.r3.rerank_judge import balanced, longer_by
+from examples.benchmarks.r3.rerank_page import by_classifier
 from examples.benchmarks.r3.rerank_statistics import (
     copied_share,
     exact_match,
@@ -28,6 +31,7 @@ from examples.benchmarks.r3.rerank_statistics import (
 )
 from examples.benchmarks.r3.rerank_table import at_size, by_size, differences, sizes, win_rates
 from examples.benchmarks.r3.rerank_world import told_and_true
+from examples.query_types.train_classifier import Row
 from trl_ext.demo.world import load_world
 from trl_ext.reward_evaluation.order_statistics import chances_to_be_best, nominal_kl
 
@@ -148,6 +152,9 @@ def test_what_is_not_there_is_said_in_words(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         rerank.parse(["--pool", "p", "--prompts", "q", "--encoder", "e", "--output-dir", "o", "--label"])
     assert "--label: expected --types" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        rerank.parse(["--pool", "p", "--prompts", "q", "--encoder", "e", "--output-dir", "o", "--types", "t"])
+    assert "--types: expected --data too" in capsys.readouterr().err
 
 
 def test_a_pool_is_read_whole_or_in_parts(tmp_path):
@@ -276,7 +283,51 @@ def test_tables_leave_out_prompts_that_a_column_does_not_apply_to():
     assert "| R³, T given | 0.500 | 1.000 |" in by_size(one, "right").splitlines()
     assert "| LI·RP | 0.000 |" in at_size(one, 2)
     assert "| LI·RP | – |" in at_size(one, 2, np.array([True, False]))
-    assert "| R³, T given − LI·RP | +1.000 (one seed) | 1 |" in differences(one, "right", 2, [(arms.R3, arms.PLAIN)])
+    lines = differences(one, ["right"], 2, [(arms.R3, arms.PLAIN)]).splitlines()
+    assert lines[0] == "| n = 2 | right (1 prompts) |" and "| R³, T given − LI·RP | +1.000 (one seed) |" in lines
+
+
+def four(**settings) -> arms.Pool:
+    """Four closed prompts of two samples, of which `r_x` takes the first, LI·RP the second, which is right in two."""
+    factors = {name: np.tile([[1.0, 0.0]], (4, 1)) for name in ("r_x", "r_y", "RP", "tokens")}
+    factors |= {"LI": np.tile([[0.0, 1.0]], (4, 1)), "RP": np.ones((4, 2))}
+    right = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    return arms.Pool(factors, {"given": ["closed"] * 4}, {"right": right}, **settings)
+
+
+def test_prompts_of_one_task_count_as_one():
+    """Differences 1, 1, −1, −1: of four prompts s / √n = 2/√3 / 2; of two tasks, whose means are 1 and −1, √2 / √2."""
+    pairs = [(arms.PLAIN, arms.RELEVANCE)]
+    assert "+0.000 ± 0.577 (" in differences(four(), ["right"], 2, pairs)
+    assert "+0.000 ± 1.000 (" in differences(four(groups=["a", "a", "b", "b"]), ["right"], 2, pairs)
+    assert "+1.000 (one group)" in differences(
+        four(groups=["a", "a", "b", "b"]), ["right"], 2, pairs, np.arange(4) < 2
+    )
+    columns = win_rates(four(groups=["a", "a", "b", "b"]), four().columns["right"], 2).splitlines()
+    assert "| LI·RP | 50.0 ± 25.0 |" in [line[: len("| LI·RP | 50.0 ± 25.0 |")] for line in columns]
+
+
+def test_shuffled_types_say_nothing_that_the_routes_do_not():
+    """Of closed prompts, R³ less shuffled types is the share of open prompts times R³ less the open route."""
+    one, right = pool(), pool().columns["right"][1]
+    chances = arms.chosen(one, 2)
+    r3, shuffled, opened = ((chances[arm][1] * right).sum() for arm in (arms.R3, arms.BY_CHANCE, arms.OPEN))
+    assert r3 - shuffled == pytest.approx(0.5 * (r3 - opened)) and r3 != opened
+
+
+def test_the_classifier_is_compared_where_it_has_not_learned_the_query():
+    """Its errors are on the queries that it has not learned."""
+    types = {"given": ["closed"] * 4, "classifier": ["closed", "closed", "open", None]}
+    one = replace(four(), types=types, unlearned=np.array([False, False, True, True]))
+    new, every = by_classifier(one, 2)
+    assert "2 prompts; it says the given type of 0, the other of 1, none of 1." in new
+    assert "4 prompts; it says the given type of 2, the other of 1, none of 1." in every
+    assert "| n = 2 | right (2 prompts) |" in new and "of which it learned the others" in every
+
+
+def test_what_the_classifier_learned_is_known_by_its_words(monkeypatch):
+    monkeypatch.setattr(rerank, "shipped_rows", lambda data: [Row("Where is it?", "closed", "")])
+    assert rerank.learned(["where is it", "Who is it?"], Path()) == [True, False]
 
 
 def test_a_random_choice_wins_half():

@@ -17,7 +17,8 @@ to be measured here.
 Relevance is not measured by the encoder that pays, but by BM25 (does the answer find its own prompt among 50?) and, at
 the largest n, by log p(x | ŷ) − log p(x) under the frozen base. --judge adds win rates by a reward model that
 `rerank_judge` trained, unless that judge is right in less than 60 % of held-out pairs. --types gives a file with the
-classifier's types, which --label writes by `label_query_types`.
+classifier's types, which --label writes by `label_query_types`; they are compared on prompts whose queries the shipped
+classifier has not learned, for which --data tells those that it has. Errors are between kinds of task, and other prompts.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.r3 import rerank_arms as arms
 from examples.benchmarks.r3.rerank_columns import bm25_library, columns, explained_prompts, factors
 from examples.benchmarks.r3.rerank_page import EXPLAINED, explained_arms, page
+from examples.query_types.train_classifier import query_hash, shipped_rows
 from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.trainer_kit.row_files import json_rows
 
@@ -46,10 +48,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--judge", type=Path, help="folder that rerank_judge wrote")
     add("--types", type=Path, help="JSON: a query type, or null, by a prompt's id; of the classifier")
     add("--label", action="store_true", help="ask the shipped classifier first, and write --types")
+    add("--data", type=Path, help="folder of the data, of which the classifier learned some; with --types")
     add("--output-dir", type=Path, required=True)
     options = parser.parse_args(arguments)
     if options.label and not options.types:
         parser.error("--label: expected --types, the file that the types are written to. Give it.")
+    if options.types and not options.data:
+        parser.error("--types: expected --data too: queries that the classifier learned say little of it. Give it.")
     return options
 
 
@@ -96,13 +101,21 @@ def classified(rows: list[dict]) -> dict[str, str | None]:
     return dict(zip([row["id"] for row in rows], labelled["query_type"], strict=True))
 
 
+def learned(queries: list[str], data: Path) -> list[bool]:
+    """Which of them the shipped classifier was trained on, word for word."""
+    known = {query_hash(row.query) for row in shipped_rows(data)}
+    return [query_hash(query) in known for query in queries]
+
+
 def measured(rows: list[dict], options: argparse.Namespace, bm25) -> arms.Pool:
     encoder = RelevanceReward(options.encoder, similarity="cosine", device="cpu")
-    types = {"given": [row["query_type"] for row in rows]}
+    types, unlearned = {"given": [row["query_type"] for row in rows]}, None
     if options.types:
         by_id = json.loads(options.types.read_text())
         types["classifier"] = [by_id[row["id"]] for row in rows]
-    pool = arms.Pool(factors(rows, encoder), types, columns(rows, bm25))
+        unlearned = np.array(learned([row["query"] for row in rows], options.data)) == 0
+    groups = [row["task"] or row["id"] for row in rows]
+    pool = arms.Pool(factors(rows, encoder), types, columns(rows, bm25), groups, unlearned)
     if options.base:
         needed = sum(arms.chosen(pool, pool.factors["LI"].shape[1])[arm] for arm in explained_arms(pool)) > 0
         needed |= np.arange(needed.shape[1]) < 2  # of a random choice, two samples stand for all

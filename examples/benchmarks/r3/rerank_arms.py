@@ -24,11 +24,15 @@ class Pool:
         types: Query types by who says so, P values of 'open', 'closed', or None where it abstains: `given` and, where
             it was asked, `classifier`.
         columns: What is measured, `(P, N)` each; NaN where a column does not apply.
+        groups: What a prompt is one of several of, as its task, P of them: errors are between these. Without, each is alone.
+        unlearned: Of which prompts the classifier has not learned the query, `(P,)`.
     """
 
     factors: dict[str, np.ndarray]
     types: dict[str, list[str | None]]
     columns: dict[str, np.ndarray] = field(default_factory=dict)
+    groups: list[str] | None = None
+    unlearned: np.ndarray | None = None
 
 
 def arm_scores(factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -49,8 +53,9 @@ def arm_scores(factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def chosen(pool: Pool, n: int) -> dict[str, np.ndarray]:
     """How likely each arm chooses each sample, when it is shown n of a prompt's N, `(P, N)`.
 
-    Shuffled types: each prompt is open with the share of prompts that are, exactly, so that no draw adds noise. Where
-    the classifier abstains, it is taken for what is commoner among the given types.
+    Shuffled types: each prompt is open with the share of prompts that are, exactly, so that no draw adds noise. By this
+    the arm lies between both routes, and R³ less it is, of closed prompts, that share of R³ less the open route: it shows
+    what errors of routing cost, and is no finding of its own. Where the classifier abstains, it is taken for what is commoner among the given types.
     """
     by = {name: chances_to_be_best(scores, n) for name, scores in arm_scores(pool.factors).items()}
     given = is_open(pool.types["given"])

@@ -4,7 +4,7 @@ from statistics import mean
 
 import numpy as np
 
-from examples.benchmarks.common.over_seeds import paired_difference
+from examples.benchmarks.common.over_seeds import paired_difference, standard_error
 from examples.benchmarks.r3.rerank_arms import CHANCE, Pool, chosen, compared, per_prompt
 from examples.benchmarks.r3.rerank_statistics import win_rate_at_equal_length
 from trl_ext.reward_evaluation.order_statistics import nominal_kl
@@ -40,39 +40,58 @@ def at_size(pool: Pool, n: int, kept: np.ndarray | None = None) -> str:
     return markdown(lines)
 
 
-def differences(pool: Pool, column: str, n: int, pairs: list[tuple[str, str]]) -> str:
-    """Of pairs of arms, paired over prompts: mean ± standard error, and whether it is 2.8 of those."""
-    chances, values = chosen(pool, n), pool.columns[column]
-    lines = [[f"{column}, n = {n}", "difference", "prompts"]]
+def differences(
+    pool: Pool, names: list[str], n: int, pairs: list[tuple[str, str]], kept: np.ndarray | None = None
+) -> str:
+    """Of pairs of arms, paired over the prompts that are kept, `(P,)`: mean ± standard error, and whether it is resolved."""
+    chances = chosen(pool, n)
+    lines = [[f"n = {n}", *(f"{name} ({_count(pool.columns[name], kept)})" for name in names)]]
     for one, other in pairs:
-        ours, theirs = (_known(per_prompt(chances[arm], values)) for arm in (one, other))
-        lines.append([f"{one} − {other}", paired_difference(ours, theirs) if ours else "–", str(len(ours))])
+        cells = (_less(pool, chances[one], chances[other], pool.columns[name], kept) for name in names)
+        lines.append([f"{one} − {other}", *cells])
     return markdown(lines)
+
+
+def _less(pool: Pool, ours: np.ndarray, theirs: np.ndarray, column: np.ndarray, kept: np.ndarray | None) -> str:
+    """Errors are between the pool's groups, as prompts of one task go together."""
+    values, others = per_prompt(ours, column), per_prompt(theirs, column)
+    known = _applies(column, kept)
+    groups = np.array(pool.groups or range(len(values)))[known].tolist()
+    return paired_difference(values[known].tolist(), others[known].tolist(), groups) if known.any() else "–"
+
+
+def _applies(column: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+    return ~np.isnan(column).any(1) & (True if kept is None else kept)
+
+
+def _count(column: np.ndarray, kept: np.ndarray | None) -> str:
+    return f"{_applies(column, kept).sum()} prompts"
 
 
 def win_rates(pool: Pool, scores: np.ndarray, n: int) -> str:
     """Against a random choice by a judge's scores, in percent: raw, and where neither answer is longer."""
-    chances, lengths = chosen(pool, n), pool.factors["tokens"]
+    chances, lengths, groups = chosen(pool, n), pool.factors["tokens"], pool.groups or list(range(len(scores)))
     lines = [[f"n = {n}", "wins, %", "wins at equal length, %"]]
     for arm, own in chances.items():
         wins, losses, apart = compared(own, chances[CHANCE], scores, lengths)
         raw = wins.sum(1) / (wins + losses).sum(1)
-        level, error = with_error(wins, losses, apart)
+        level, error = with_error(wins, losses, apart, groups)
         lines.append(
             [
                 arm,
-                f"{100 * raw.mean():.1f} ± {100 * raw.std(ddof=1) / len(raw) ** 0.5:.1f}",
+                f"{100 * raw.mean():.1f} ± {100 * standard_error(raw.tolist(), groups):.1f}",
                 f"{100 * level:.1f} ± {100 * error:.1f}",
             ]
         )
     return markdown(lines)
 
 
-def with_error(wins: np.ndarray, losses: np.ndarray, apart: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The win rate at equal length, and its standard error by drawing prompts anew with replacement."""
-    rng, drawn = np.random.default_rng(seed), []
+def with_error(wins: np.ndarray, losses: np.ndarray, apart: np.ndarray, groups: list) -> tuple[float, float]:
+    """The win rate at equal length, and its standard error by drawing groups of prompts anew with replacement."""
+    rng, drawn = np.random.default_rng(0), []
+    members = [np.flatnonzero(np.array(groups) == group) for group in dict.fromkeys(groups)]
     for _ in range(RESAMPLINGS):
-        prompts = rng.integers(len(wins), size=len(wins))
+        prompts = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
         drawn.append(_level(wins[prompts].sum(0), losses[prompts].sum(0), apart))
     return _level(wins.sum(0), losses.sum(0), apart), float(np.std(drawn))
 

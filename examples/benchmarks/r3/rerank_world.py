@@ -22,7 +22,7 @@ from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_dif
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.r3 import rerank_arms as arms
 from examples.benchmarks.r3.rerank_columns import bm25_library, columns, factors
-from examples.benchmarks.r3.rerank_page import PAIRS
+from examples.benchmarks.r3.rerank_page import PAIRS, by_twos
 from examples.benchmarks.r3.rerank_table import markdown, sizes
 from trl_ext import evaluate
 from trl_ext.demo import stages
@@ -178,14 +178,16 @@ def pool_tables(seeds: list[dict]) -> str:
         lines.append([arm, *(mean_and_deviation([one[last][arm][name] for one in seeds]) for name in names)])
     by_n = [[RIGHT, *(f"n = {n}" for n in counts)]]
     by_n += [[arm, *(f"{mean(one[n][arm][RIGHT] for one in seeds):.3f}" for n in counts)] for arm in seeds[0][last]]
-    return "\n\n".join([markdown(by_n), markdown(lines), *(_paired(seeds, last, name) for name in (RIGHT, TOLD))])
+    return "\n\n".join([markdown(by_n), markdown(lines), *(_paired(seeds, last, some) for some in by_twos(names))])
 
 
-def _paired(seeds: list[dict], n: str, name: str) -> str:
-    pairs = [(a, b) for a, b in PAIRS if {a, b} <= set(seeds[0][n])]
-    values = {arm: [one[n][arm][name] for one in seeds] for pair in pairs for arm in pair}
-    lines = [[f"{a} − {b}", paired_difference(values[a], values[b])] for a, b in pairs]
-    return markdown([[f"{name}, n = {n}", "difference over seeds"], *lines])
+def _paired(seeds: list[dict], n: str, names: list[str]) -> str:
+    """Differences within seeds."""
+    values = {(arm, name): [one[n][arm][name] for one in seeds] for arm in seeds[0][n] for name in names}
+    lines = [
+        [f"{a} − {b}", *(paired_difference(values[a, name], values[b, name]) for name in names)] for a, b in PAIRS
+    ]
+    return markdown([[f"n = {n}, {len(seeds)} seeds", *names], *lines])
 
 
 def trained_tables(seeds: list[dict]) -> str:
