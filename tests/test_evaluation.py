@@ -276,7 +276,9 @@ def test_differences_and_errors_by_hand():
     found = ours.compare(theirs)["length"]  # differences 1, 3, 5: mean 3, s = 2, s / √3
     assert found["difference"] == pytest.approx(3.0)
     assert found["error"] == pytest.approx(2 / np.sqrt(3), rel=0.03)
-    assert found["detectable"] == pytest.approx(2.8 * found["error"])
+    assert found["detectable"] == pytest.approx(
+        (4.303 + 1.061) * found["error"], rel=1e-3
+    )  # Student's t, of 3 prompts
     assert ours.errors["length"] == pytest.approx(np.std([10, 23, 35], ddof=1) / np.sqrt(3), rel=0.03)
 
 

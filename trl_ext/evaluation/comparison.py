@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_ext.generation.protocol import OWN_GENERATORS
-from trl_ext.trainer_kit.resampling import SEEN, standard_errors
+from trl_ext.trainer_kit.resampling import errors_to_see, standard_errors
 
 PERPLEXITY = "perplexity"  # exp(Σ NLL / Σ tokens); all else are means
 MADE_OF = "made_of"  # the last setting: what is behind the names of rewards and reference
@@ -49,9 +49,9 @@ class Evaluation:
         """This evaluation's measures less another's of the same prompts, each with its standard error.
 
         Prompts are resampled for both at once, so that what makes a prompt hard for both does not widen the error. Of
-        each measure: `difference`; `error`; and `detectable` = 2.8 · error, the smallest true difference that so many
-        prompts show four times in five. Evaluations of other prompts or settings are a ValueError, also where a prompt
-        got fewer samples in one. A file or an endpoint is compared as a policy of its own, whose perplexity nobody knows.
+        each measure: `difference`; `error`; and `detectable`, the smallest true difference that so many prompts show four
+        times in five: 2.8 · error of very many, more of few (Student's t). Evaluations of other prompts or settings are a
+        ValueError, also where a prompt got fewer samples in one. A file or an endpoint is compared as a policy of its own, whose perplexity nobody knows.
         """
         if not isinstance(other, Evaluation):
             raise ValueError(f"Evaluation.compare({other!r:.60}): expected an Evaluation, from `evaluate`.")
@@ -62,9 +62,10 @@ class Evaluation:
         ours, theirs = self._stacked(names), other._stacked(names)
         values = values_of(names, ours.sum(0)) - values_of(names, theirs.sum(0))
         errors = standard_errors(lambda mine, yours: values_of(names, mine) - values_of(names, yours), ours, theirs)
+        counts = [min((each[:, m, 1] > 0).sum() for each in (ours, theirs)) for m in range(len(names))]
         return {
-            name: {"difference": value, "error": error, "detectable": SEEN * error}
-            for name, value, error in zip(names, values.tolist(), errors.tolist(), strict=True)
+            name: {"difference": value, "error": error, "detectable": errors_to_see(count - 1) * error}
+            for name, value, error, count in zip(names, values.tolist(), errors.tolist(), counts, strict=True)
         }
 
     def _stacked(self, names: list[str]) -> np.ndarray:

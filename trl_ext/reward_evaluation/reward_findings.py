@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_ext.reward_evaluation.pair_statistics import Bin
-from trl_ext.trainer_kit.resampling import SEEN, standard_errors
+from trl_ext.trainer_kit.resampling import errors_to_see, standard_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +65,12 @@ class Findings:
                 )
         ours, theirs = (np.stack(list(each.sums.values()), 1) for each in (self, other))
         both = (ours[..., 1:] > 0) & (theirs[..., 1:] > 0)
-        ours, theirs = ours * both, theirs * both
+        ours, theirs, counts = ours * both, theirs * both, both.sum((0, 2)).tolist()
         values = _means(ours.sum(0)) - _means(theirs.sum(0))
         errors = standard_errors(lambda one, two: _means(one) - _means(two), ours, theirs)
         return {
-            name: {"difference": value, "error": error, "detectable": SEEN * error}
-            for name, value, error in zip(self.sums, values.tolist(), errors.tolist(), strict=True)
+            name: {"difference": value, "error": error, "detectable": errors_to_see(count - 1) * error}
+            for name, value, error, count in zip(self.sums, values.tolist(), errors.tolist(), counts, strict=True)
             if not np.isnan(value)
         }
 

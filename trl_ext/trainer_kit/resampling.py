@@ -11,7 +11,6 @@ from statistics import NormalDist
 import numpy as np
 
 RESAMPLES = 2000
-SEEN = 2.8  # standard errors: 1.96 + 0.84, so that a true difference of as many is seen, at 5 %, four times in five
 
 
 def standard_errors(measure: Callable[..., np.ndarray], *sums: np.ndarray) -> np.ndarray:
