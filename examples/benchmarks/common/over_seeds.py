@@ -33,12 +33,14 @@ def paired_difference(values: Sequence[float], others: Sequence[float], groups: 
     """Mean ± standard error of the differences within seeds, or prompts, and whether it is resolved.
 
     It is from `errors_to_see` standard errors on: 3.7 of five seeds, 2.8 of very many. Below, what so many could have
-    shown is said. Differences of one group, as prompts of one task, may go together: the error is then between groups.
+    shown is said, unless all are the same. Differences of one group, as prompts of one task, may go together: the error is then between groups.
 
     >>> paired_difference([3.0, 4.0, 5.2], [1.0, 2.0, 3.0]), paired_difference([1.0, 2.0], [1.0, 1.0])
     ('+2.067 ± 0.067 (resolved)', '+0.500 ± 0.500 (not resolved, below 7.041)')
     """
     pairs = [a - b for a, b in zip(values, others, strict=True)]
+    if not any(pairs):
+        return "the same"
     groups = range(len(pairs)) if groups is None else groups
     independent = len(set(groups))
     if independent < 2:

@@ -6,7 +6,8 @@ On the demo's world (see equal_cost.py), two stages of three Improves of 18 step
 with `keep_best`. Beside patience 2: Improves that are shorter from the start, 15 steps, the control.
 
 Primary endpoint, paired within seeds: the judge's score at the end, on held-out questions that no evaluation inside the run has
-asked. Secondary: cost in token passes. Differences are mean ± standard error over seeds; one below 2.8 of them is not resolved.
+asked. Secondary: cost in token passes. Differences are mean ± standard error over seeds,
+resolved as `paired_difference` says.
 """
 
 import argparse
