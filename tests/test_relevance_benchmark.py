@@ -55,10 +55,10 @@ def test_the_same_rows_are_compared():
         "third": {"few": [0.0, 0.0, 1.0, 1.0]},
     }
     lines = relevance.against_the_first(rows).splitlines()
-    assert lines[0] == "| less first | few |" and lines[2].startswith(
-        "| second | +0.500 ± 0.289 (not resolved, below 1."
-    )
+    assert lines[0] == "| less first | few |" and lines[2] == "| second | +0.500 ± 0.289 |"
     assert lines[3] == "| third | the same |"
+    certain = relevance.against_the_first({"first": {"few": [0.0] * 9 + [1.0]}, "second": {"few": [1.0] * 10}})
+    assert certain.splitlines()[2] == "| second | **+0.900 ± 0.100** |"
 
 
 def test_all_kinds_are_compared(file, tmp_path, capsys):

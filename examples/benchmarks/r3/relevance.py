@@ -13,8 +13,8 @@ relevant answer scores higher, equal scores counting half, with its 95 % interva
     BM25              of the query among the file's own answers: word overlap, rare words counting more
     length            the longer answer is taken for the relevant one
 
-and then, of each but the first, its share less the first one's, paired over the rows, ± standard error: two intervals that
-overlap say little of the same rows.
+and then, of each but the first, its share less the first one's, paired over the rows, ± standard error, in bold where it is
+resolved: two intervals that overlap say little of the same rows.
 
 The primary endpoint is the hard half of the first file, by dot product, against chance: with 100 rows an accuracy within
 0.10 of ½ is not resolved. The paper's table (530 PopQA triplets): Contriever 100; four reward models 45 to 60.
@@ -141,12 +141,17 @@ def interval(share: float, count: int) -> tuple[float, float, float]:
 
 
 def against_the_first(rows: dict[str, dict[str, list[float]]]) -> str:
-    """Each one's share less the first one's of the same rows; by name and set."""
+    """Each one's share less the first one's of the same rows, by name and set; in bold what is resolved."""
     first, *others = rows
     lines = [[f"less {first}", *rows[first]]]
     for name in others:
-        lines.append([name, *(paired_difference(each, rows[first][which]) for which, each in rows[name].items())])
+        lines.append([name, *(_in_bold(each, rows[first][which]) for which, each in rows[name].items())])
     return markdown(lines)
+
+
+def _in_bold(own: list[float], other: list[float]) -> str:
+    value, _, said = paired_difference(own, other).partition(" (")
+    return f"**{value}**" if said == "resolved)" else value
 
 
 def main(arguments: list[str] | None = None) -> None:
