@@ -1,11 +1,15 @@
 """How fast a run is, and how long it still takes."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 from checkpoint_case import KINDS, STEPS, make
 from ppo_case import ppo_trainer
 
 from trl_ext.trainer_kit import time_left
 from trl_ext.trainer_kit.time_left import TimeLeft, estimate
+from trl_ext.trainer_kit.trl_versions import tokens_read
 
 
 def test_by_hand():
@@ -26,6 +30,35 @@ def test_each_trainer_says_it_once(kind, tmp_path, monkeypatch, capsys):
     assert len(told) == int(known < STEPS)
     if kind == "raft":
         assert known == 2 and "generate" in told[0] and "score" in told[0]
+
+
+@pytest.mark.parametrize("options", [{"kind": kind} for kind in KINDS] + [{"kind": "raft", "importance_clip": 0.2}])
+def test_tokens_per_second_are_said_whatever_is_logged(options, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(TimeLeft.__init__, "__defaults__", (said.append,))
+
+    def run(resume):
+        trainer = make(**options, folder=tmp_path, logging_steps=50)
+        monkeypatch.setattr(trainer, "_steps_to_know", lambda: 1)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(False)
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    run(f"{tmp_path}/checkpoint-2")
+    assert len(said) == 2 and all("tokens/s" in line for line in said)
+    assert tokens_read(whole) > 0
+
+
+def test_a_resumed_run_counts_its_own_tokens():
+    said, state = [], SimpleNamespace(global_step=2, max_steps=9, num_input_tokens_seen=0, is_world_process_zero=True)
+    counts = iter([1_000_000.0, 1_000_000.0])
+    watch = TimeLeft(1, dict, said.append, tokens=lambda: next(counts))
+    watch.on_train_begin(None, state, None)
+    state.global_step = 3
+    watch.on_step_end(None, state, None)
+    assert len(said) == 1 and "tokens/s" not in said[0]
 
 
 def test_after_two_rollouts_of_ppo(tmp_path):

@@ -62,6 +62,7 @@ from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.run_record import by_new_names
+from trl_ext.trainer_kit.trl_versions import count_tokens
 
 Config = TypeVar("Config", bound=SelfTrainingConfig)
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
@@ -322,6 +323,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             with tiles_for(self.accelerator.device):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, metrics = importance_loss(model, inputs, clip=self.args.importance_clip)
+        if self.model.training:
+            count_tokens(self, inputs["attention_mask"])
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         if num_items_in_batch is None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-TOKENS = "num_tokens"  # logged by TRL's trainers: tokens that were read so far
-
 
 class TimeLeft(TrainerCallback):
     """Says tokens per second and the time left, by phase, after some steps: of PPO two rollouts, of RAFT one stage.
@@ -16,27 +14,33 @@ class TimeLeft(TrainerCallback):
         after: How many steps.
         phases: Seconds by phase of the run so far.
         say: Who says it; None: a line of its own.
+        tokens: How many were read so far; None: as the trainer's state has it.
     """
 
-    def __init__(self, after: int, phases: Callable[[], Mapping[str, float]], say: Callable[[str], None] = tqdm.write):
-        self.after, self.phases, self.say = after, phases, say
-        self.tokens: float | None = None
+    def __init__(
+        self,
+        after: int,
+        phases: Callable[[], Mapping[str, float]],
+        say: Callable[[str], None] = tqdm.write,
+        *,
+        tokens: Callable[[], float] | None = None,
+    ):
+        self.after, self.phases, self.say, self.tokens = after, phases, say, tokens
         self.said = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.begun, self.first = time.monotonic(), state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.tokens = (logs or {}).get(TOKENS, self.tokens)
+        self.begun, self.first, self.first_tokens = time.monotonic(), state.global_step, self._read(state)
 
     def on_step_end(self, args, state, control, **kwargs):
         done, left = state.global_step - self.first, state.max_steps - state.global_step
         if self.said or done < self.after or left <= 0 or not state.is_world_process_zero:
             return
         self.said = True
-        self.say(
-            estimate(time.monotonic() - self.begun, done, left, self.phases(), self.tokens if not self.first else None)
-        )
+        tokens = self._read(state) - self.first_tokens
+        self.say(estimate(time.monotonic() - self.begun, done, left, self.phases(), tokens or None))
+
+    def _read(self, state) -> float:
+        return state.num_input_tokens_seen if self.tokens is None else self.tokens()
 
 
 def estimate(seconds: float, done: int, left: int, phases: Mapping[str, float], tokens: float | None) -> str:

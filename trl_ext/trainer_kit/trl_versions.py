@@ -3,11 +3,12 @@
 import inspect
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from trl.trainer import utils
 
 if TYPE_CHECKING:
-    from trl import GRPOTrainer
+    from transformers import Trainer
+    from trl import GRPOTrainer, SFTTrainer
 
 
 # TRL 1.12
@@ -63,3 +64,18 @@ def cache_argument(base: nn.Module) -> str | None:
     """The name under which a model, without adapter, takes keys and values read before; None: it does not."""
     parameters = inspect.signature(base.forward).parameters
     return next((name for name in ("past_key_values", "cache") if name in parameters), None)
+
+
+# TRL's counts of tokens
+
+
+def tokens_read(trainer: "Trainer") -> float:
+    """How many tokens it has read so far: GRPOTrainer counts them in its state, SFTTrainer and RewardTrainer in a field."""
+    return max(trainer.state.num_input_tokens_seen, getattr(trainer, "_total_train_tokens", 0))
+
+
+def count_tokens(trainer: "SFTTrainer", mask: Tensor) -> None:
+    """Count and log the real tokens of a batch, where a loss is not SFTTrainer's own."""
+    read = trainer.accelerator.gather_for_metrics(mask.sum()).sum().item()
+    trainer._total_train_tokens = getattr(trainer, "_total_train_tokens", 0) + read
+    trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]

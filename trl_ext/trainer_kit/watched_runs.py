@@ -13,6 +13,7 @@ from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
 from trl_ext.trainer_kit.time_left import TimeLeft
 from trl_ext.trainer_kit.trackers import Trackers
+from trl_ext.trainer_kit.trl_versions import tokens_read
 
 
 class Memory(Protocol):
@@ -94,7 +95,9 @@ class WatchedTrainer:
         return []
 
     def _time_left(self) -> TimeLeft:
-        return TimeLeft(self._steps_to_know(), lambda: getattr(self.memory, "seconds", {}))
+        return TimeLeft(
+            self._steps_to_know(), lambda: getattr(self.memory, "seconds", {}), tokens=lambda: tokens_read(self)
+        )
 
     def _begun(self) -> dict[str, Any]:
         plan = getattr(self.memory, "plan", None)
