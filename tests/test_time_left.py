@@ -8,7 +8,7 @@ from checkpoint_case import KINDS, STEPS, make
 from ppo_case import ppo_trainer
 
 from trl_ext.trainer_kit import time_left
-from trl_ext.trainer_kit.time_left import TimeLeft, estimate
+from trl_ext.trainer_kit.time_left import TimeLeft, duration, estimate
 from trl_ext.trainer_kit.trl_versions import tokens_read
 
 
@@ -59,6 +59,30 @@ def test_a_resumed_run_counts_its_own_tokens():
     state.global_step = 3
     watch.on_step_end(None, state, None)
     assert len(said) == 1 and "tokens/s" not in said[0]
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [
+        (71.6, "3 d 0 h"),
+        (95.7, "4 d 0 h"),
+        (47.9, "47 h 54 min"),
+        (47.999, "2 d 0 h"),
+        (1.9999, "2 h 0 min"),
+        (59.7 / 3600, "1 min"),
+        (59.7 / 60, "1 h 0 min"),
+    ],
+)
+def test_durations_near_a_larger_unit(hours, told):
+    assert duration(3600 * hours) == told
+
+
+def test_durations_never_go_back():
+    units = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+    seconds = [1.01**n for n in range(1400)]
+    words = [duration(each).split() for each in seconds]
+    read = [sum(int(n) * units[unit] for n, unit in zip(word[::2], word[1::2], strict=True)) for word in words]
+    assert read == sorted(read)
 
 
 def test_after_two_rollouts_of_ppo(tmp_path):

@@ -62,9 +62,11 @@ def duration(seconds: float) -> str:
     >>> duration(59), duration(3_700), duration(200_000)
     ('59 s', '1 h 2 min', '2 d 8 h')
     """
-    minutes, hours, days = round(seconds / 60), round(seconds / 3600), seconds / 86_400
-    if seconds < 60:
+    minutes, hours = round(seconds / 60), round(seconds / 3600)  # each rounded once, then divided
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     if minutes < 60:
         return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{int(days)} d {hours % 24} h"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
