@@ -93,8 +93,7 @@ def merge_adapter(
     """
     call, folder = "SharedBase.merge(…)", Path(output_dir)
     run, tokenizer = merge_of(base.name, adapter), tokenizer_at(adapter) or base.tokenizer
-    to = f"SharedBase.merge(output_dir={str(folder)!r})"
-    check_own_folder(folder, MARK, run, names=FILES, call=to)
+    check_own_folder(folder, MARK, run, names=FILES, call=call)
     dtype = base.model.dtype if dtype is None else checked_dtype(dtype, call=f"SharedBase.merge(dtype={dtype!r})")
     device = checked_device(device, call=f"SharedBase.merge(device={str(device)!r})")
     whole = unquantised_copy(base.model, dtype, device)
@@ -109,6 +108,7 @@ def merge_adapter(
             stacklevel=3,
         )
     end_with_turn(merged, tokenizer, call=call)
+    to = f"SharedBase.merge(output_dir={str(folder)!r})"
     check_free_disk(folder, sum(p.nbytes for p in merged.parameters()), call=to)
     mark_folder(folder, MARK, run)
     merged.save_pretrained(folder)
