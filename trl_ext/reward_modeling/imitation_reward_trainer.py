@@ -51,7 +51,7 @@ from trl_ext.reward_modeling.ranked_lists import (
     longest_list,
     one_completion_a_row,
 )
-from trl_ext.reward_modeling.scored_pairs import scored_pairs
+from trl_ext.reward_modeling.shown_pairs import scored_pairs
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
