@@ -14,6 +14,7 @@ from shared_case import lora
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
 from trl_ext import LearnedReward, R3Reward, SharedBase, evaluate_reward
+from trl_ext.trainer_kit.resampling import errors_to_see
 
 SCORES = {" a": 1.0, " bb": 2.0, " ccc": 3.0, " d": 1.0, " e": None}
 
@@ -135,7 +136,7 @@ def test_two_rewards_on_the_same_pairs():
     found = evaluate_reward(length, FOUR).compare(other)
     assert found["accuracy"]["difference"] == 2.5 / 4 - 1.5 / 4
     assert found["subset x"]["difference"] == 0.0 and found["subset y"]["difference"] == 0.5
-    assert found["accuracy"]["detectable"] == 2.8 * found["accuracy"]["error"]
+    assert found["accuracy"]["detectable"] == errors_to_see(3) * found["accuracy"]["error"]
     # the differences of the rows are 1, −1, 0, 1: s = √(11/12), s / √4
     assert found["accuracy"]["error"] == pytest.approx((11 / 12) ** 0.5 / 2, rel=0.05)
     same = evaluate_reward(length, FOUR).compare(evaluate_reward(length, FOUR))

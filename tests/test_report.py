@@ -241,7 +241,7 @@ class Fails(TrainerCallback):
 def test_scores_of_pairs_are_the_models_own(imitation_coef, tmp_path):
     trainer = make("reward", tmp_path, logging_steps=1, max_steps=1, learning_rate=0.0, imitation_coef=imitation_coef)
     trainer.train()
-    ids, scores = trainer._last[0], trainer._last[1].flatten().tolist()
+    ids, scores = trainer._last[0], trainer._last[2].flatten().tolist()
     model = trainer.model.eval()
     expected = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits.flatten().tolist()
     assert scores == pytest.approx(expected, abs=1e-4)

@@ -6,7 +6,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from peft import PeftConfig
@@ -105,7 +107,13 @@ def _own_ends(run: str, base: str) -> str:
     tokenizer = tokenizer_at(run) or tokenizer_at(base)
     end = None if tokenizer is None else turn_end_id(tokenizer)
     config, folder = _generation_of(base), Path(run).resolve()
-    if end is None or end in _ends_of(config, tokenizer):
+    if config is None and end is not None:
+        warnings.warn(
+            f"--run {run} --to vllm: its base {base} cannot be read here, so that nobody looked whether it ends answers where the "
+            f"run's chat template does, at {tokenizer.convert_ids_to_tokens(end)!r}. Where they go on, export it beside the base.",
+            stacklevel=2,
+        )
+    if config is None or end is None or end in _ends_of(config, tokenizer):
         return ""
     if not folder.is_dir():
         raise ValueError(
@@ -121,12 +129,13 @@ def _own_ends(run: str, base: str) -> str:
     return f" --generation-config {shlex.quote(str(folder))}"
 
 
-def _generation_of(model: str) -> GenerationConfig:
-    """As vLLM finds it: where a model has no such file, what its config says."""
-    try:
-        return GenerationConfig.from_pretrained(model)
-    except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+def _generation_of(model: str) -> GenerationConfig | None:
+    """As vLLM finds it: where a model has no such file, what its config says. None: it cannot be read from here."""
+    for read in (GenerationConfig, AutoConfig):
+        with suppress(OSError):
+            found = read.from_pretrained(model)
+            return found if read is GenerationConfig else GenerationConfig.from_model_config(found)
+    return None
 
 
 # llama.cpp

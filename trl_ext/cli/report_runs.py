@@ -41,8 +41,11 @@ def main(argv: Sequence[str]) -> None:
     output = Path(args.output or Path(args.runs[0]) / "_report.html")
     if output.suffix != ".html":
         raise ValueError(f"--output {args.output}: expected a name that ends in .html.")
+    if args.output:
+        check_is_folder(output.parent, call=f"--output {output}")
     runs = read_runs(args.runs)
-    check_is_folder(output.parent, call=f"--output {output}" if args.output else f"{output}, without --output")
+    if not args.output:  # a run's folder, which had to be there
+        check_is_folder(output.parent, call=f"{output}, without --output")
     for run in runs:
         found = [f"{finding.name}: {finding.sign}. {finding.turn}" for finding in findings(run)]
         few = too_few(run)

@@ -50,8 +50,8 @@ class Findings:
         """This reward's measures less another's, on the rows that both score, each with its standard error.
 
         Rows are resampled for both at once, so that what makes a pair hard for both does not widen the error. Of each
-        measure: `difference`; `error`; and `detectable` = 2.8 · error, the smallest true difference that so many rows show
-        four times in five. Evaluations of other pairs are a ValueError.
+        measure: `difference`; `error`; and `detectable`, the smallest true difference that so many rows show four times in
+        five: 2.8 · error of very many, more of few (Student's t). Evaluations of other pairs are a ValueError.
         """
         if not isinstance(other, Findings):
             raise ValueError(
