@@ -21,6 +21,7 @@ The primary endpoint is the hard half of the first file, by dot product, against
 """
 
 import argparse
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -157,6 +158,8 @@ def _in_bold(own: list[float], other: list[float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     quiet()
     args = parse(arguments)
+    if importlib.util.find_spec("bm25s") is None:  # asked before hours of encoding
+        raise SystemExit("relevance: the row of BM25 needs bm25s. pip install bm25s")
     data = {name: columns for file in args.data for name, *columns in sets(file, args.rows)}
     print("| | " + " | ".join(f"{name} ({len(columns[0])})" for name, columns in data.items()) + " |")
     print("|---|" + "--:|" * len(data))
