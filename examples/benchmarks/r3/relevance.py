@@ -36,6 +36,7 @@ from examples.benchmarks.r3.rerank_table import markdown
 from trl_ext import RelevanceReward
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.evaluation import score
+from trl_ext.reward_evaluation.pair_statistics import wilson_interval
 from trl_ext.rewards.similarities import places, similarities
 from trl_ext.rewards.told_apart import wins
 from trl_ext.sequences.texts import unicode_wordpunct
@@ -136,9 +137,8 @@ def interval(share: float, count: int) -> tuple[float, float, float]:
     >>> [round(each, 3) for each in interval(1.0, 100)]
     [1.0, 0.963, 1.0]
     """
-    z = 1.96**2 / count
-    middle, half = share + z / 2, math.sqrt(z * (share * (1 - share) + z / 4))
-    return share, (middle - half) / (1 + z), min((middle + half) / (1 + z), 1.0)
+    low, high = wilson_interval(share, count)
+    return share, low, min(high, 1.0)
 
 
 def against_the_first(rows: dict[str, dict[str, list[float]]]) -> str:
