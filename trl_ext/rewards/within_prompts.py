@@ -16,9 +16,8 @@ def explained_share(part: list[float], whole: list[float], *, groups: list[str])
     >>> explained_share([1.0, 2.0, 5.0], [10.0, 20.0, 7.0], groups=["x", "x", "y"])
     1.0
     """
-    a, b = deviations(part, groups), deviations(whole, groups)
-    spread = sum(x * x for x in a) * sum(y * y for y in b)
-    return sum(x * y for x, y in zip(a, b, strict=True)) ** 2 / spread if spread else None
+    together, apart = _products(part, whole, groups)
+    return together**2 / apart if apart else None
 
 
 def correlation(one: list[float], other: list[float], *, groups: list[str]) -> float | None:
@@ -29,9 +28,15 @@ def correlation(one: list[float], other: list[float], *, groups: list[str]) -> f
     >>> correlation([1.0, 2.0, 5.0], [20.0, 10.0, 7.0], groups=["x", "x", "y"])
     -1.0
     """
+    together, apart = _products(one, other, groups)
+    spread = sqrt(apart)
+    return max(-1.0, min(1.0, together / spread)) if spread else None
+
+
+def _products(one: list[float], other: list[float], groups: Sequence[str]) -> tuple[float, float]:
+    """Σ a b, and Σ a² Σ b², of deviations from the group's mean."""
     a, b = deviations(one, groups), deviations(other, groups)
-    spread = sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-    return max(-1.0, min(1.0, sum(x * y for x, y in zip(a, b, strict=True)) / spread)) if spread else None
+    return sum(x * y for x, y in zip(a, b, strict=True)), sum(x * x for x in a) * sum(y * y for y in b)
 
 
 def deviations(values: Sequence[float], groups: Sequence[str]) -> list[float]:
