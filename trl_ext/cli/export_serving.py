@@ -131,10 +131,10 @@ def _own_ends(run: str, base: str) -> str:
 
 def _generation_of(model: str) -> GenerationConfig | None:
     """As vLLM finds it: where a model has no such file, what its config says. None: it cannot be read from here."""
-    for read in (GenerationConfig, AutoConfig):
-        with suppress(OSError):
-            found = read.from_pretrained(model)
-            return found if read is GenerationConfig else GenerationConfig.from_model_config(found)
+    with suppress(OSError):
+        return GenerationConfig.from_pretrained(model)
+    with suppress(OSError):
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
     return None
 
 
