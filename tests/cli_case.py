@@ -1,8 +1,15 @@
-"""A command in process that is refused."""
+"""A command in process: the rows it reads, and how it is refused."""
+
+import json
+from pathlib import Path
 
 import pytest
 
 from trl_ext.cli import main
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def refused(capsys, *argv) -> str:

@@ -1,10 +1,9 @@
 """What a dry run finds in folders, without a weight: rewards, value models, modules for LoRA, the output folder, lengths."""
 
-import json
 from pathlib import Path
 
 import pytest
-from cli_case import refused
+from cli_case import refused, write_rows
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
@@ -30,7 +29,7 @@ def place(tmp_path_factory) -> Path:
         adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
         adapted.save_pretrained(folder / f"adapter-{kind}")
     for name, rows in (("prompts", PROMPTS), ("pairs", PAIRS)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{name}.jsonl", rows)
     return folder
 
 

@@ -1,11 +1,11 @@
 """`trl-ext evaluate`, in process, with models of a few numbers."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cli_case import write_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch) -> Path:
         type(model).from_pretrained(tmp_path / "start"), LoraConfig(init_lora_weights=False, target_modules=["q_proj"])
     )
     tuned.save_pretrained(tmp_path / "tuned")
-    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    write_rows(tmp_path / "held-out.jsonl", PROMPTS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

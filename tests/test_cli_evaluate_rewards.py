@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from cli_case import write_rows
 from tiny import byte_tokenizer, tiny_reward_model
 
 from trl_ext import evaluate_reward
@@ -26,7 +27,7 @@ def here(tmp_path, monkeypatch) -> Path:
     for name, seed in (("one", 0), ("two", 1)):
         tiny_reward_model(tokenizer, seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")

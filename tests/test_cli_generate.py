@@ -10,6 +10,7 @@ from dataclasses import fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli_case import write_rows
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from self_training_case import trainer
@@ -48,7 +49,7 @@ def folder(tmp_path, monkeypatch):
     """Where a command is run: with a model, prompts and rewards."""
     tiny_llama(byte_tokenizer()).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_rows(tmp_path / "prompts.jsonl", ROWS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
     return tmp_path

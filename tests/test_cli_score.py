@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli_case import write_rows
 from datasets import Dataset
 from self_training_case import trainer
 from tiny import byte_tokenizer, tiny_reward_model
@@ -39,7 +40,7 @@ def fails(completions, **columns):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_rows(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -246,7 +247,7 @@ def test_messages_are_pairs_too(here):
     rows = [
         {"prompt": ask, "completion": [{"role": "assistant", "content": text}], "wanted": 1} for text in ("x", "long")
     ]
-    (here / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(here / "chat.jsonl", rows)
     (here / "chat.py").write_text(
         "def short(completions, **columns):\n    return [-float(len(c[0]['content'])) for c in completions]\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_case import refused
+from cli_case import refused, write_rows
 from datasets import Dataset
 from peft import PeftConfig
 from safetensors.torch import load_file
@@ -39,10 +39,6 @@ max_steps: 1
 learning_rate: 1e-3
 report_to: none
 """
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
