@@ -1,8 +1,11 @@
 import gc
+import re
 import subprocess
 import sys
+import tomllib
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +63,11 @@ def test_star_imports_the_public_names():
     names: dict = {}
     exec("from trl_ext.sequences import *", names)
     assert set(names) - {"__builtins__"} == {"last_user_text", "text_of"}
+
+
+def test_one_version():
+    """A release's tag, its metadata and how it is cited are of one version."""
+    root = Path(__file__).parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    assert cited and cited[1] == version

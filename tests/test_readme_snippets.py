@@ -1,9 +1,11 @@
 """The first page's programs run as they are printed; only their sizes are a test's."""
 
+import ast
 import functools
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from trl_ext.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if ">>>" not in block]
+KOREAN = (Path(__file__).parents[1] / "README.ko.md").read_text(encoding="utf-8")
+KOREAN_PROGRAMS = re.findall(r"```python\n(.*?)```", KOREAN, re.S)
 SAMPLED = {"max_completion_length": 8, "per_device_train_batch_size": 4}
 SIZES_OF_A_TEST = {
     "PPOConfig": SAMPLED,
@@ -45,6 +49,7 @@ def folder(tmp_path, monkeypatch):
     byte_tokenizer().save_pretrained("my-reward-model")
     Path("facebook").mkdir()
     Path(saved_bert(tmp_path / "bert")).rename("facebook/contriever")
+    shutil.copytree("facebook/contriever", "facebook/mcontriever")
     pairs = [
         {"prompt": "why?", "chosen": " so", "rejected": " no"},
         {"prompt": "say", "chosen": " it", "rejected": " on"},
@@ -81,6 +86,21 @@ def test_each_program_as_printed(folder, number):
 
 def test_each_trainer_has_a_program():
     assert len(PROGRAMS) == 5 and all("from trl_ext import" in program for program in PROGRAMS)
+
+
+def test_the_korean_page_says_the_same():
+    """Its first program is the first page's but for its comments, and its commands are the first page's."""
+    pairs, _ = KOREAN_PROGRAMS
+    assert ast.dump(ast.parse(pairs)) == ast.dump(ast.parse(PROGRAMS[0]))
+    commands = re.findall(r"```sh\n(.*?)```", KOREAN, re.S)
+    assert commands and set(commands) <= set(re.findall(r"```sh\n(.*?)```", README, re.S))
+
+
+@pytest.mark.slow
+def test_the_korean_page_s_r3_as_printed(folder):
+    names = {}
+    exec(printed(KOREAN_PROGRAMS[1]), names)
+    assert names["trainer"].state.global_step == names["trainer"].state.max_steps > 0
 
 
 @pytest.mark.slow

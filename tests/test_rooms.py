@@ -77,7 +77,7 @@ def test_basenames_are_unique():
     assert names == sorted(set(names))
 
 
-READMES = [
+READMES = [ROOT / "README.ko.md"] + [
     path for path in ROOT.rglob("README.md") if path.relative_to(ROOT).parts[0] in ("README.md", "trl_ext", "examples")
 ]
 
