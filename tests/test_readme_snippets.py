@@ -1,6 +1,7 @@
 """The first page's programs run as they are printed; only their sizes are a test's."""
 
 import ast
+import doctest
 import functools
 import json
 import re
@@ -8,6 +9,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import trl
@@ -137,6 +139,25 @@ def test_grpo_sampled_by_a_generator_as_printed(folder, monkeypatch):
     exec(code, names)
     names["trainer"].train()
     assert names["trainer"].state.global_step == 2 and names["trainer"].rollout_func.generator.name == "transformers"
+
+
+@pytest.mark.slow
+def test_a_generator_of_ones_own_as_printed(folder):
+    """The inside page's: what it samples is learned from."""
+    text, names = (Path(trl_ext.__file__).parent / "README.md").read_text(), {}
+    for example in doctest.DocTestParser().get_examples(text):
+        if example.source.startswith(("class ", "from ")):
+            exec(example.source, names)
+    trainer = trl_ext.RAFTTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=trl_ext.RAFTConfig(output_dir="parrot", num_stages=1),
+        train_dataset=Dataset.from_dict({"prompt": ["why?", "say it"] * 2}),
+        generator=names["Parrot"](),
+    )
+    trainer.train()
+    grow = pq.read_table("parrot/grow-000.parquet").to_pylist()
+    assert {row["completion"] for row in grow if row["kept"]} == {"why?", "say it"}
 
 
 @pytest.mark.slow
