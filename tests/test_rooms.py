@@ -77,7 +77,7 @@ def test_basenames_are_unique():
     assert names == sorted(set(names))
 
 
-READMES = [ROOT / "README.ko.md"] + [
+READMES = [ROOT / "README.ko.md", ROOT / "examples" / "MIGRATION.md"] + [
     path for path in ROOT.rglob("README.md") if path.relative_to(ROOT).parts[0] in ("README.md", "trl_ext", "examples")
 ]
 
