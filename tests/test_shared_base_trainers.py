@@ -9,7 +9,18 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from shared_case import IDS, PAIRS, TEXTS, base_path, four_roles, lora, outputs, quiet, trained_names
 from tiny import byte_tokenizer
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from trl_ext import (
     ImitationRewardConfig,
@@ -59,6 +70,9 @@ def trainers(name, roles, folder, **changes):
         "rloo": lambda: RLOOTrainer(
             policy, rewards, RLOOConfig(**quiet(folder, **OFF_POLICY | changes)), PROMPTS, **common
         ),
+        "dpo": lambda: DPOTrainer(
+            policy, args=DPOConfig(**quiet(folder, **changes)), train_dataset=PAIRS, **common
+        ),
         "ppo": lambda: PPOTrainer(
             policy, rewards, PPOConfig(**quiet(folder, **ROLLOUTS | changes)), PROMPTS,
             value_model=roles["value"], **common,
@@ -74,7 +88,7 @@ def trainers(name, roles, folder, **changes):
 
 
 TRAINS = {"reward": {"reward"}, "imitation": {"reward"}, "ppo": {"policy", "value"}}
-NAMES = ["sft", "reward", "imitation", "grpo", "rloo", "ppo", "raft", "rest"]
+NAMES = ["sft", "reward", "imitation", "grpo", "rloo", "dpo", "ppo", "raft", "rest"]
 CASES = [
     *itertools.product(NAMES, [8], [True]),
     *itertools.product(["ppo", "reward"], [None, 4], [True]),
