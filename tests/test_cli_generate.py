@@ -301,6 +301,41 @@ def test_others_read_the_output(folder):
         list(FileGenerator("samples.parquet").generate([part], Sampling(), Policy(None, other)))
 
 
+def test_alpaca_eval_reads_the_first_sample_of_each_prompt(folder, capsys):
+    run("--alpaca-eval", "outputs.json")
+    rows = json.loads((folder / "outputs.json").read_text())
+    samples = pq.read_table("samples.parquet").to_pylist()
+    assert [row["instruction"] for row in rows] == [row["prompt"] for row in ROWS]
+    assert [row["output"] for row in rows] == [row["completion"].strip() for row in samples[::2]]
+    assert {row["generator"] for row in rows} == {"model"} and set(rows[0]) == {"instruction", "output", "generator"}
+    run("--alpaca-eval", "outputs.json")  # given again, and for samples that are there already
+    run("--alpaca-eval", "later.json")
+    assert (folder / "later.json").read_text() == (folder / "outputs.json").read_text()
+    refused(
+        capsys,
+        "--alpaca-eval outputs.json: there is a file already",
+        "--alpaca-eval",
+        "outputs.json",
+        output="b.parquet",
+    )
+    (folder / "outputs.json").write_text("mine")
+    refused(capsys, "it holds something else than these samples", "--alpaca-eval", "outputs.json")
+    assert (folder / "outputs.json").read_text() == "mine" and not (folder / "b.parquet").exists()
+    refused(capsys, "expected a name that ends in .json", "--alpaca-eval", "outputs.txt", output="b.parquet")
+
+
+def test_alpaca_eval_s_own_columns_are_kept(folder):
+    """A template around the question is not part of what AlpacaEval's judge is shown."""
+    asked = [{"prompt": f"Q: {text}\nA:", "instruction": text, "dataset": "helpful_base"} for text in ("why?", "who?")]
+    write_rows(folder / "asked.jsonl", asked)
+    run("--prompts", "asked.jsonl", "--alpaca-eval", "outputs.json")
+    rows = json.loads((folder / "outputs.json").read_text())
+    assert [(row["dataset"], row["instruction"]) for row in rows] == [
+        ("helpful_base", "why?"),
+        ("helpful_base", "who?"),
+    ]
+
+
 def test_what_exists_is_scored(folder):
     run()
     run(*NEARNESS, "--file", "samples.parquet", generator="file", output="scored.parquet")

@@ -30,6 +30,8 @@ def _add_files(parser: ArgumentParser) -> None:
     add("--prompts", **file, required=True, help=".jsonl, .json, .csv or .parquet file; its columns reach rewards")
     add("--prompt-column", default="prompt", help="column with the prompts, text or messages (default: %(default)s)")
     add("--output", **file, required=True, help="parquet file to write; parts go into a folder beside it")
+    text = "also write each prompt's first sample as AlpacaEval reads outputs (.json)"
+    add("--alpaca-eval", **file, help=text)
     text = "prompts written together (default: %(default)s)"
     add("--prompts-per-part", type=int, default=64, metavar="N", help=text)
 

@@ -4,11 +4,13 @@ import json
 import sys
 from argparse import Namespace
 from dataclasses import fields
+from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 from rich.console import Console
 
+from trl_ext.cli.alpaca_eval import check_free, write_alpaca_eval
 from trl_ext.cli.generate_files import already_complete, check_parts, sampled_schema, summary
 from trl_ext.cli.generate_policy import make_generator, make_policy
 from trl_ext.cli.generate_progress import PartProgress
@@ -38,7 +40,10 @@ def generate(args: Namespace) -> None:
     generator = make_generator(args)
     record = generation_record(args, prompts, sampling, generator)
     files, console = SampleFiles(args.output), Console(soft_wrap=True, highlight=False, markup=False)
-    if already_complete(files, record):
+    complete = already_complete(files, record)
+    check_free(args.alpaca_eval, complete=complete)
+    if complete:
+        write_alpaca_eval(args.alpaca_eval, args.output, prompts, name=leaderboard_name(args))
         tell(files, console, begin="Complete already. ")
         return
     check_parts(files, record)
@@ -54,7 +59,13 @@ def generate(args: Namespace) -> None:
             generator.close()  # and its own
     score_missing(files, parts, scorer, prompts)
     files.finish(len(parts), {})
+    write_alpaca_eval(args.alpaca_eval, args.output, prompts, name=leaderboard_name(args))
     tell(files, console)
+
+
+def leaderboard_name(args: Namespace) -> str:
+    """What AlpacaEval's table calls who sampled: the adapter's name, else the model's, else the generator's."""
+    return Path(args.adapter or args.model or args.generator).name
 
 
 def tell(files: SampleFiles, console: Console, begin: str = "") -> None:
