@@ -18,6 +18,7 @@ from trl_ext.shared_base.shared_base import SharedBase
 from trl_ext.trainer_kit.config_docs import option
 from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.trainer_kit.whole_text import short_name
 
 EXAMPLE = "trl-ext evaluate START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START"
 DESCRIPTION = (
@@ -122,7 +123,9 @@ def _evaluated(name: str, rows: Dataset, functions: list, base, args: EvaluateAr
 
 def measures_table(evaluations: dict[str, Evaluation]) -> Table:
     """A row per measure, a column per policy, ± its standard error."""
-    table = Table("", *(shown(name) for name in evaluations), title="means ± standard errors", title_justify="left")
+    table = Table(
+        "", *(short_name(name) for name in evaluations), title="means ± standard errors", title_justify="left"
+    )
     for measure in dict.fromkeys(key for evaluation in evaluations.values() for key in evaluation.summary):
         table.add_row(measure, *(_cell(evaluation, measure) for evaluation in evaluations.values()))
     return table
@@ -130,22 +133,15 @@ def measures_table(evaluations: dict[str, Evaluation]) -> Table:
 
 def differences_table(name: str, evaluation: Evaluation, first: str, other: Evaluation) -> Table:
     """What differs, and whether so many prompts could have shown it."""
-    table = Table("", "difference", "seen from", "", title=f"{shown(name)} less {shown(first)}", title_justify="left")
+    table = Table(
+        "", "difference", "seen from", "", title=f"{short_name(name)} less {short_name(first)}", title_justify="left"
+    )
     for measure, found in evaluation.compare(other).items():
         difference = f"{found['difference']:+.4g} ± {found['error']:.2g}"
         resolved = "" if abs(found["difference"]) >= found["detectable"] else "not resolved"
         said = "equal" if found["difference"] == found["error"] == 0 else resolved
         table.add_row(measure, difference, f"{found['detectable']:.2g}", said)
     return table
-
-
-def shown(name: str, length: int = 24) -> str:
-    """A policy's name, whose end tells it from others.
-
-    >>> shown("out/" + 20 * "x" + "/checkpoint-8")
-    '…xxxxxxxxxx/checkpoint-8'
-    """
-    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def _cell(evaluation: Evaluation, measure: str) -> str:

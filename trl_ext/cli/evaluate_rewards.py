@@ -15,6 +15,7 @@ from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.config_docs import option
 from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.trainer_kit.whole_text import short_name
 
 SHARED = ("max_completion_length", "seed", "output")  # options of policies' that rewards have, too
 
@@ -79,7 +80,7 @@ def evaluate_rewards(
             by=pairs.by,
             subsets=pairs.subsets,
             as_messages=pairs.as_messages,
-            name=_shown(name),
+            name=short_name(name),
             worst=max(pairs.worst, 1),
             max_completion_length=max_completion_length,
             seed=seed,
@@ -110,11 +111,6 @@ def _new(flag: str, given: str | None) -> Path | None:
         raise ValueError(f"--{flag} {given}: there is a file of that name. Give another, or remove it.")
     check_is_folder(path.parent, call=f"--{flag} {given}")
     return path
-
-
-def _shown(name: str, length: int = 24) -> str:
-    """A reward's name, whose end tells it from others."""
-    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def _png(path: Path, found: list[RewardEvaluation]) -> None:

@@ -12,6 +12,7 @@ from trl_ext.diagnostics.first_and_last import Change, FirstAndLast, Seen
 from trl_ext.diagnostics.gold_curve import PREFIX, GoldCurve, proxy_against_gold
 from trl_ext.diagnostics.look import Look
 from trl_ext.diagnostics.pictures import draw
+from trl_ext.trainer_kit.whole_text import cut
 
 SIDE_BY_SIDE = 3  # completions of each kind that are shown
 SHOWN = 300  # characters of each
@@ -84,14 +85,10 @@ def _measures_table(history: list[Mapping[str, float]]) -> Table:
 def _changes_table(title: str, changes: list[Change]) -> Table:
     table = Table("prompt", "first", "last", title=title, title_justify="left", show_lines=True)
     for change in changes:  # as Text, or rich would read what a model wrote as markup
-        table.add_row(_cut(change.prompt), _seen(change.first), _seen(change.last))
+        table.add_row(Text(cut(change.prompt, SHOWN)), _seen(change.first), _seen(change.last))
     return table
 
 
 def _seen(seen: Seen) -> Text:
     gold = "" if seen.gold is None else f", gold {seen.gold:.3g}"
-    return Text(f"step {seen.step}, score {seen.score:.3g}{gold}\n").append(_cut(seen.text))
-
-
-def _cut(text: str) -> Text:
-    return Text(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+    return Text(f"step {seen.step}, score {seen.score:.3g}{gold}\n").append(cut(seen.text, SHOWN))

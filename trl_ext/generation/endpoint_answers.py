@@ -5,7 +5,7 @@ import logging
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-from trl_ext.trainer_kit.whole_text import whole_text
+from trl_ext.trainer_kit.whole_text import cut, whole_text
 
 EXCERPT = 200  # characters of an answer that a message quotes
 SAID = ("stop", "length")  # how a completion ends
@@ -68,8 +68,7 @@ def _broke(choice: Any) -> bool:
 
 def excerpt(content: Any) -> str:
     """What came, as JSON, in the length of a message."""
-    text = json.dumps(content, ensure_ascii=False)
-    return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
+    return cut(json.dumps(content, ensure_ascii=False), EXCERPT)
 
 
 def _joined(content: Any) -> str | None:

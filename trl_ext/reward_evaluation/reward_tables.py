@@ -8,8 +8,9 @@ from rich.table import Table
 
 from trl_ext.reward_evaluation.reward_findings import Findings
 from trl_ext.sequences.texts import last_user_text, text_of
+from trl_ext.trainer_kit.whole_text import cut
 
-CUT = 120  # characters of a text that are shown
+SHOWN = 120  # characters of a text that are shown
 
 
 def rewards_tables(evaluations: Sequence[Findings], *, worst: int) -> list[Table]:
@@ -82,7 +83,9 @@ def worst_table(evaluation: Findings, count: int) -> Table:
     table = Table("row", "Δ", "prompt", "chosen", "rejected", title=title, title_justify="left", show_lines=True)
     for pair in evaluation.worst[:count]:
         texts = [_prompt(pair["prompt"]), text_of(pair["chosen"]), text_of(pair["rejected"])]
-        table.add_row(str(pair["row"]), f"{pair['gap']:.3g}", *(escape(_cut(text)) for text in texts))
+        table.add_row(
+            str(pair["row"]), f"{pair['gap']:.3g}", *(escape(cut(" ".join(text.split()), SHOWN)) for text in texts)
+        )
     return table
 
 
@@ -90,11 +93,6 @@ def _prompt(prompt: Any) -> str:
     if isinstance(prompt, str) or any(message["role"] == "user" for message in prompt):
         return last_user_text(prompt)
     return ""
-
-
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= CUT else f"{text[:CUT]}…"
 
 
 def _interval(entry: dict[str, Any]) -> str:

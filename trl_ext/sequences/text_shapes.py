@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from trl_ext.trainer_kit.whole_text import cut
+
 EXPECTED = 'text or messages, [{"role": "user", "content": "…"}]'
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its `from` as a role; others are called alike
 SAYS = ("tool_calls", "function_call", "reasoning_content", "thinking")  # what a message may have instead of content
@@ -25,8 +27,7 @@ TO_MESSAGES = f"[{{'role': {SHAREGPT}.get(m['from'], m['from']), 'content': m['v
 
 def shown(value: Any, length: int = 120) -> str:
     """A value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}…"
+    return cut(repr(value), length)
 
 
 def map_line(expression: str) -> str:

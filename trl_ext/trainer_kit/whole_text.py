@@ -32,3 +32,12 @@ def cut(text: str, length: int) -> str:
     ('a long … (cut)', 'short')
     """
     return text if len(text) <= length else text[:length] + CUT
+
+
+def short_name(name: str, length: int = 24) -> str:
+    """A name of a model or a file, whose end tells it from others.
+
+    >>> short_name("out/" + 20 * "x" + "/checkpoint-8")
+    '…xxxxxxxxxx/checkpoint-8'
+    """
+    return name if len(name) <= length else f"…{name[1 - length :]}"
