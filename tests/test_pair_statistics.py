@@ -38,22 +38,26 @@ def test_wilson_covers_as_often_as_it_says():
     assert 0.93 < covered < 0.97
 
 
+def sums_of(gaps: np.ndarray) -> np.ndarray:
+    return calibration_sums(confidences(gaps), verdicts(gaps), np.ones(len(gaps)))
+
+
 def test_calibration_by_hand():
     gaps = np.array([HALF, HALF, -HALF, HALF, 0.0])  # confidence ¾ four times, three right; and a tie
     assert confidences(gaps) == pytest.approx([0.75, 0.75, 0.75, 0.75, 0.5])
-    totals = calibration_sums(gaps + 1e-9 * np.sign(gaps), np.ones(5)).sum(0)
+    totals = sums_of(gaps + 1e-9 * np.sign(gaps)).sum(0)
     assert [tuple(each) for each in reliability(totals)] == [
         pytest.approx((1, 0.5, 0.5)),  # a tie is half right, and half sure
         pytest.approx((4, 0.75, 0.75)),
     ]
     assert calibration_error(totals) == pytest.approx(0.0, abs=1e-6)
-    wrong = calibration_sums(-np.array([HALF, HALF]) - 1e-9, np.ones(2)).sum(0)
+    wrong = sums_of(-np.array([HALF, HALF]) - 1e-9).sum(0)
     assert calibration_error(wrong) == pytest.approx(0.75)  # sure by ¾, and never right
 
 
 def test_a_reward_turned_around_is_as_sure_and_as_often_wrong():
     gaps = np.random.default_rng(0).normal(size=50)
-    ours, turned = (reliability(calibration_sums(sign * gaps, np.ones(50)).sum(0)) for sign in (1, -1))
+    ours, turned = (reliability(sums_of(sign * gaps).sum(0)) for sign in (1, -1))
     for one, other in zip(ours, turned, strict=True):
         assert one.confidence == pytest.approx(other.confidence) and one.right == pytest.approx(1 - other.right)
 

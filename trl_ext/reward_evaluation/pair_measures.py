@@ -10,6 +10,7 @@ from trl_ext.reward_evaluation.pair_statistics import (
     bootstrap_error,
     calibration_error,
     calibration_sums,
+    confidences,
     correlation,
     held_out_gaps,
     log_losses,
@@ -73,7 +74,7 @@ def group_table(pairs: ScoredPairs, by: Iterable[str]) -> dict[str, dict[str, fl
 
 def calibration(pairs: ScoredPairs) -> tuple[dict[str, float], np.ndarray]:
     """The expected calibration error ± and what perfect calibration of as many rows would show; the bins' sums."""
-    sums = calibration_sums(pairs.gaps, pairs.weights)
+    sums = calibration_sums(confidences(pairs.gaps), verdicts(pairs.gaps), pairs.weights)
     by_row = np.zeros((len(pairs.compared), *sums.shape[1:]))
     np.add.at(by_row, pairs.rows, sums)
     totals = by_row.sum(0)

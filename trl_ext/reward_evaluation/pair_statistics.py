@@ -52,16 +52,15 @@ def confidences(gaps: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.abs(gaps)))
 
 
-def calibration_sums(gaps: np.ndarray, weights: np.ndarray, *, bins: int = 10) -> np.ndarray:
-    """Of each pair, in the place of its bin, weight times (1, confidence, right); `(N, bins, 3)`, 0 in other bins.
+def calibration_sums(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray, *, bins: int = 10) -> np.ndarray:
+    """Of each verdict, in the place of its bin, weight times (1, confidence, right); `(N, bins, 3)`, 0 in other bins.
 
     Bins part [½, 1] evenly.
     """
-    confidence = confidences(gaps)
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    sums = np.zeros((len(gaps), bins, 3))
-    sums[np.arange(len(gaps)), place] = (
-        np.stack([np.ones_like(gaps), confidence, verdicts(gaps)], 1) * weights[:, None]
+    sums = np.zeros((len(confidence), bins, 3))
+    sums[np.arange(len(confidence)), place] = (
+        np.stack([np.ones(len(confidence)), confidence, right], 1) * weights[:, None]
     )
     return sums
 

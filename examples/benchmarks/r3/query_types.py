@@ -29,6 +29,7 @@ from transformers import Cache
 from examples.query_types.train_classifier import Row, held_out, shipped_rows, trained
 from trl_ext.query_types import LanguageModelLabeler, QueryTypeClassifier
 from trl_ext.query_types.query_questions import ORDERS, letter_of, question_text
+from trl_ext.reward_evaluation import pair_statistics
 from trl_ext.sequences.common_prefix import common_length
 from trl_ext.trainer_kit.row_files import json_rows
 
@@ -62,11 +63,11 @@ def shown(values: np.ndarray, sign: str = "") -> str:
     return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
-def calibration_error(p_open: np.ndarray, is_open: np.ndarray, bins: int = 10) -> float:
-    """ECE: mean over bins of confidence of |share right − mean confidence|, weighted by their sizes."""
+def calibration_error(p_open: np.ndarray, is_open: np.ndarray) -> float:
+    """ECE of the likelier type, over ten bins of confidence."""
     sure, right = np.maximum(p_open, 1 - p_open), (p_open >= 0.5) == is_open
-    place = np.minimum(((sure - 0.5) * 2 * bins).astype(int), bins - 1)
-    return sum(abs((right - sure)[place == b].sum()) for b in range(bins)) / len(sure)
+    sums = pair_statistics.calibration_sums(sure, right, np.ones(len(sure)))
+    return float(pair_statistics.calibration_error(sums.sum(0)))
 
 
 def tf_idf() -> Pipeline:
