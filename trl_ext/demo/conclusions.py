@@ -1,14 +1,16 @@
 """What to conclude of the demo, in words that follow from its numbers.
 
-± is a standard error over held-out questions. A difference is resolved from 2.8 of them on, which so many questions show four
-times in five; below that it may be there or not.
+± is a standard error over held-out questions. A difference is resolved from `errors_to_see` of them on, 2.8 of many, which so
+many questions show four times in five; below that it may be there or not.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-RESOLVED = 2.8  # standard errors
+from trl_ext.trainer_kit.resampling import errors_to_see
+
 METHODS = ("PPO", "RAFT", "ReST")
 R3, CLOSED, KL = "R³", "closed questions answered right", "KL to SFT per answer (nats)"
 WORDS = "words per closed answer"
@@ -32,26 +34,29 @@ def conclusions(measured: Mapping[str, Mapping[str, float]], scores: Scores, sam
     ]
 
 
-def change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Mean difference question by question, and its standard error.
+class Change(NamedTuple):
+    """A mean difference, its standard error, and whether so many questions show it."""
 
-    >>> change(np.array([0.0, 0.0, np.nan]), np.array([1.0, 2.0, 1.0]))
-    (1.5, 0.5)
+    difference: float
+    error: float
+    is_resolved: bool
+
+
+def change(before: np.ndarray, after: np.ndarray) -> Change:
+    """Question by question.
+
+    >>> change(np.array([0.0, 0.0, np.nan]), np.array([1.0, 2.0, 1.0]))  # of two, from 14 standard errors on
+    Change(difference=1.5, error=0.5, is_resolved=False)
     """
     differences = (after - before)[~np.isnan(after - before)]
-    return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
-
-
-def is_resolved(difference: float, error: float) -> bool:
-    return abs(difference) >= RESOLVED * error and difference != 0
+    mean, error = float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    return Change(mean, error, mean != 0 and abs(mean) >= errors_to_see(len(differences) - 1) * error)
 
 
 def _moved(measure: str, run: str, measured, scores: Scores) -> tuple[str, str]:
     """What a run did to a measure, and by how much."""
-    difference, error = change(scores["before"][measure], scores[run][measure])
-    verb = (
-        ("raised" if difference > 0 else "lowered") if is_resolved(difference, error) else "did not resolvably change"
-    )
+    difference, error, resolved = change(scores["before"][measure], scores[run][measure])
+    verb = ("raised" if difference > 0 else "lowered") if resolved else "did not resolvably change"
     before, after = measured["before"][measure], measured[run][measure]
     return verb, f"{before:.3f} to {after:.3f} ({difference:+.3f} ± {error:.3f})"
 
@@ -67,8 +72,8 @@ def _method(run: str, measured, scores: Scores) -> str:
 
 def _best(measured, scores: Scores) -> str:
     first, second = sorted(METHODS, key=lambda run: measured[run][R3], reverse=True)[:2]
-    difference, error = change(scores[second][R3], scores[first][R3])
-    verdict = f"which is {'' if is_resolved(difference, error) else 'not '}resolved"
+    difference, error, resolved = change(scores[second][R3], scores[first][R3])
+    verdict = f"which is {'' if resolved else 'not '}resolved"
     return f"Of the three {first} has the highest R³, {difference:.3f} ± {error:.3f} above {second}, {verdict}."
 
 

@@ -18,11 +18,11 @@ from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
+from trl_ext.trainer_kit.resampling import BEYOND_CHANCE
 from trl_ext.trainer_kit.seeds import seeded
 
 PENALTY = Rule(0.0, expected="what a text loses, a finite number of 0 or more")
 WIDEST = len("punctuation")  # the longest word of a basket's name: names are wrapped, and never cut
-RESOLVED = 2.0  # standard errors that a basket must lie above the honest answer
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Probe:
 
     @property
     def fooled_by(self) -> list[str]:
-        """Baskets that earn more than the honest answer to the same rows: mean difference above two standard errors."""
+        """Baskets that earn more than the honest answer to the same rows, beyond chance: by two standard errors of the difference."""
         found = []
         for basket in self.scores:
             gaps = self.gaps(basket)
             error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
-            if gaps and basket != HONEST and fmean(gaps) > RESOLVED * error and fmean(gaps) > 0:
+            if gaps and basket != HONEST and fmean(gaps) > BEYOND_CHANCE * error and fmean(gaps) > 0:
                 found.append(basket)
         return found
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl_ext.ppo.sampling_gap import Mean
 from trl_ext.trainer_kit.processes import is_main_process
+from trl_ext.trainer_kit.resampling import BEYOND_CHANCE
 
 GROWN = 5.0  # times the first rollout's sampling_kl
 SMALL = 0.01  # nats per token that are never warned of: weights are 1 to the second digit
@@ -121,8 +122,8 @@ class SamplingWatch:
         return nearer.value > SURE * nearer.error and gap["moved"].value > self.first_distance
 
     def _far(self, kl: Mean) -> bool:
-        usual = max(abs(self.first_kl), 2 * self.first_error)
-        return abs(kl.value) - 2 * kl.error > max(GROWN * usual, SMALL)
+        usual = max(abs(self.first_kl), BEYOND_CHANCE * self.first_error)
+        return abs(kl.value) - BEYOND_CHANCE * kl.error > max(GROWN * usual, SMALL)
 
     def _loss_said(self, gap: dict[str, Mean]) -> str:
         policy = gap["to_policy"].value

@@ -16,6 +16,7 @@ from trl_ext.rewards.r3 import R3Reward
 from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.rewards.similarities import places, similarities
 from trl_ext.rewards.told_apart import area_under_curve, deranged, standard_error, wins
+from trl_ext.trainer_kit.resampling import BEYOND_CHANCE
 from trl_ext.trainer_kit.seeds import check_seed
 
 TOP = 0.95  # the quantile that is taken for the best
@@ -89,7 +90,7 @@ def calibrate_relevance(
     earned: 1.0, where answers that people preferred give 0.958 (all-MiniLM-L6-v2, QA-Feedback), so either will do. Give
     completions only if they are good: by a weak policy's, what it learns later would be paid beyond an open answer.
 
-    `similarity` is the paper's dot product unless the cosine is right in more rows, by two standard errors of the difference.
+    `similarity` is the paper's dot product unless the cosine is right in more rows beyond chance, by two standard errors of the difference.
 
     Args:
         encoder, tokenizer: As for `RelevanceReward`, which also takes `options`: max_length, batch_size, device, dtype.
@@ -113,12 +114,12 @@ def calibrate_relevance(
 
 
 def proposed_similarity(measured: Sequence[Measured]) -> Literal["dot", "cosine"]:
-    """The paper's dot product, unless the cosine is right in more rows by two standard errors of the difference."""
+    """The paper's dot product, unless the cosine is right in more rows beyond chance."""
     by_name = {}
     for each in measured:
         by_name.setdefault(each.name, {})[each.similarity] = wins(each.own, each.other)
     gained = torch.cat([of["cosine"] - of["dot"] for of in by_name.values()])
-    return "cosine" if gained.mean().item() > 2 * standard_error(gained) else "dot"
+    return "cosine" if gained.mean().item() > BEYOND_CHANCE * standard_error(gained) else "dot"
 
 
 def _vectors(relevance: RelevanceReward, *columns: list[str]) -> list[Tensor]:
@@ -179,7 +180,7 @@ def _summary(relevance: RelevanceReward, top: float, measured: tuple[Measured, .
 def _warn_if_blind(measured: tuple[Measured, ...], kind: str) -> None:
     for each in measured:
         error = standard_error(wins(each.own, each.other))
-        if each.similarity == kind and each.accuracy - 2 * error <= 0.5:
+        if each.similarity == kind and each.accuracy - BEYOND_CHANCE * error <= 0.5:
             warnings.warn(
                 f"calibrate_relevance: by {each.name} the encoder does not tell a row's own answer from another's "
                 f"({100 * each.accuracy:.0f} % ± {100 * error:.0f}, by chance 50 %), so R³ would pay for length alone. "

@@ -5,10 +5,10 @@ from statistics import mean
 
 from trl_ext.trainer_kit.curve_ends import LEAST, correlated, thirds
 from trl_ext.trainer_kit.logged_run import Run
+from trl_ext.trainer_kit.resampling import BEYOND_CHANCE
 from trl_ext.trainer_kit.run_log import is_number
 
 WATCHED = "diagnostics/"  # before the names of what RewardDiagnostics logs
-BEYOND = 2.0  # standard errors that are no chance
 
 
 def length_buys_score(run: Run) -> str | None:
@@ -68,7 +68,7 @@ def parted(run: Run) -> str | None:
     parts = [_averaged(part, names) for part in (looks[:size], looks[size:-size], looks[-size:])]
     best, end = max(parts), parts[-1]
     fell, rose = best[0] - end[0], end[1] - best[1]
-    if fell <= BEYOND * hypot(best[2], end[2]) or rose <= BEYOND * hypot(best[3], end[3]):
+    if fell <= BEYOND_CHANCE * hypot(best[2], end[2]) or rose <= BEYOND_CHANCE * hypot(best[3], end[3]):
         return None
     return (
         f"gold, which training does not see, fell from {best[0]:.3g} to {end[0]:.3g} while proxy rose from {best[1]:.3g} to "

@@ -11,6 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 RESAMPLES = 2000
+BEYOND_CHANCE = 2.0  # standard errors from which on what was seen is no chance, but for one time in twenty
 
 
 def standard_errors(measure: Callable[..., np.ndarray], *sums: np.ndarray) -> np.ndarray:
@@ -32,7 +33,8 @@ def errors_to_see(freedom: float) -> float:
 
         t(0.975) + t(0.8), of Student's t with so many degrees of freedom: one less than there are independent differences
 
-    Many give 1.96 + 0.84. Infinite without a degree of freedom.
+    A difference is called resolved from so many on; beyond chance, which asks for less, from `BEYOND_CHANCE` on. Many
+    give 1.96 + 0.84. Infinite without a degree of freedom.
 
     >>> [round(errors_to_see(freedom), 2) for freedom in (1, 4, 39, 1e9)]
     [14.08, 3.72, 2.87, 2.8]
