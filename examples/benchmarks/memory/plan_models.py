@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from examples.benchmarks.common.made_models import FIRST_WORD, word_tokenizer
 from examples.benchmarks.memory.plan_cases import SIZES, VOCABULARY, Case
 from trl_ext import SharedBase
 
@@ -26,24 +26,16 @@ def saved_model(case: Case, folder: Path) -> str:
         vocab_size=VOCABULARY[case.size],
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.settings["dtype"]))
     model.save_pretrained(folder / "model")
     return str(folder / "model")
 
 
-def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """One token per word `w3`, so that lengths are counted by eye."""
-    words = ["<pad>", "<end>", *(f"w{i}" for i in range(size - 2))]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<pad>")
-
-
 def texts(lengths: list[int], seed: int) -> list[str]:
     source = random.Random(seed)
-    return [" ".join(f"w{source.randrange(400)}" for _ in range(length)) for length in lengths]
+    return [" ".join(f"w{source.randrange(FIRST_WORD, 400)}" for _ in range(length)) for length in lengths]
 
 
 def prompts(case: Case) -> list[str]:

@@ -15,8 +15,9 @@ from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from examples.benchmarks.common.live_bytes import CudaPhasePeaks, LiveBytes, PhasePeaks, leave_peaks, unique_bytes
+from examples.benchmarks.common.made_models import word_tokenizer
 from examples.benchmarks.memory.plan_cases import VOCABULARY, Case
-from examples.benchmarks.memory.plan_models import Roles, dataset, saved_model, word_tokenizer
+from examples.benchmarks.memory.plan_models import Roles, dataset, saved_model
 from trl_ext import (
     ImitationRewardConfig,
     ImitationRewardTrainer,
@@ -67,14 +68,16 @@ def trainer_of(case: Case, roles: Roles, folder: Path):
     if method == "reward":
         return reward_trainer(case, roles, options, folder)
     if method == "sft":
-        return SFTTrainer(args=SFTConfig(**quiet(case, folder), max_length=None), **roles.policy_options(), **options)
+        return SFTTrainer(
+            args=SFTConfig(**common_options(case, folder), max_length=None), **roles.policy_options(), **options
+        )
     reward = LearnedReward(roles.scorer(trains=False), options["processing_class"], batch_size=8)
     options |= {"reward_funcs": reward}
     if method in ("raft", "rest"):
         return self_trainer(case, roles, options, folder)
     sampled = {"max_completion_length": settings["completion_length"], "beta": 0.05 * settings.get("reference", True)}
     sampled |= {"generation_kwargs": {"min_new_tokens": settings["completion_length"]}, "num_iterations": 1}
-    sampled |= {"num_generations": settings.get("num_generations", 1)} | quiet(case, folder)
+    sampled |= {"num_generations": settings.get("num_generations", 1)} | common_options(case, folder)
     if method == "grpo":
         return GRPOTrainer(args=GRPOConfig(**sampled), **roles.policy_options(), **options)
     value = roles.scorer(trains=True) if settings.get("value_model", True) else None
@@ -82,7 +85,7 @@ def trainer_of(case: Case, roles: Roles, folder: Path):
 
 
 def reward_trainer(case: Case, roles: Roles, options: dict, folder: Path):
-    model, settings = roles.scorer(trains=True), quiet(case, folder) | {"max_length": None}
+    model, settings = roles.scorer(trains=True), common_options(case, folder) | {"max_length": None}
     if case.settings.get("imitation"):
         head = roles.base.model.get_output_embeddings() if roles.shared else roles.path
         return ImitationRewardTrainer(model, ImitationRewardConfig(**settings), imitation_head=head, **options)
@@ -90,7 +93,7 @@ def reward_trainer(case: Case, roles: Roles, options: dict, folder: Path):
 
 
 def self_trainer(case: Case, roles: Roles, options: dict, folder: Path):
-    settings = quiet(case, folder) | {
+    settings = common_options(case, folder) | {
         "num_stages": 2,
         "stage_batch_size": 16,
         "prompts_per_part": 16,
@@ -106,7 +109,7 @@ def self_trainer(case: Case, roles: Roles, options: dict, folder: Path):
     return cls(args=config(**settings), **roles.policy_options(), **options)
 
 
-def quiet(case: Case, folder: Path) -> dict:
+def common_options(case: Case, folder: Path) -> dict:
     """Options of every trainer: two optimiser steps."""
     settings = case.settings
     return {

@@ -5,7 +5,6 @@ what comes before the first step are left out. On a machine of its own it is the
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import transformers
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
 
+from examples.benchmarks.common import kept_results
 from examples.benchmarks.ppo.tasks import Task
 from trl_ext import LearnedReward, evaluate
 from trl_ext.demo.stages import closed_right
@@ -134,6 +134,8 @@ def train(trainer, looks: Looks) -> dict:
 
 # Results on disk
 
+LEFT_OUT = ("output_dir", "seeds", "only", "arms", "kind", "at_kl")  # flags that decide no single run
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks are told."""
@@ -155,9 +157,7 @@ def results(arms: dict, args: argparse.Namespace, *, kind: str = "") -> dict[str
                 extra = ["--kind", kind] if kind else []
                 command = [*sys.orig_argv, *extra, "--only", arm, str(seed)]
                 subprocess.run(command, check=True, env=os.environ | ALONE)
-            result = json.loads(file.read_text())
-            check_flags(file, result, args)
-            found[arm].append(result)
+            found[arm].append(kept_results.read_result(file, kept_results.flags(args, LEFT_OUT)))
     return found
 
 
@@ -166,18 +166,4 @@ def result_file(folder: Path, arm: str, seed: int, kind: str = "") -> Path:
 
 
 def write_result(file: Path, result: dict, args: argparse.Namespace) -> None:
-    """Whole or not at all, so that a run that is stopped leaves nothing that looks like a result."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(result | {"flags": flags(args)}))
-    partial.replace(file)
-
-
-def flags(args: argparse.Namespace) -> dict[str, str]:
-    """What decides a run besides its arm and seed."""
-    left_out = ("output_dir", "seeds", "only", "arms", "kind", "at_kl")
-    return {name: str(value) for name, value in vars(args).items() if name not in left_out}
-
-
-def check_flags(file: Path, result: dict, args: argparse.Namespace) -> None:
-    if result["flags"] != flags(args):
-        raise SystemExit(f"{file} was made with {result['flags']}, this is {flags(args)}. Give another --output-dir.")
+    kept_results.write_result(file, result, kept_results.flags(args, LEFT_OUT))

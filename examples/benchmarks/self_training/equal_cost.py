@@ -13,7 +13,6 @@ results are in the folder is not run again, so several shells may share the seed
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, TrainerCallback
 
 from examples.benchmarks.common.demo_setting import Setting, prepare
+from examples.benchmarks.common.kept_results import flags, read_result, write_result
 from examples.benchmarks.common.over_seeds import mean_and_deviation
 from examples.benchmarks.common.quiet_runs import on_cpu, quiet
 from trl_ext import PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, ReSTConfig, ReSTTrainer, evaluate
@@ -35,6 +35,7 @@ from trl_ext.demo.answers import sample_questions, sft_rows
 
 PPO_PASSES = 1 + 1 + 1 + 4 * 3  # sampling, reference, policy and critic, four epochs
 LEARNING_RATE = 5e-4
+LEFT_OUT = ("output_dir", "seeds", "arms", "table")  # flags that decide no single run
 ARMS = {
     "PPO": {},
     "RAFT, local": {"stage_batch_size": 256},
@@ -182,30 +183,18 @@ def self_trainer(arm: str, options: dict, setting: Setting, folder: Path, args: 
 def results(arms: dict, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Of each arm one result per seed, run where it is not in the folder."""
     found: dict[str, list[dict]] = {arm: [] for arm in arms}
+    made_with = flags(args, LEFT_OUT + (("budget",) if args.table else ()))
     for seed in args.seeds:
         folder = args.output_dir / f"seed-{seed}"
         for arm, options in arms.items():
             file = folder / f"{arm}.json"
-            check_flags(file, args)
             if not file.is_file():
                 setting = prepare(folder, seed)
                 work = folder / "runs" / f"{arm} {time.time_ns()}"
-                file.write_text(json.dumps(run(arm, options, setting, work, args) | {"flags": flags(args)}))
-                print(f"seed {seed}, {arm}: {summary(json.loads(file.read_text()))}", flush=True)
-            found[arm].append(json.loads(file.read_text()))
+                write_result(file, run(arm, options, setting, work, args), made_with)
+                print(f"seed {seed}, {arm}: {summary(read_result(file, made_with))}", flush=True)
+            found[arm].append(read_result(file, made_with))
     return found
-
-
-def flags(args: argparse.Namespace) -> dict:
-    """What decides a run besides its arm and seed."""
-    names = ("k", "temperature", "beta", "grow_steps", "raft_plus_plus") + (() if args.table else ("budget",))
-    return {name: getattr(args, name) for name in names}
-
-
-def check_flags(file: Path, args: argparse.Namespace) -> None:
-    made_with = json.loads(file.read_text()).get("flags", flags(args)) if file.is_file() else flags(args)
-    if made_with != flags(args):
-        raise SystemExit(f"{file} was made with {made_with}, this is {flags(args)}. Give another --output-dir.")
 
 
 def summary(result: dict) -> str:
