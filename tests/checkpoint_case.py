@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from tiny import ON_CPU, byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from two_processes import leave
 
@@ -63,18 +63,7 @@ def make(kind: str, folder: str | Path, *, model=None, lora: bool = False, parts
     trainer, config, own, settings = settings_of(kind)
     tokenizer = byte_tokenizer()
     tiny = tiny_reward_model if kind == "reward" else tiny_llama
-    common = {
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": False,
-    }
+    common = ON_CPU | {"save_strategy": "steps", "save_steps": 1, "logging_steps": 10}
     return trainer(
         model=tiny(tokenizer, tie_word_embeddings=True) if model is None else model,
         args=config(str(folder), **common | settings | changes),

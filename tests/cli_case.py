@@ -12,6 +12,15 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.fixture(name="here")
+def folder_here(place, tmp_path, monkeypatch) -> Path:
+    """A new folder that sees what is in the module's `place`, and that a command is run in."""
+    for path in place.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def refused(capsys, *argv) -> str:
     """What a command says on stderr that ends with code 2, and without a traceback."""
     with pytest.raises(SystemExit) as raised:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from self_training_case import PROMPTS
-from tiny import byte_tokenizer, tiny_llama
+from tiny import ON_CPU, byte_tokenizer, tiny_llama
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from two_processes import leave
 
@@ -57,19 +57,7 @@ def nearness(completions, wanted, **columns):
 
 def make(kind: str, folder: str | Path, rewards=(PRODUCT, vowels), **changes):
     trainer, config, own = KINDS[kind]
-    common = {
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 6,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": False,
-    }
+    common = ON_CPU | {"per_device_train_batch_size": 8, "max_completion_length": 6}
     rows = {"prompt": PROMPTS, "query_type": ["open"] * 8, "wanted": list(range(8))}
     tokenizer = byte_tokenizer()
     return trainer(

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 from datasets import Dataset
-from tiny import byte_tokenizer, tiny_llama
+from tiny import TRAINING, byte_tokenizer, tiny_llama
 from trl import GRPOTrainer
 
 from trl_ext import PPOConfig, PPOTrainer
@@ -28,19 +28,7 @@ def ppo_trainer(
     folder, *, model=None, reward_funcs=even_letters, prompts=PROMPTS, columns=None, **options
 ) -> PPOTrainer:
     """A trainer on the CPU; `options` go to PPOConfig or to PPOTrainer, wherever they belong."""
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "max_completion_length": 5,
-        "learning_rate": 1e-2,
-        "max_steps": 2,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "bf16": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-    }
+    settings = TRAINING | {"output_dir": str(folder), "max_completion_length": 5, "max_steps": 2}
     settings |= {name: options.pop(name) for name in list(options) if name in CONFIG_FIELDS}
     tokenizer = options.pop("processing_class", None) or byte_tokenizer()
     return PPOTrainer(

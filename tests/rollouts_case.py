@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from ppo_case import even_letters
-from tiny import byte_tokenizer, tiny_llama
+from tiny import ON_CPU, byte_tokenizer, tiny_llama
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_ext.generation.rollouts import vllm_rollouts
@@ -56,21 +56,7 @@ class Replaying:
 
 def grpo_trainer(folder, generator, *, prompts=("say it", "why?") * 8, model=None, **options) -> GRPOTrainer:
     """Two samples of each of two prompts per rollout, each of which is one step."""
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "num_generations": 2,
-        "max_completion_length": 5,
-        "learning_rate": 1e-2,
-        "max_steps": 3,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-    }
+    settings = ON_CPU | {"output_dir": str(folder), "num_generations": 2, "max_completion_length": 5, "max_steps": 3}
     others = {name: options.pop(name) for name in ("eval_dataset", "callbacks", "peft_config") if name in options}
     return GRPOTrainer(
         model=tiny_llama(byte_tokenizer()) if model is None else model,

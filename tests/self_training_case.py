@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from datasets import Dataset
-from tiny import byte_tokenizer, tiny_llama
+from tiny import ON_CPU, byte_tokenizer, tiny_llama
 
 from trl_ext import RAFTConfig, RAFTTrainer
 
@@ -20,23 +20,13 @@ def trainer(
     folder, cls=RAFTTrainer, *, model=None, reward_funcs=even_letters, prompts=PROMPTS, columns=None, **options
 ):
     """A trainer on the CPU; `options` go to its config or to itself, wherever they belong."""
-    settings = {
+    settings = ON_CPU | {
         "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
         "num_stages": 2,
         "num_generations": 4,
         "max_completion_length": 6,
         "prompts_per_part": 3,
         "drop_truncated": False,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
     }
     names = {field.name for field in fields(cls.config_class)}
     settings |= {name: options.pop(name) for name in list(options) if name in names}

@@ -3,7 +3,7 @@
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import byte_tokenizer, tiny_llama
+from tiny import ON_CPU, byte_tokenizer, tiny_llama
 
 from trl_ext import SharedBase
 
@@ -53,16 +53,5 @@ def trained_names(role) -> list[str]:
 
 def quiet(folder, **changes) -> dict:
     """Options that every trainer's config takes: two steps on the CPU."""
-    return {
-        "output_dir": str(folder),
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "dataloader_pin_memory": False,
-    } | changes
+    given = {name: value for name, value in ON_CPU.items() if name != "gradient_checkpointing"}
+    return given | {"output_dir": str(folder), "max_steps": 2, "learning_rate": 1e-3} | changes

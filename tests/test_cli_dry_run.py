@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from cli_case import refused, write_rows
+from cli_case import folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
 from trl_ext.cli import main
 from trl_ext.trainer_kit.run_record import write_record
 
+pytestmark = pytest.mark.usefixtures("unloaded")
 PROMPTS = [{"prompt": f"say {word}"} for word in ("it", "that", "so", "more")] * 4
 PAIRS = [{"prompt": f"say {i}", "chosen": " yes, and so", "rejected": " no"} for i in range(8)]
 
@@ -34,12 +35,8 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(place, tmp_path, monkeypatch) -> Path:
-    for path in place.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
+def unloaded(monkeypatch):
     monkeypatch.setattr("trl_ext.cli.training_command.Roles", None)  # which loads
-    return tmp_path
 
 
 PPO = (

@@ -1,11 +1,9 @@
 """`trl-ext reward` with soft labels and ranked lists from files."""
 
-import json
-from pathlib import Path
-
 import pytest
-from test_cli_dry_run import REWARD, here, place  # noqa: F401 - fixtures
-from test_cli_training import FITS, refused
+from cli_case import folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
+from test_cli_dry_run import REWARD, place, unloaded  # noqa: F401 - fixtures
+from test_cli_training import FITS
 from tiny import byte_tokenizer
 
 from trl_ext.cli import main, train_reward
@@ -15,16 +13,13 @@ LISTS = [{"prompt": f"say {i}", "answers": [" no", " yes, and so", " well"], "ra
 SOFT = [{"prompt": f"say {i}", "chosen": " yes", "rejected": " no", "chosen_probability": 0.75} for i in range(8)]
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def command(name: str) -> list[str]:
     return [*REWARD.replace("pairs.jsonl", name).split(), "--max_length", "200"]
 
 
-def test_the_first_list_is_shown_with_its_ranks(here, capsys):  # noqa: F811
-    write(here / "lists.jsonl", LISTS)
+@pytest.mark.usefixtures("unloaded")
+def test_the_first_list_is_shown_with_its_ranks(here, capsys):
+    write_rows(here / "lists.jsonl", LISTS)
     main([*command("lists.jsonl"), "--columns", "completions=answers"])
     told = capsys.readouterr().out
     end = byte_tokenizer().eos_token
@@ -33,9 +28,10 @@ def test_the_first_list_is_shown_with_its_ranks(here, capsys):  # noqa: F811
     assert f"⟦ yes, and so{end}⟧" in told and "⟦say 0⟧" in told
 
 
-def test_the_plan_counts_its_completions(here, capsys, monkeypatch):  # noqa: F811
+@pytest.mark.usefixtures("unloaded")
+def test_the_plan_counts_its_completions(here, capsys, monkeypatch):
     """Eight rows of three are twelve pairs."""
-    write(here / "lists.jsonl", LISTS)
+    write_rows(here / "lists.jsonl", LISTS)
     asked = {}
     monkeypatch.setattr(
         train_reward, "memory_plan", lambda *args, **given: asked.update(given) or memory_plan(*args, **given)
@@ -44,12 +40,14 @@ def test_the_plan_counts_its_completions(here, capsys, monkeypatch):  # noqa: F8
     assert asked["micro_batch"] == 12
 
 
-def test_the_label_is_shown(here, capsys):  # noqa: F811
-    write(here / "soft.jsonl", SOFT)
+@pytest.mark.usefixtures("unloaded")
+def test_the_label_is_shown(here, capsys):
+    write_rows(here / "soft.jsonl", SOFT)
     main(command("soft.jsonl"))
     assert any(line.split() == ["chosen_probability", "0.75"] for line in capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -75,15 +73,15 @@ def test_the_label_is_shown(here, capsys):  # noqa: F811
         ),
     ],
 )
-def test_what_is_refused(rows, message, here, capsys):  # noqa: F811
-    write(here / "rows.jsonl", rows)
+def test_what_is_refused(rows, message, here, capsys):
+    write_rows(here / "rows.jsonl", rows)
     assert message in refused(capsys, *command("rows.jsonl"))
 
 
 @pytest.mark.slow
 def test_a_run_of_lists(place, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "lists.jsonl", [{"completions": row["answers"]} | row for row in LISTS])
+    write_rows(tmp_path / "lists.jsonl", [{"completions": row["answers"]} | row for row in LISTS])
     words = [
         "--model_name_or_path",
         str(place / "model"),

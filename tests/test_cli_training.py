@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_case import refused, write_rows
+from cli_case import folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
 from datasets import Dataset
 from peft import PeftConfig
 from safetensors.torch import load_file
@@ -67,15 +67,6 @@ def place(tmp_path_factory) -> Path:
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "short.yaml").write_text(SHORT)
     return folder
-
-
-@pytest.fixture
-def here(place, tmp_path, monkeypatch) -> Path:
-    """A new folder that sees what is in `place`, and that a command is run in."""
-    for path in place.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

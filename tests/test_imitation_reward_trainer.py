@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType, get_peft_model
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from tiny import ON_CPU, byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
 from trl import RewardConfig, RewardTrainer, TrlParser
@@ -28,21 +28,7 @@ def pairs(count: int = 8) -> Dataset:
 
 
 def config(folder, kind=ImitationRewardConfig, **changes):
-    options = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "max_length": 256,
-        "max_steps": 5,
-        "logging_steps": 1,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
-    return kind(**options | changes)
+    return kind(**ON_CPU | {"output_dir": str(folder), "max_length": 256, "max_steps": 5} | changes)
 
 
 def trainer_of(folder, tokenizer, model=None, kind=ImitationRewardTrainer, args=None, **arguments):

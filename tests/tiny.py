@@ -8,6 +8,17 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token if m.role == 'assistant' else '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 )
+TRAINING = {  # what every trainer's config takes: steps that move tiny weights, and nothing said or saved
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+ON_CPU = TRAINING | {"use_cpu": True, "dataloader_pin_memory": False}
 
 
 def byte_tokenizer(bos: bool = False, pad_is_eos: bool = False, words: int | None = None) -> PreTrainedTokenizerFast:
