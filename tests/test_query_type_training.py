@@ -1,7 +1,7 @@
 """The script that makes a classifier of labels."""
 
-import subprocess
 import sys
+from pathlib import Path
 from runpy import run_module
 
 import numpy as np
@@ -79,12 +79,17 @@ def test_sources_of_one_type_are_named():
     assert one_sided(rows) == {"y"}
 
 
-def test_one_command_from_labels_to_weights(tmp_path):
+def run_command(monkeypatch, labels: str | Path, output: str | Path) -> None:
+    """As `python -m` does."""
+    monkeypatch.delitem(sys.modules, "examples.query_types.train_classifier")  # or it would be run twice
+    monkeypatch.setattr("sys.argv", ["train_classifier", "--labels", str(labels), "--output", str(output)])
+    run_module("examples.query_types.train_classifier", run_name="__main__")
+
+
+def test_one_command_from_labels_to_weights(tmp_path, monkeypatch):
     file, weights = tmp_path / "mine.csv", tmp_path / "mine.safetensors"
     file.write_text("query,query_type\n" + "".join(f"{row.query},{row.query_type}\n" for row in made_rows()))
-    command = ["-m", "examples.query_types.train_classifier", "--labels", str(file), "--output", str(weights)]
-    run = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run_command(monkeypatch, file, weights)
     rows = Dataset.from_dict({"prompt": ["write a tale about rain", "spell the word tea"]})
     assert label_query_types(rows, weights)["query_type"][:] == ["open", "closed"]
 
@@ -104,10 +109,8 @@ def test_the_command_refuses_in_one_line(text, labels, output, said, tmp_path, m
     monkeypatch.chdir(tmp_path)
     for name in ("mine.csv", "mine.txt", "mine.json"):
         (tmp_path / name).write_text(text)
-    monkeypatch.delitem(sys.modules, "examples.query_types.train_classifier")  # or it would be run twice
-    monkeypatch.setattr("sys.argv", ["train_classifier", "--labels", labels, "--output", output])
     with pytest.raises(SystemExit) as end:
-        run_module("examples.query_types.train_classifier", run_name="__main__")
+        run_command(monkeypatch, labels, output)
     told = capsys.readouterr().err
     assert end.value.code == 2 and said in " ".join(told.split()) and "Traceback" not in told
     assert not (tmp_path / output).exists()

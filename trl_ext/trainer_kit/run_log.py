@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,9 @@ def is_step(value: Any) -> bool:
     return isinstance(value, int) and is_number(value) and value >= 0
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Of the packages that a run stands on."""
+    """Of the packages that a run stands on, read once."""
     found = {}
     for package in PACKAGES:
         try:
