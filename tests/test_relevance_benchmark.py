@@ -7,6 +7,7 @@ import torch
 from encoders import saved_bert
 
 from examples.benchmarks.r3 import relevance, relevance_speed
+from examples.benchmarks.r3.rerank_columns import identification
 
 ROWS = [
     {"query": "why is the sky blue", "relevant": "the sky scatters blue light", "irrelevant_easy": "cats sleep"},
@@ -73,6 +74,18 @@ def test_all_kinds_are_compared(file, tmp_path, capsys):
     assert found["BM25"]["few, easy"][0] == 1.0 and found["BM25"]["few, short, hard"][0] == 0.5  # no word in common
     printed = capsys.readouterr().out
     assert "| BM25 | 100 " in printed and "| less bert, dot |" in printed
+
+
+def test_an_answer_finds_its_own_prompt_by_its_words():
+    """The second has no word, and a share of each prompt; the third is nobody's, though all share `is`."""
+    pytest.importorskip("bm25s")
+    rows = [
+        {"query": "Where is the cat?", "completions": ["A cat is indoors.", "", "It is."]},
+        {"query": "What is bread made of?", "completions": ["Bread: flour.", "?!", "Of water."]},
+        {"query": "Who is Mia?", "completions": ["mia!", "dog", "Bread is Mia."]},
+    ]
+    found = identification(rows)
+    assert found[:, 0].tolist() == [1, 1, 1] and found[0, 1] == found[2, 1] == pytest.approx(1 / 3)
 
 
 def test_word_overlap_counts_rare_words_more():

@@ -15,9 +15,9 @@ import torch
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_llama
 
-from examples.benchmarks.r3 import rerank, rerank_raft
+from examples.benchmarks.r3 import rerank, rerank_raft, word_overlap
 from examples.benchmarks.r3 import rerank_arms as arms
-from examples.benchmarks.r3.rerank_columns import bm25_library, explained_prompts, identification
+from examples.benchmarks.r3.rerank_columns import explained_prompts, identification
 from examples.benchmarks.r3.rerank_data import round_robin
 from examples.benchmarks.r3.rerank_judge import balanced, longer_by
 from examples.benchmarks.r3.rerank_page import by_classifier
@@ -116,7 +116,7 @@ def test_identification_of_the_own_prompt():
         {"query": "Where do cats live?", "completions": ["Cats live indoors.", "Bread is good."]},
         {"query": "How is bread made?", "completions": ["", "Bread is made of flour."]},
     ]
-    assert identification(rows, Overlap).tolist() == [[1, 0], [0.5, 1]]
+    assert identification(rows, bm25=Overlap).tolist() == [[1, 0], [0.5, 1]]
 
 
 def test_what_an_answer_adds_to_its_prompt_is_read_once(tmp_path):
@@ -141,9 +141,10 @@ def by_all_logits(base, tokenizer, before: str) -> float:
 
 
 def test_what_is_not_there_is_said_in_words(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "rank_bm25", None)
-    with pytest.raises(SystemExit, match="pip install rank_bm25"):
-        bm25_library()
+    monkeypatch.setattr(word_overlap.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="rerank: the column of BM25 needs bm25s"):
+        word_overlap.check_library("rerank")
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "trl_ext.query_types", None)
     with pytest.raises(SystemExit, match=r"--label: this version of trl_ext has no trl_ext\.query_types"):
         rerank.classified([{"id": "a", "query": "Where?"}])

@@ -21,7 +21,6 @@ The primary endpoint is the hard half of the first file, by dot product, against
 """
 
 import argparse
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ import torch
 from examples.benchmarks.common.over_seeds import paired_difference
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.r3.rerank_table import markdown
+from examples.benchmarks.r3.word_overlap import BM25, check_library
 from trl_ext import RelevanceReward
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.evaluation import score
@@ -94,12 +94,9 @@ def reward_scorer(name: str) -> Scorer:
 
 def bm25(queries: Texts, answers: Texts) -> list[float]:
     """Each answer's score for its query, with the words' rarity among all the answers."""
-    import bm25s
-
     words = [[word.lower() for word in unicode_wordpunct(text)] for text in [*answers, *queries]]
     documents = list(dict.fromkeys(answers))
-    index = bm25s.BM25()
-    index.index([words[i] for i in places(documents, answers)], show_progress=False)
+    index = BM25([words[i] for i in places(documents, answers)])
     asked = words[len(answers) :]
     found = zip(asked, places(answers, documents), strict=True)
     return [float(index.get_scores(query)[place]) for query, place in found]
@@ -158,8 +155,7 @@ def _in_bold(own: list[float], other: list[float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     quiet()
     args = parse(arguments)
-    if importlib.util.find_spec("bm25s") is None:  # asked before hours of encoding
-        raise SystemExit("relevance: the row of BM25 needs bm25s. pip install bm25s")
+    check_library("relevance")
     data = {name: columns for file in args.data for name, *columns in sets(file, args.rows)}
     print("| | " + " | ".join(f"{name} ({len(columns[0])})" for name, columns in data.items()) + " |")
     print("|---|" + "--:|" * len(data))

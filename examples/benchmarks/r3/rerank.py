@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.r3 import rerank_arms as arms
-from examples.benchmarks.r3.rerank_columns import bm25_library, columns, explained_prompts, factors
+from examples.benchmarks.r3.rerank_columns import columns, explained_prompts, factors
 from examples.benchmarks.r3.rerank_page import EXPLAINED, explained_arms, page
+from examples.benchmarks.r3.word_overlap import check_library
 from examples.query_types.train_classifier import query_hash, shipped_rows
 from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.trainer_kit.row_files import json_rows
@@ -61,12 +62,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     quiet()
-    bm25 = bm25_library()
+    check_library("rerank")
     rows = read_pool(options.pool, list(json_rows(options.prompts)))
     if options.label:
         options.types.write_text(json.dumps(classified(rows)))
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    pool = measured(rows, options, bm25)
+    pool = measured(rows, options)
     text = page(pool, rows, options.judge)
     (options.output_dir / "tables.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -107,7 +108,7 @@ def learned(queries: list[str], data: Path) -> list[bool]:
     return [query_hash(query) in known for query in queries]
 
 
-def measured(rows: list[dict], options: argparse.Namespace, bm25) -> arms.Pool:
+def measured(rows: list[dict], options: argparse.Namespace) -> arms.Pool:
     encoder = RelevanceReward(options.encoder, similarity="cosine", device="cpu")
     types, unlearned = {"given": [row["query_type"] for row in rows]}, None
     if options.types:
@@ -115,7 +116,7 @@ def measured(rows: list[dict], options: argparse.Namespace, bm25) -> arms.Pool:
         types["classifier"] = [by_id[row["id"]] for row in rows]
         unlearned = np.array(learned([row["query"] for row in rows], options.data)) == 0
     groups = [row["task"] or row["id"] for row in rows]
-    pool = arms.Pool(factors(rows, encoder), types, columns(rows, bm25), groups, unlearned)
+    pool = arms.Pool(factors(rows, encoder), types, columns(rows), groups, unlearned)
     if options.base:
         needed = sum(arms.chosen(pool, pool.factors["LI"].shape[1])[arm] for arm in explained_arms(pool)) > 0
         needed |= np.arange(needed.shape[1]) < 2  # of a random choice, two samples stand for all

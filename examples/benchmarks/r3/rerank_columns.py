@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.benchmarks.r3.rerank_statistics import copied_share, exact_match, identified, repeated_share
+from examples.benchmarks.r3.word_overlap import BM25
 from trl_ext.rewards.length_incentive import LengthIncentive
 from trl_ext.rewards.relevance import RelevanceReward
 from trl_ext.rewards.repetition_penalty import RepetitionPenalty
@@ -35,7 +36,7 @@ def factors(rows: list[dict], encoder: RelevanceReward) -> dict[str, np.ndarray]
     return {name: np.array(column, dtype=float).reshape(len(rows), -1) for name, column in values.items()}
 
 
-def columns(rows: list[dict], bm25) -> dict[str, np.ndarray]:
+def columns(rows: list[dict]) -> dict[str, np.ndarray]:
     """Exact match (closed tasks; else NaN), BM25's identification of the prompt, length, repetition, copies, ends."""
     right = [
         [exact_match(c, row["reference"], row["task"]) if row["task"] else np.nan for c in row["completions"]]
@@ -43,7 +44,7 @@ def columns(rows: list[dict], bm25) -> dict[str, np.ndarray]:
     ]
     return {
         "exact match": np.array(right),
-        "own prompt among 50 (BM25)": identification(rows, bm25),
+        "own prompt among 50 (BM25)": identification(rows),
         "tokens": np.array([[len(ids) for ids in row["completion_ids"]] for row in rows], dtype=float),
         "repeated 4-grams": np.array([[repeated_share(ids) for ids in row["completion_ids"]] for row in rows]),
         "copied 3-grams": np.array([[copied_share(c, row["query"]) for c in row["completions"]] for row in rows]),
@@ -51,16 +52,7 @@ def columns(rows: list[dict], bm25) -> dict[str, np.ndarray]:
     }
 
 
-def bm25_library():
-    """The class of `rank_bm25`, which only this script needs."""
-    try:
-        from rank_bm25 import BM25Okapi
-    except ImportError as error:
-        raise SystemExit("rerank: the column of BM25 needs rank_bm25. pip install rank_bm25") from error
-    return BM25Okapi
-
-
-def identification(rows: list[dict], bm25, *, among: int = AMONG, seed: int = 0) -> np.ndarray:
+def identification(rows: list[dict], *, bm25=BM25, among: int = AMONG, seed: int = 0) -> np.ndarray:
     """How well each answer finds its own prompt among that many, by BM25, `(P, N)`; an empty one by chance."""
     rng, found = np.random.default_rng(seed), []
     words = [_words(row["query"]) for row in rows]
@@ -73,7 +65,7 @@ def identification(rows: list[dict], bm25, *, among: int = AMONG, seed: int = 0)
 
 
 def _words(text: str) -> list[str]:
-    return wordpunct(text.casefold()) or [""]
+    return wordpunct(text.casefold())
 
 
 def explained_prompts(rows: list[dict], model: str, needed: np.ndarray, kept: Path) -> np.ndarray:

@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.r3 import rerank_arms as arms
-from examples.benchmarks.r3.rerank_columns import bm25_library, columns, factors
+from examples.benchmarks.r3.rerank_columns import columns, factors
 from examples.benchmarks.r3.rerank_page import PAIRS, by_twos
 from examples.benchmarks.r3.rerank_table import markdown, sizes
+from examples.benchmarks.r3.word_overlap import check_library
 from trl_ext import evaluate
 from trl_ext.demo import stages
 from trl_ext.demo.answers import sample_questions
@@ -52,8 +53,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     quiet()
-    bm25, world = bm25_library(), load_world()
-    pools = {seed: once(options, seed, "pool", lambda s: reranked(world, s, options, bm25)) for seed in options.seeds}
+    check_library("rerank_world")
+    world = load_world()
+    pools = {seed: once(options, seed, "pool", lambda s: reranked(world, s, options)) for seed in options.seeds}
     print(pool_tables(list(pools.values())), flush=True)
     if options.train:
         runs = [once(options, seed, "trained", lambda s: trained(world, s, options)) for seed in options.seeds]
@@ -69,7 +71,7 @@ def once(options: argparse.Namespace, seed: int, name: str, make) -> dict:
     return json.loads(path.read_text())
 
 
-def reranked(world: list[Entity], seed: int, options: argparse.Namespace, bm25) -> dict:
+def reranked(world: list[Entity], seed: int, options: argparse.Namespace) -> dict:
     """By n, arm and column, the mean over prompts."""
     scale, folder = _scale(options), options.output_dir / f"seed-{seed}"
     policy = stages.supervised(world, folder / "sft", scale, seed=seed)
@@ -77,7 +79,7 @@ def reranked(world: list[Entity], seed: int, options: argparse.Namespace, bm25) 
     encoder = RelevanceReward(str(ASSETS / "encoder"), device="cpu")
     pool = arms.Pool(factors(rows, encoder), {"given": [row["query_type"] for row in rows]})
     pool.columns.update(truth(rows, world))
-    pool.columns.update(_split_lengths(columns(rows, bm25), rows))
+    pool.columns.update(_split_lengths(columns(rows), rows))
     return {str(n): _means(arms.chosen(pool, n), pool.columns) for n in sizes(SAMPLES)}
 
 
