@@ -7,9 +7,11 @@ which a quarter have their sides exchanged: four members of 96 pairs each, drawn
 orders of their own; and, as control of equal cost, one of all 384. All begin with the same policy after SFT, whose answers to 64
 held-out questions about the second half are chosen from. Members are standardised on its answers to 64 training questions.
 
-Primary endpoint: gold of the best of all n samples by the ensemble's mean, less that by the control, in deviations of gold over the
-policy's samples; mean over seeds ± standard error over seeds, resolved from 2.8 of them on. Beside it: min, mean less variance,
-the single members (their mean), and the share of closed questions answered right, which no model judges.
+Primary endpoint: gold of the best of all 1024 samples by the ensemble's mean, less that by the control, in deviations of gold over
+the policy's samples; mean over seeds ± standard error over seeds, resolved as `paired_difference` says. Beside it: min, mean less
+variance, the single members (their mean); gold at n = 1024 less that at n = 64, which below 0 is over-optimisation; and the share of
+closed questions answered right, which no model judges. Every sample is drawn once and scored once by each model. A seed whose
+curves are in OUTPUT already is not run again.
 """
 
 import argparse
@@ -21,19 +23,17 @@ from statistics import mean
 import numpy as np
 from datasets import Dataset
 
-from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference
+from examples.benchmarks.common.quiet_runs import quiet
+from examples.benchmarks.reward_models.best_of_n_table import CONTROL, ENSEMBLES, MEMBER, draw, page
 from examples.benchmarks.reward_models.bon_models import Made, halves, made
 from trl_ext import EnsembleReward, LearnedReward, score
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
 from trl_ext.demo.evaluation import pair_accuracy
 from trl_ext.demo.world import load_world
-from trl_ext.reward_evaluation import BestOfN, BestOfNCurve, best_of_n, best_of_n_curve, draw_curves
+from trl_ext.reward_evaluation import BestOfN, BestOfNCurve, best_of_n, best_of_n_curve
 from trl_ext.rewards.ensemble_standard import combined_scores
 
-CONTROL, MEAN, MEMBER = "control: one model of all pairs", "ensemble, mean", "one member"
-ENSEMBLES = {MEAN: "mean", "ensemble, min": "min", "ensemble, mean less variance": "mean_minus_variance"}
-ARMS = (CONTROL, MEMBER, *ENSEMBLES)
 REFERENCES = 8  # samples of each reference question
 BATCH = 256
 
@@ -49,14 +49,13 @@ def run(folder: Path, args: argparse.Namespace, *, seed: int) -> dict[str, dict]
     learned = [stages.learned(path) for path in models.members]
     reference = start.samples["prompt"][:], start.samples["completion"][:]
     standard = EnsembleReward(learned).standardised_on(*reference, **ended(start)).standard
-    print(standard)
+    print(standard, flush=True)
     found = sampled(models, asked, n=args.n, seed=seed)
     members = np.stack([scores_of(member, found) for member in learned], axis=-1)  # scored once for all ensembles
     proxies = {CONTROL: np.array(found.samples["proxy"][:])}
     proxies |= {f"{MEMBER} {i}": members[:, i] for i in range(len(learned))}
     proxies |= {name: combined_scores(standard.applied(members), how) for name, how in ENSEMBLES.items()}
     curves = {name: curve_of(scores, found, asked) for name, scores in proxies.items()}
-    draw_curves(folder / "curves.png", {name: curves[name][0] for name in (CONTROL, *ENSEMBLES)})
     pairs = preference_rows(half, held_out=True, count=400, seed=seed + 2)
     kept = {name: curve.as_dict() | {"right": right} for name, (curve, right) in curves.items()}
     kept["models"] = {
@@ -106,72 +105,30 @@ def curve_of(scores: np.ndarray, found: BestOfN, asked: Dataset) -> tuple[BestOf
     return curve, (mean_right + deviation * by_right.gold).tolist()
 
 
-def by_arm(found: dict[str, dict], arm: str) -> list[dict]:
-    """The curves of an arm in one seed: of the members all."""
-    return [curve for name, curve in found.items() if name == arm or (arm == MEMBER and name.startswith(f"{MEMBER} "))]
-
-
-def at(found: list[dict[str, dict]], arm: str, measure: str, place: int) -> list[float]:
-    """Of each seed, what a measure is at one n."""
-    return [mean(curve[measure][place] for curve in by_arm(seed, arm)) for seed in found]
-
-
-def print_table(found: list[dict[str, dict]]) -> None:
-    sizes = found[0][CONTROL]["n"]
-    last, middle = len(sizes) - 1, sizes.index(16) if 16 in sizes else 0
-    print(f"\n| proxy | proxy, n = {sizes[last]} | gold, n = {sizes[middle]} | gold, n = {sizes[last]} | highest gold at n | α | β | "
-          f"peak d* reached | right, n = 1 | right, n = {sizes[last]} |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for arm in ARMS:
-        curves = [curve for seed in found for curve in by_arm(seed, arm)]
-        best = [sizes[int(np.argmax(curve["gold"]))] for curve in curves]
-        reached = sum(curve["fit"]["peak"] is not None for curve in curves)
-        cells = [
-            mean_and_deviation(at(found, arm, name, i))
-            for name, i in (("proxy", last), ("gold", middle), ("gold", last))
-        ]
-        cells += [f"{min(best)} to {max(best)}"]
-        cells += [
-            mean_and_deviation([mean(c["fit"][name] for c in by_arm(seed, arm)) for seed in found])
-            for name in ("alpha", "beta")
-        ]
-        cells += [f"{reached} of {len(curves)}"] + [mean_and_deviation(at(found, arm, "right", i)) for i in (0, last)]
-        print(f"| {arm} | {' | '.join(cells)} |")
-    gold = {arm: at(found, arm, "gold", last) for arm in ARMS}
-    for arm in ENSEMBLES:
-        print(f"{arm} less control, gold at n = {sizes[last]}: {paired_difference(gold[arm], gold[CONTROL])}")
-        print(f"{arm} less one member: {paired_difference(gold[arm], gold[MEMBER])}")
-    for arm in ARMS:
-        tops = [mean(max(c["gold"]) - c["gold"][last] for c in by_arm(seed, arm)) for seed in found]
-        print(f"{arm}: gold lost from its highest to n = {sizes[last]}: {mean_and_deviation(tops)}")
-    for name in ("gold", "control", "member", "correlation"):
-        print(f"{name}: {mean_and_deviation([seed['models'][name] for seed in found])}")
-    print(f"repeated samples: {mean_and_deviation([seed[CONTROL]['repeated'] for seed in found])}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("best_of_n"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--n", type=int, default=256, help="samples of each question")
+    parser.add_argument("--n", type=int, default=1024, help="samples of each question")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument(
-        "--flipped", type=float, default=0.25, help="share of the proxies' pairs with their sides exchanged"
-    )
+    parser.add_argument("--flipped", type=float, default=0.25, help="share of the proxies' pairs with exchanged sides")
     args = parser.parse_args()
-    found = []
-    for seed in args.seeds:
-        folder, began = args.output_dir / f"s{seed}-{args.flipped:g}", time.process_time()
-        file = folder / f"curves-{args.n}-{args.prompts}.json"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(run(folder, args, seed=seed)))
-            spent = time.process_time() - began
-            print(
-                f"seed {seed}: {spent:.0f} CPU seconds; all {len(args.seeds)} seeds about {len(args.seeds) * spent / 60:.0f} min"
-            )
-        found.append(json.loads(file.read_text()))
-    print_table(found)
+    quiet()
+    found = [once(args, seed) for seed in args.seeds]
+    print(page(found))
+    draw(args.output_dir / "curves.png", found)
+
+
+def once(args: argparse.Namespace, seed: int) -> dict[str, dict]:
+    """A seed's curves, made if they are not there."""
+    folder, began = args.output_dir / f"s{seed}-{args.flipped:g}", time.process_time()
+    file = folder / f"curves-{args.n}-{args.prompts}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(run(folder, args, seed=seed)))
+        spent, count = time.process_time() - began, len(args.seeds)
+        print(f"seed {seed}: {spent:.0f} CPU s; all {count} seeds about {count * spent / 60:.0f} min", flush=True)
+    return json.loads(file.read_text())
 
 
 if __name__ == "__main__":
