@@ -4,7 +4,7 @@
 
 The gold is a reward model of 1600 pairs about one half of the people and towns. Proxies learn from pairs about the other half, of
 which a quarter have their sides exchanged: four members of 96 pairs each, drawn with replacement from a pool of 384, with heads and
-orders of their own; and, as control of equal cost, one of all 384. All begin with the same policy after SFT, whose answers to 64
+orders of their own; and, as control of equal cost, one of all 384. All begin with the same policy after SFT, whose answers to 32
 held-out questions about the second half are chosen from. Members are standardised on its answers to 64 training questions.
 
 Primary endpoint: gold of the best of all 1024 samples by the ensemble's mean, less that by the control, in deviations of gold over
@@ -34,7 +34,7 @@ from trl_ext.demo.world import load_world
 from trl_ext.reward_evaluation import BestOfN, BestOfNCurve, best_of_n, best_of_n_curve
 from trl_ext.rewards.ensemble_standard import combined_scores
 
-REFERENCES = 8  # samples of each reference question
+REFERENCES = 64, 8  # questions, and samples of each
 BATCH = 256
 
 
@@ -42,10 +42,10 @@ def run(folder: Path, args: argparse.Namespace, *, seed: int) -> dict[str, dict]
     """Every arm's curve of one seed as JSON takes it, by the arm; those of the members under their numbers."""
     models, (_, half) = made(folder, seed=seed, flipped=args.flipped), halves(load_world())
     asked, trained = (
-        Dataset.from_list(sample_questions(half, held_out=held_out, count=args.prompts, seed=seed))
-        for held_out in (True, False)
+        Dataset.from_list(sample_questions(half, held_out=held_out, count=count, seed=seed))
+        for held_out, count in ((True, args.prompts), (False, REFERENCES[0]))
     )
-    start = sampled(models, trained, n=REFERENCES, seed=seed + 1000)
+    start = sampled(models, trained, n=REFERENCES[1], seed=seed + 1000)
     learned = [stages.learned(path) for path in models.members]
     reference = start.samples["prompt"][:], start.samples["completion"][:]
     standard = EnsembleReward(learned).standardised_on(*reference, **ended(start)).standard
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("best_of_n"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--n", type=int, default=1024, help="samples of each question")
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=32, help="questions")
     parser.add_argument("--flipped", type=float, default=0.25, help="share of the proxies' pairs with exchanged sides")
     args = parser.parse_args()
     quiet()
