@@ -108,7 +108,13 @@ def test_a_prompt_to_which_gold_never_applies_is_left_out_aloud():
         ({"proxy": [[1.0, 2.0]], "gold": [[1.0]]}, "expected the proxy's shape"),
         ({"proxy": [[1.0], [2.0, 3.0]]}, "as many for each prompt"),
         ({"proxy": [[1.0, float("inf")]]}, "expected finite numbers"),
+        ({"proxy": [[0.1, 0.1 + 1e-9]]}, "all samples have the score 0.1"),
         ({"proxy": [[1.0, 2.0]], "sizes": [1, 3]}, "expected n from 1 to 2"),
+        ({"proxy": [[1.0, 2.0]], "sizes": [1.5]}, r"sizes=\[1\.5\]\): expected a list of whole numbers"),
+        ({"proxy": [[1.0, 2.0]], "sizes": 2}, "sizes=2"),
+        ({"proxy": [[1.0, 2.0]], "prompts": ["a", "b"]}, r"prompts=…\): expected 1 texts"),
+        ({"proxy": [[1.0, 2.0]], "prompts": [{}]}, "can be told apart"),
+        ({"proxy": [[1.0, 2.0]], "texts": [["a"]]}, r"texts=…\): expected 2 texts"),
     ],
 )
 def test_what_makes_no_curve_is_refused(arguments, said):
@@ -124,6 +130,12 @@ def test_chances_sum_to_one_also_of_many(n):
 
 def test_sizes_are_powers_of_two_and_the_number_itself():
     assert curve_sizes(1) == [1] and curve_sizes(8) == [1, 2, 4, 8] and curve_sizes(9) == [1, 2, 4, 8, 9]
+
+
+def test_few_prompts_are_said():
+    proxy = np.random.default_rng(0).normal(size=(30, 4))
+    assert "fewer than 30" not in str(best_of_n_curve(proxy))
+    assert "29 prompts; " in str(few := best_of_n_curve(proxy[1:])) and "fewer than 30: errors ± and" in str(few)
 
 
 def test_the_curve_as_json_and_picture(tmp_path):
@@ -162,6 +174,18 @@ def test_a_peak_beyond_the_largest_distance_is_not_reached():
         json.dumps(fit.as_dict(), allow_nan=False)
 
 
+def test_gold_that_only_falls_is_highest_at_the_start():
+    """Of a β below 0 the form would rise again, far behind what was seen."""
+    kl = np.array([0.0, 1.0, 2.0, 4.0])
+    d = np.sqrt(kl)
+    for alpha, beta in ((-1.0, 0.2), (-1.0, 0.0), (-1.0, -0.4)):  # at d = 2: below 0, as everywhere before
+        fit = fit_best_of_n(kl, (alpha * d - beta * d**2)[None])
+        assert fit.peak == 0 and fit.gold_at_peak == 0 and "peak d* 0.00" in str(fit)
+    assert fit_best_of_n(kl, (-1.0 * d + 0.6 * d**2)[None]).peak is None  # 0.4 at d = 2, and still rising
+    points = [(x * x, x * (-1.0 + 0.2 * np.log(x))) for x in (0.5, 1.0, 2.0, 4.0)]
+    assert fit_checkpoints(points).peak == 0
+
+
 def test_intervals_come_of_prompts():
     """As many prompts again halve the interval's square; equal ones have none."""
     random, kl = np.random.default_rng(0), [nominal_kl(n) for n in (1, 2, 4, 8, 16)]
@@ -191,6 +215,11 @@ def test_checkpoints_of_runs():
         (lambda: fit_best_of_n([0, -1, 2, 3], [[0, 1, 2, 3]]), "KL of 0 or more nats, got -1"),
         (lambda: fit_checkpoints([(1, 1), (2, 2), (3, float("nan"))]), "finite numbers"),
         (lambda: fit_checkpoints([(1, 1), (2, 2), (3, 3)], runs=["a"]), "the run of each of 3 points, got 1"),
+        (lambda: fit_checkpoints([(1, 1), (2, 2), (3, 3)], runs=[["a"]] * 3), "the run of each of 3 points"),
+        (lambda: fit_checkpoints([("a", 1)]), r"fit_checkpoints\(points=…\): expected finite numbers"),
+        (lambda: fit_checkpoints([1, 2, 3]), "expected pairs of KL and gold"),
+        (lambda: fit_best_of_n([0, 1, 2, 3], [[0], [1, 2]]), r"fit_best_of_n\(gold=…\): expected finite numbers"),
+        (lambda: draw_curves("curves.png", {}), "expected at least one curve"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(call, said):
@@ -248,6 +277,19 @@ def test_a_reward_model_and_columns(policy):
     assert len(found.best) == 2 and found.curve.gold is not None
     with pytest.raises(ValueError, match="reads the column `letter`"):
         sampled(policy, named)
+
+
+def test_gold_and_proxy_of_the_same_weights_are_refused(policy, tmp_path):
+    from trl_ext import LearnedReward
+
+    for seed in (0, 1):
+        tiny_reward_model(byte_tokenizer(), seed=seed).save_pretrained(tmp_path / f"rm-{seed}")
+        byte_tokenizer().save_pretrained(tmp_path / f"rm-{seed}")
+    path, options = tmp_path / "rm-0", {"n": 4, "prompts": ["why? "]}
+    for gold in (path, f"{path}/", LearnedReward(str(path))):
+        with pytest.raises(ValueError, match="both are the same"):
+            sampled(policy, str(path), gold=gold, **options)
+    assert sampled(policy, str(path), gold=str(tmp_path / "rm-1"), **options).curve.gold is not None
 
 
 class Few:

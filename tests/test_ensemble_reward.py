@@ -174,6 +174,31 @@ def test_a_member_that_scores_nan_is_named():
         called(ensemble(length, broken), ["a", "x"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"deviations": (1.0, 0.0)}, r"deviations=\(1.0, 0.0\)\): expected finite numbers of shape \(2,\)"),
+        ({"means": (0.0,)}, "means"),
+        ({"means": (0.0, math.nan)}, "means"),
+        ({"means": ("a", "b")}, "means"),
+        ({"correlations": ((1.0, 0.0),)}, r"correlations=.*shape \(2, 2\)"),
+    ],
+)
+def test_a_standard_measures_each_member(changes, said):
+    kept = {"names": ("a", "b"), "means": (0.0, 1.0), "deviations": (1.0, 2.0), "correlations": ((1, 0), (0, 1))}
+    assert Standard(**kept, count=2).applied(np.array([[2.0, 5.0]])).tolist() == [[2.0, 2.0]]
+    with pytest.raises(ValueError, match=f"Standard.{said}"):
+        Standard(**(kept | changes), count=2)
+
+
+def test_rounding_is_no_deviation():
+    def nearly(completions, **columns):
+        return [100 + 1e-5 * (len(text) % 2) for text in completions]
+
+    with pytest.raises(ValueError, match="member 'nearly' scores all 4 completions 100"):
+        ensemble(length, nearly)
+
+
 def test_members_that_agree_about_everything_are_warned_of():
     def twice(completions, **columns):
         return [2 * value for value in length(completions)]
@@ -226,7 +251,11 @@ def test_an_ensembles_file_is_of_its_members(tmp_path):
     assert EnsembleReward.load(file, [length, first]).standard.names == ("length", "first")
     with pytest.raises(ValueError, match="member 0 was no path"):
         EnsembleReward.load(file)
-    for text in ("{", json.dumps({"combine": "min"})):
+    kept = json.loads(file.read_text())
+    others = [{"combine": "min"}, [1], *(kept | {name: 3} for name in ("members", "made_of", "standard"))]
+    others += [kept | {"standard": kept["standard"] | {name: 3}} for name in ("means", "deviations", "correlations")]
+    others += [kept | {"standard": {}}, kept | {"standard": kept["standard"] | {"correlations": [3]}}]
+    for text in ("{", *map(json.dumps, others)):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"EnsembleReward.load\('.*ensemble.json'\): "):
             EnsembleReward.load(file)

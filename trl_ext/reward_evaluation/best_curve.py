@@ -11,6 +11,8 @@ from trl_ext.reward_evaluation.best_picture import draw_curves
 from trl_ext.reward_evaluation.order_statistics import nominal_kl
 from trl_ext.reward_evaluation.overoptimization import FEWEST, Overoptimization, fit_best_of_n
 
+FEWEST_PROMPTS = 30  # below which errors and intervals over prompts are rough
+
 
 class Centre(NamedTuple):
     """Mean and deviation of a reward over the start's samples."""
@@ -112,6 +114,8 @@ class BestOfNCurve:
             else f"; {100 * self.repeated:.1f} % repeat another: KL is at most that of the table"
         )
         said += f"; gold does not apply to {self.left_out} further prompts" if self.left_out else ""
+        few = len(self.proxy_by_prompt) < FEWEST_PROMPTS
+        said += f"; fewer than {FEWEST_PROMPTS}: errors ± and intervals are rough" if few else ""
         return [said] + ([] if self.fit is None else [str(self.fit)])
 
     def save_png(self, path: str | PathLike) -> None:

@@ -42,6 +42,8 @@ def draw_curves(path: str | PathLike, curves: Mapping[str, Drawn]) -> None:
     Raises:
         ImportError: Where matplotlib is not installed, with the line that installs it.
     """
+    if not curves:
+        raise ValueError("draw_curves(curves={}): expected at least one curve by its name. Give one.")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -13,6 +13,7 @@ from trl_ext.generation.given_generator import check_policy, checked_generator, 
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.generation.tokenising import tokenised
 from trl_ext.generation.transformers_generator import TransformersGenerator
+from trl_ext.reward_evaluation.best_checks import check_complete, check_different, check_proxy, check_rewards, too_few
 from trl_ext.reward_evaluation.best_curve import BestOfNCurve
 from trl_ext.reward_evaluation.curve_of_scores import best_of_n_curve
 from trl_ext.rewards.reward_callables import Reward, reward_functions
@@ -102,12 +103,14 @@ def best_of_n(
     batch_size = checked("best_of_n", "batch_size", batch_size, int | None, AT_LEAST_1)
     dataset = read_dataset(_as_dataset(prompts), trainer="best_of_n", name="prompts")
     check_template_is_asked([dataset["prompt"][0]], chat_template_kwargs, call=CALL)
-    _check_rewards(reward, gold)
+    check_rewards(reward, gold)
     names = ["proxy"] + (["gold"] if gold is not None else [])
     functions = [
         reward_functions(one, max_completion_length=max_completion_length, call=f"best_of_n({name}=…)")[0]
         for name, one in zip(("reward", "gold"), [reward, gold][: len(names)], strict=False)
     ]
+    if gold is not None:
+        check_different(*functions)
     check_reward_columns(functions, dataset, call=CALL)
     sampling = Sampling(n, max_completion_length, temperature, seed=seed)
     own = TransformersGenerator(batch_size=batch_size)
@@ -136,21 +139,6 @@ def _as_dataset(prompts: object) -> object:
     return Dataset.from_dict({"prompt": list(prompts)})
 
 
-def _check_rewards(reward: object, gold: object) -> None:
-    if reward is None or isinstance(reward, list | tuple):
-        raise ValueError(
-            f"best_of_n(reward={reward!r:.60}): expected one reward, by which the best is chosen. Give one; of several, e.g. an "
-            "EnsembleReward."
-        )
-    if isinstance(gold, list | tuple):
-        raise ValueError(f"best_of_n(gold={gold!r:.60}): expected one reward, or None. Give one.")
-    if gold is not None and (gold is reward or (isinstance(gold, str) and gold == reward)):
-        raise ValueError(
-            "best_of_n(reward=…, gold=…): both are the same, and would show no over-optimisation whatever there is. Give "
-            "another reward as gold, or none."
-        )
-
-
 def _scored(
     generator: Generator, dataset: Dataset, sampling: Sampling, asked: Policy, rewards: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
@@ -164,42 +152,18 @@ def _scored(
     scorer, missing = Scorer(list(rewards.values()), [1.0] * len(rewards), sampling.seed), set(range(count))
     for part, samples in finished_parts(generator, parts, sampling, asked):
         samples = tokenised(list(samples), asked)
-        _check_complete(part, samples, sampling, generator.name)
+        check_complete(part, samples, sampling, generator.name)
         missing -= set(part.rows)
         columns = scorer.columns(
             samples, reward_columns(dataset, [sample["row"] for sample in samples]), part=part.index
         )
         scores = zip(*(columns[f"reward/{name}"] for name in scorer.names), strict=True)
         for sample, values in zip(samples, scores, strict=True):
-            _check_proxy(sample, values[0])
+            check_proxy(sample, values[0])
             yield _row(sample) | dict(zip(rewards, values, strict=True))
     if missing:
-        raise _too_few(min(missing), 0, sampling, generator.name)
+        raise too_few(min(missing), 0, sampling, generator.name)
 
 
 def _row(sample: Sample) -> dict[str, Any]:
     return {name: sample[name] for name in ("row", "sample", "prompt", "completion", "completion_ids", "ended")}
-
-
-def _check_complete(part: Part, samples: list[Sample], sampling: Sampling, generator: str) -> None:
-    counts = dict.fromkeys(part.rows, 0)
-    for sample in samples:
-        counts[sample["row"]] += 1
-    few = [row for row, count in counts.items() if count != sampling.num_generations]
-    if few:
-        raise _too_few(few[0], counts[few[0]], sampling, generator)
-
-
-def _too_few(row: int, count: int, sampling: Sampling, generator: str) -> ValueError:
-    return ValueError(
-        f"best_of_n(n={sampling.num_generations}, generator={generator!r}): the prompt of row {row} has {count} samples. Expected "
-        f"{sampling.num_generations} of each prompt, of which the best is chosen. Give a smaller n, or leave the prompt out."
-    )
-
-
-def _check_proxy(sample: Sample, score: float | None) -> None:
-    if score is None:
-        raise ValueError(
-            f"best_of_n(reward=…): it does not apply to sample {sample['sample']} of the prompt of row {sample['row']} (None), so "
-            "nobody knows whether that is the best. Leave the prompt out, or give a reward that applies to all."
-        )

@@ -8,6 +8,7 @@ import numpy as np
 
 from trl_ext.reward_evaluation.best_curve import BestOfNCurve, Centre
 from trl_ext.reward_evaluation.order_statistics import chances_to_be_best, curve_sizes
+from trl_ext.rewards.ensemble_standard import has_deviation
 
 ALIKE = 1e-6  # deviations that two rewards may be apart and still be one
 
@@ -39,6 +40,10 @@ def best_of_n_curve(
             f"best_of_n_curve(proxy=…): sample {sample} of prompt {row} has no score, so nobody knows whether it is the "
             "best. Leave the prompt out, or give a reward that applies to all."
         )
+    if prompts is not None:
+        _check_labels("prompts", [prompts], [len(proxy)])
+    if texts is not None:
+        _check_labels("texts", texts, [proxy.shape[1]] * len(proxy))
     applies = np.ones(len(proxy), dtype=bool) if gold is None else _applies(gold, proxy.shape)
     proxy, gold = proxy[applies], None if gold is None else gold[applies]
     centres = _centre(proxy, "proxy"), None if gold is None else _centre(gold, "gold")
@@ -57,7 +62,13 @@ def best_of_n_curve(
 
 
 def _checked_sizes(sizes: Sequence[int] | None, count: int) -> list[int]:
-    sizes = curve_sizes(count) if sizes is None else sorted({int(n) for n in sizes} | {1})
+    if sizes is None:
+        return curve_sizes(count)
+    if not isinstance(sizes, Sequence | np.ndarray) or not all(isinstance(n, int | np.integer) for n in sizes):
+        raise ValueError(
+            f"best_of_n_curve(sizes={sizes!r:.60}): expected a list of whole numbers. Give e.g. [1, 4, 16]."
+        )
+    sizes = sorted({int(n) for n in sizes} | {1})
     if sizes[0] < 1 or sizes[-1] > count:
         bad = sizes[0] if sizes[0] < 1 else sizes[-1]
         raise ValueError(
@@ -65,6 +76,16 @@ def _checked_sizes(sizes: Sequence[int] | None, count: int) -> list[int]:
             "or sample more."
         )
     return sizes
+
+
+def _check_labels(name: str, rows: Sequence[Sequence], counts: list[int]) -> None:
+    """Raise a ValueError unless each row has so many labels, that can be told apart."""
+    if [len(row) for row in rows] == counts and all(isinstance(label, Hashable) for row in rows for label in row):
+        return
+    raise ValueError(
+        f"best_of_n_curve({name}=…): expected {' + '.join(map(str, counts[:3]))}{' …' * (len(counts) > 3)} texts, or others that "
+        "can be told apart: as many as the proxy has. Give those; of messages their repr."
+    )
 
 
 def _table(scores: Any, name: str) -> np.ndarray:
@@ -99,7 +120,7 @@ def _applies(gold: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _centre(scores: np.ndarray, name: str) -> Centre:
-    if scores.min() == scores.max():
+    if not has_deviation(scores):
         raise ValueError(
             f"best_of_n_curve({name}=…): all samples have the score {scores.flat[0]:g}, which chooses nothing and has no "
             "deviation to be measured in. Give another reward, or more samples."

@@ -3,7 +3,7 @@
 d = √KL, the distance to the start; gold is in units of which the start has mean 0 and deviation 1. K points, P prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, inf, isfinite, nan, sqrt
 from typing import Any, Literal
@@ -45,8 +45,11 @@ class Overoptimization:
 
     @property
     def peak(self) -> float | None:
-        """d* at which gold is highest: α / 2β, or exp(α / β − 1); None where it is beyond the largest d, i.e. not reached."""
-        found = _peak(self.form, self.alpha, self.beta)
+        """d* at which gold is highest: α / 2β, or exp(α / β − 1); None where it is beyond the largest d, i.e. not reached.
+
+        0 where gold is nowhere above the start's.
+        """
+        found = _peak(self.form, self.alpha, self.beta, self.largest)
         return found if found <= self.largest else None
 
     @property
@@ -82,7 +85,7 @@ def fit_best_of_n(kl: Sequence[float], gold: np.ndarray) -> Overoptimization:
         kl: In nats, `(K,)`.
         gold: Of each prompt, `(P, K)`: how far the best of n is above the start, in deviations of the start's samples.
     """
-    distances, gold = _distances(kl, "fit_best_of_n"), np.asarray(gold, dtype=float)
+    distances, gold = _distances(kl, "fit_best_of_n"), _numbers(gold, "fit_best_of_n(gold=…)")
     if gold.ndim != 2 or gold.shape[1] != len(distances) or not len(gold) or not np.isfinite(gold).all():
         raise ValueError(
             f"fit_best_of_n(gold=…): expected finite numbers for each prompt and each of {len(distances)} values of KL, "
@@ -105,23 +108,31 @@ def fit_checkpoints(points: Sequence[tuple[float, float]], *, runs: Sequence | N
         runs: Which run each is of, for intervals by resampling them, from two runs on: checkpoints of one run are no
             independent ones.
     """
-    points = [tuple(point) for point in points]
-    if runs is not None and len(runs) != len(points):
+    points = _numbers(points, "fit_checkpoints(points=…)")
+    if runs is not None and (len(runs) != len(points) or not all(isinstance(run, Hashable) for run in runs)):
         raise ValueError(
             f"fit_checkpoints(runs=…): expected the run of each of {len(points)} points, got {len(runs)}. Give as many."
         )
-    if not all(len(point) == 2 and all(map(isfinite, point)) for point in points):
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise ValueError(
             "fit_checkpoints(points=…): expected pairs of KL and gold, finite numbers. Leave out what is none."
         )
-    distances = _distances([kl for kl, _ in points], "fit_checkpoints")
-    gold = np.array([value for _, value in points])
+    distances, gold = _distances(points[:, 0], "fit_checkpoints"), points[:, 1]
     resamples = [] if runs is None else [(distances[i], gold[i]) for i in _resampled_runs(runs)]
     return _fitted("α − β log d", distances, gold, resamples)
 
 
+def _numbers(values: Any, call: str) -> np.ndarray:
+    try:
+        return np.array(values if isinstance(values, np.ndarray) else list(values), dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{call}: expected finite numbers, got {values!r:.60} ({error}). Leave out what is none."
+        ) from error
+
+
 def _distances(kl: Sequence[float], call: str) -> np.ndarray:
-    kl = np.asarray(kl, dtype=float)
+    kl = _numbers(kl, call)
     if not (np.isfinite(kl).all() and (kl >= 0).all()):
         raise ValueError(
             f"{call}: expected KL of 0 or more nats, got {kl[~(kl >= 0) | ~np.isfinite(kl)][0]}. Mend it."
@@ -142,7 +153,7 @@ def _fitted(
     found = np.array([_least_squares(form, *resample) for resample in resamples])
     intervals = {}
     if len(found):
-        peaks = np.array([_peak(form, *pair) for pair in found])
+        peaks = np.array([_peak(form, *pair, largest) for pair in found])
         columns = {"alpha": found[:, 0], "beta": found[:, 1], "peak": np.where(peaks <= largest, peaks, inf)}
         intervals = {f"{name}_interval": _interval(values) for name, values in columns.items()}
     fit = Overoptimization(form, alpha, beta, largest, 0.0, **intervals)
@@ -156,10 +167,10 @@ def _least_squares(form: Form, distances: np.ndarray, gold: np.ndarray) -> tuple
     return float(alpha), float(beta)
 
 
-def _peak(form: Form, alpha: float, beta: float) -> float:
-    """d*, inf where gold never falls; 0 where it only falls."""
+def _peak(form: Form, alpha: float, beta: float, largest: float) -> float:
+    """d*; inf where gold never falls, or falls first and then is above the start's; 0 where it is below it."""
     if beta <= 0:
-        return inf
+        return 0.0 if alpha - beta * float(FORMS[form](np.array(largest))) < 0 else inf
     if form == "α − β d":
         return max(alpha / (2 * beta), 0.0)
     return exp(min(alpha / beta - 1, 700.0))

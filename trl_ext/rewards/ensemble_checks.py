@@ -1,7 +1,9 @@
 """What an ensemble can be made of."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -62,3 +64,33 @@ def checked_weight(combine: Combine, weight: float | None) -> float | None:
             "Leave the weight out, or take that."
         )
     return None
+
+
+def read_ensemble(path: str | os.PathLike) -> dict:
+    """What `EnsembleReward.save` wrote; a ValueError for anything else."""
+    try:
+        kept = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"EnsembleReward.load({os.fspath(path)!r}): cannot be read ({error}). Give what `save` wrote."
+        ) from error
+    if not _is_an_ensembles(kept):
+        raise ValueError(
+            f"EnsembleReward.load({os.fspath(path)!r}): it is no ensemble's file. Give what `save` wrote."
+        )
+    return kept
+
+
+def _is_an_ensembles(kept: object) -> bool:
+    """Whether it has what `save` writes; its values are judged where they are taken."""
+    needed = {"combine", "variance_weight", "members", "made_of", "standard"}
+    if not isinstance(kept, dict) or not needed <= kept.keys():
+        return False
+    standard, lists = kept["standard"], [kept["members"], kept["made_of"]]
+    if standard is not None:
+        names = ("means", "deviations", "correlations", "count")
+        if not isinstance(standard, dict) or not standard.keys() >= {*names}:
+            return False
+        rows = standard["correlations"]
+        lists += [standard["means"], standard["deviations"], rows, *(rows if isinstance(rows, list) else [])]
+    return all(isinstance(each, list) for each in lists)

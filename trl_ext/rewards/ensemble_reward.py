@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trl_ext.rewards.checked_reward import checked_reward, distinct_names, reward_name
-from trl_ext.rewards.ensemble_checks import check_same_ends, checked_members, checked_weight
+from trl_ext.rewards.ensemble_checks import check_same_ends, checked_members, checked_weight, read_ensemble
 from trl_ext.rewards.ensemble_standard import VARIANCE, Combine, Standard, combined_scores, standard_of
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
@@ -142,13 +142,13 @@ class EnsembleReward:
         Raises:
             ValueError: For members other than those that were measured.
         """
-        kept = _read(Path(path))
-        members = kept["members"] if members is None else members
-        if None in members:
+        kept = read_ensemble(path)
+        if members is None and None in kept["members"]:
             raise ValueError(
-                f"EnsembleReward.load({os.fspath(path)!r}): member {members.index(None)} was no path, so nobody knows where it "
+                f"EnsembleReward.load({os.fspath(path)!r}): member {kept['members'].index(None)} was no path, so nobody knows where it "
                 "is. Give members=[…], in the same order."
             )
+        members = kept["members"] if members is None else members
         ensemble = cls(members, kept["combine"], kept["variance_weight"] if kept["combine"] == VARIANCE else None)
         made_of = json.loads(json.dumps(list(reward_settings(ensemble._functions()).values())))
         other = [i for i, (now, then) in enumerate(zip(made_of, kept["made_of"], strict=False)) if now != then]
@@ -160,8 +160,9 @@ class EnsembleReward:
                 f"EnsembleReward.load({os.fspath(path)!r}): {what}, so its mean and deviation are not known. Give the members "
                 "that were saved, or make a new ensemble and call standardised_on."
             )
-        standard = kept["standard"] and Standard.from_dict(kept["standard"] | {"names": ensemble.names})
-        return replace(ensemble, standard=standard)
+        if kept["standard"] is None:
+            return ensemble
+        return replace(ensemble, standard=Standard.from_dict(kept["standard"] | {"names": ensemble.names}))
 
     def _functions(self) -> list[Callable]:
         return [checked_reward(member, name=name) for member, name in zip(self.members, self.names, strict=True)]
@@ -176,18 +177,3 @@ class EnsembleReward:
                 f"EnsembleReward(combine={self.combine!r}): its members are not standardised, and the one of the largest scale "
                 "would decide. Call ensemble = ensemble.standardised_on(prompts, completions) with the start's samples."
             )
-
-
-def _read(path: Path) -> dict:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"EnsembleReward.load({os.fspath(path)!r}): cannot be read ({error}). Give what `save` wrote."
-        ) from error
-    needed = {"combine", "variance_weight", "members", "made_of", "standard"}
-    if not isinstance(kept, dict) or not needed <= kept.keys():
-        raise ValueError(
-            f"EnsembleReward.load({os.fspath(path)!r}): it is no ensemble's file. Give what `save` wrote."
-        )
-    return kept

@@ -10,6 +10,7 @@ Combine = Literal["mean", "min", "mean_minus_variance"]
 VARIANCE = "mean_minus_variance"
 COMBINES = ("mean", "min", VARIANCE)
 VARIANCE_WEIGHT = 0.5  # our choice
+ROUNDING = 1e-6  # of the largest score; a float of 32 bits is known to 1e-7
 CALL = "EnsembleReward.standardised_on"
 
 
@@ -31,6 +32,24 @@ class Standard:
     deviations: tuple[float, ...]
     correlations: tuple[tuple[float, ...], ...]
     count: int
+
+    def __post_init__(self):
+        shapes = {
+            "means": (len(self.names),),
+            "deviations": (len(self.names),),
+            "correlations": (len(self.names),) * 2,
+        }
+        for name, shape in shapes.items():
+            values = _numbers(getattr(self, name))
+            if (
+                values.shape != shape
+                or not np.isfinite(values).all()
+                or (name == "deviations" and not (values > 0).all())
+            ):
+                raise ValueError(
+                    f"EnsembleReward's Standard({name}={getattr(self, name)!r:.60}): expected finite numbers of shape {shape}, "
+                    "deviations above 0. Take one that standardised_on made."
+                )
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> "Standard":
@@ -79,7 +98,7 @@ def standard_of(scores: dict[str, Sequence[float | None]]) -> Standard:
             "hundred of the policy's before training."
         )
     for name, own in zip(scores, table, strict=True):
-        if own.min() == own.max():
+        if not has_deviation(own):
             raise ValueError(
                 f"{CALL}(…): the member {name!r} scores all {len(own)} completions {own[0]:g}, and without a deviation "
                 "there is no scale. Leave it out, or give completions that differ more."
@@ -88,6 +107,23 @@ def standard_of(scores: dict[str, Sequence[float | None]]) -> Standard:
     np.fill_diagonal(correlations, 1.0)
     rows = tuple(map(tuple, correlations.tolist()))
     return Standard(tuple(scores), tuple(table.mean(1).tolist()), tuple(table.std(1).tolist()), rows, table.shape[1])
+
+
+def has_deviation(scores: np.ndarray) -> bool:
+    """Whether scores differ by more than the rounding of 32 bits, which as a deviation would make all of that noise.
+
+    >>> has_deviation(np.array([0.1, 0.1 + 1e-9])), has_deviation(np.array([0.1, 0.1001]))
+    (False, True)
+    """
+    return float(scores.std()) > ROUNDING * float(np.abs(scores).max())
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """As an array; an empty one of what are no numbers."""
+    try:
+        return np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        return np.empty(0)
 
 
 def combined_scores(z: np.ndarray, combine: Combine, *, variance_weight: float = VARIANCE_WEIGHT) -> np.ndarray:
