@@ -1,14 +1,17 @@
 """The best of n by a proxy: what is returned, the curve from one set of samples, and what Gao's form says of it."""
 
 import json
+import re
 from itertools import combinations
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from tiny import byte_tokenizer, never_ending, tiny_llama, tiny_reward_model
 
+from trl_ext import reward_evaluation
 from trl_ext.generation.protocol import Part
 from trl_ext.reward_evaluation import best_of_n, best_of_n_curve, draw_curves, fit_best_of_n, fit_checkpoints
 from trl_ext.reward_evaluation.order_statistics import chances_to_be_best, curve_sizes, nominal_kl
@@ -340,6 +343,30 @@ def none_for_long(completions, **columns):
 def test_bad_input_is_refused(policy, changes, said):
     with pytest.raises(ValueError, match=said):
         sampled(policy, **changes)
+
+
+@pytest.mark.slow
+def test_the_demos_models_in_ten_lines(tmp_path, monkeypatch, capsys):
+    """As the room's page prints them, of fewer and shorter samples."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    text = Path(reward_evaluation.__file__).with_name("README.md").read_text()
+    (program,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "trl_ext_demo" in code]
+    assert sum(bool(line.strip()) for line in program.splitlines()) == 10
+    small = {"n=64": "n=8", "max_completion_length=48": "max_completion_length=8", "count=200": "count=20"}
+    for printed, ours in small.items():
+        assert printed in program
+        program = program.replace(printed, ours)
+    models = {"sft": tiny_llama(byte_tokenizer(), max_position_embeddings=1024)}
+    for seed, name in enumerate(("reward", "reward_without_imitation")):
+        models[name] = tiny_reward_model(byte_tokenizer(), seed=seed, max_position_embeddings=1024)
+    for name, model in models.items():
+        model.save_pretrained(f"trl_ext_demo/{name}")
+        byte_tokenizer().save_pretrained(f"trl_ext_demo/{name}")
+    exec(program, names := {})
+    assert len(names["found"].best) == 32 and names["found"].curve.sizes == [1, 2, 4, 8]
+    assert Path("best_of_n.png").read_bytes().startswith(b"\x89PNG")
+    assert "reward_without_imitation less reward" in (said := capsys.readouterr().out) and "R = d (α − β d)" in said
 
 
 def test_equal_prompts_get_samples_of_their_own(policy):
