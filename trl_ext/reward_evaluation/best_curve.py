@@ -119,7 +119,7 @@ class BestOfNCurve:
         return [said] + ([] if self.fit is None else [str(self.fit)])
 
     def save_png(self, path: str | PathLike) -> None:
-        """Proxy, gold and the fit against √KL, as a picture; an ImportError without matplotlib."""
+        """Proxy, and gold with its fit, against √KL, as a picture; an ImportError without matplotlib."""
         draw_curves(path, {"": self})
 
 

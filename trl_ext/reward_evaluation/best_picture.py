@@ -31,7 +31,9 @@ class Drawn(Protocol):
 
 
 def draw_curves(path: str | PathLike, curves: Mapping[str, Drawn]) -> None:
-    """Write proxy (dashed), gold (points) and Gao's fit of gold (line) against √KL as PNG, for each of several proxies.
+    """Write proxy and, beside it, gold (points) with Gao's fit (line) against √KL as PNG, for each of several proxies.
+
+    Each has an axis of its own: by a proxy that is over-optimised, gold would be a line at 0.
 
         draw_curves("curves.png", {"one": one.curve, "ensemble": ensemble.curve})
 
@@ -48,42 +50,42 @@ def draw_curves(path: str | PathLike, curves: Mapping[str, Drawn]) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('BestOfNCurve.save_png draws with matplotlib: pip install "trl-ext[plots]"') from error
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    for number, (name, curve) in enumerate(curves.items()):
-        _draw_one(axes, name, curve, color=f"C{number}")
-    axes.set(xlabel="√KL to the start (nats), at most", ylabel="gain over the start, in its deviations")
+    panels = ["proxy"] + (["gold"] if any(curve.gold is not None for curve in curves.values()) else [])
+    figure = Figure(figsize=(4.6 * len(panels), 4.0), layout="constrained")
     largest = max(curves.values(), key=lambda curve: curve.sizes[-1])
-    top = axes.secondary_xaxis("top")
-    top.set_xticks(np.sqrt(largest.kl), [str(n) for n in largest.sizes], fontsize=7)
-    top.set_xlabel("n", fontsize=8)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    for axes, what in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        for number, (name, curve) in enumerate(curves.items()):
+            draw = _draw_proxy if what == "proxy" else _draw_gold
+            draw(axes, name.replace("$", r"\$"), curve, color=f"C{number}")
+        axes.set(xlabel="√KL to the start (nats), at most", ylabel=f"{what}: gain over the start, in its deviations")
+        _add_sizes(axes, largest)
+        if any(curves):  # a name to show
+            axes.legend(fontsize=8, frameon=False, loc="upper left")
     with written_whole(Path(path)) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+        figure.savefig(partial, dpi=110, format="png")
 
 
-def _draw_one(axes, name: str, curve: Drawn, *, color: str) -> None:
-    distances = np.sqrt(curve.kl)
-    label = (f"{name}: " if name else "").replace("$", r"\$")
-    axes.errorbar(
-        distances, curve.proxy, curve.proxy_errors, color=color, linestyle="--", linewidth=1, label=f"{label}proxy"
-    )
+def _add_sizes(axes, curve: Drawn) -> None:
+    """n above √KL."""
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(np.sqrt(curve.kl), [str(n) for n in curve.sizes], fontsize=7)
+    top.set_xlabel("n", fontsize=8)
+
+
+def _draw_proxy(axes, name: str, curve: Drawn, *, color: str) -> None:
+    line = {"linestyle": "--", "linewidth": 1, "marker": "o", "markersize": 3}
+    axes.errorbar(np.sqrt(curve.kl), curve.proxy, curve.proxy_errors, color=color, label=name, **line)
+
+
+def _draw_gold(axes, name: str, curve: Drawn, *, color: str) -> None:
     if curve.gold is None:
         return
-    axes.errorbar(
-        distances,
-        curve.gold,
-        curve.gold_errors,
-        color=color,
-        marker="o",
-        markersize=4,
-        linestyle="",
-        label=f"{label}gold",
-    )
+    points = {"marker": "o", "markersize": 4, "linestyle": ""}
+    axes.errorbar(np.sqrt(curve.kl), curve.gold, curve.gold_errors, color=color, label=name, **points)
     if curve.fit is None:
         return
     fine = np.linspace(0, curve.fit.largest, 100)
     axes.plot(fine, curve.fit.gold_at(fine), color=color, linewidth=1.2)
-    if curve.fit.peak is not None:
+    if curve.fit.peak:  # at 0 it is the start
         axes.axvline(curve.fit.peak, color=color, linestyle=":", linewidth=1)
