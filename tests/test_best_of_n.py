@@ -183,7 +183,7 @@ def test_gold_that_only_falls_is_highest_at_the_start():
     d = np.sqrt(kl)
     for alpha, beta in ((-1.0, 0.2), (-1.0, 0.0), (-1.0, -0.4)):  # at d = 2: below 0, as everywhere before
         fit = fit_best_of_n(kl, (alpha * d - beta * d**2)[None])
-        assert fit.peak == 0 and fit.gold_at_peak == 0 and "peak d* 0.00" in str(fit)
+        assert fit.peak == 0 and fit.gold_at_peak == 0 and "peak d* 0.00, KL 0.00, gold 0.00" in str(fit)
     assert fit_best_of_n(kl, (-1.0 * d + 0.6 * d**2)[None]).peak is None  # 0.4 at d = 2, and still rising
     points = [(x * x, x * (-1.0 + 0.2 * np.log(x))) for x in (0.5, 1.0, 2.0, 4.0)]
     assert fit_checkpoints(points).peak == 0

@@ -71,7 +71,7 @@ class Overoptimization:
         a, b = (_said(v, i) for v, i in zip((self.alpha, self.beta), intervals, strict=True))
         peak = f"not reached (the largest d is {self.largest:.2f})"
         if self.peak is not None:
-            peak = f"{_said(self.peak, self.peak_interval)}, KL {self.peak**2:.2f}, gold {self.gold_at_peak:.2f}"
+            peak = f"{_said(self.peak, self.peak_interval)}, KL {self.peak**2:.2f}, gold {self.gold_at_peak:z.2f}"
         return f"R = d ({self.form}): α {a}, β {b}; peak d* {peak}; residual {self.residual:.3f}"
 
 
@@ -203,7 +203,9 @@ def _resampled_runs(runs: Sequence) -> list[np.ndarray]:
 def _said(value: float, interval: Interval) -> str:
     low, high = interval
     return (
-        f"{value:.2f}" if low != low else f"{value:.2f} [{low:.2f}, {'not reached' if high == inf else f'{high:.2f}'}]"
+        f"{value:z.2f}"
+        if low != low
+        else f"{value:z.2f} [{low:z.2f}, {'not reached' if high == inf else f'{high:z.2f}'}]"
     )
 
 
