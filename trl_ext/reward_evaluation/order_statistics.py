@@ -1,5 +1,6 @@
 """What is known of the best of n before anybody looks at the values. P prompts, N samples of each, n of them chosen from."""
 
+from functools import cache
 from math import comb, log
 
 import numpy as np
@@ -26,9 +27,15 @@ def chances_to_be_best(scores: np.ndarray, n: int) -> np.ndarray:
     below, up_to = (
         np.stack([np.searchsorted(row, own, side=side) for row, own in pairs]) for side in ("left", "right")
     )
-    all_subsets = comb(count, n)
-    subsets = np.array([comb(i, n) / all_subsets for i in range(count + 1)])
+    subsets = _shares_of_subsets(count, n)
     return (subsets[up_to] - subsets[below]) / (up_to - below)
+
+
+@cache
+def _shares_of_subsets(count: int, n: int) -> np.ndarray:
+    """C(i, n) / C(N, n) for i = 0 … N: whole numbers of hundreds of digits, so once for all tables."""
+    all_subsets = comb(count, n)
+    return np.array([comb(i, n) / all_subsets for i in range(count + 1)])
 
 
 def nominal_kl(n: int) -> float:

@@ -17,6 +17,7 @@ curves are in OUTPUT already is not run again.
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -25,7 +26,7 @@ from datasets import Dataset
 
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.reward_models.best_of_n_table import CONTROL, ENSEMBLES, MEMBER, draw, page
-from examples.benchmarks.reward_models.bon_models import Made, halves, made
+from examples.benchmarks.reward_models.bon_models import halves, made
 from trl_ext import EnsembleReward, LearnedReward, score
 from trl_ext.demo import stages
 from trl_ext.demo.answers import preference_rows, sample_questions
@@ -36,6 +37,7 @@ from trl_ext.rewards.ensemble_standard import combined_scores
 
 REFERENCES = 64, 8  # questions, and samples of each
 BATCH = 256
+NAMES = ["attribute", "answer"]  # what tells whether an answer is right
 
 
 def run(folder: Path, args: argparse.Namespace, *, seed: int) -> dict[str, dict]:
@@ -45,17 +47,19 @@ def run(folder: Path, args: argparse.Namespace, *, seed: int) -> dict[str, dict]
         Dataset.from_list(sample_questions(half, held_out=held_out, count=count, seed=seed))
         for held_out, count in ((True, args.prompts), (False, REFERENCES[0]))
     )
-    start = sampled(models, trained, n=REFERENCES[1], seed=seed + 1000)
+    start = sampled(models.policy, trained, n=REFERENCES[1], seed=seed + 1000)
     learned = [stages.learned(path) for path in models.members]
     reference = start.samples["prompt"][:], start.samples["completion"][:]
     standard = EnsembleReward(learned).standardised_on(*reference, **ended(start)).standard
     print(standard, flush=True)
-    found = sampled(models, asked, n=args.n, seed=seed)
+    found = sampled(models.policy, asked, n=args.n, seed=seed)
     members = np.stack([scores_of(member, found) for member in learned], axis=-1)  # scored once for all ensembles
-    proxies = {CONTROL: np.array(found.samples["proxy"][:])}
+    control, gold = (scores_of(stages.learned(path), found) for path in (models.control, models.gold))
+    proxies = {CONTROL: control}
     proxies |= {f"{MEMBER} {i}": members[:, i] for i in range(len(learned))}
     proxies |= {name: combined_scores(standard.applied(members), how) for name, how in ENSEMBLES.items()}
-    curves = {name: curve_of(scores, found, asked) for name, scores in proxies.items()}
+    measured = Measured.of(found, asked, gold)
+    curves = {name: curve_of(scores, measured) for name, scores in proxies.items()}
     pairs = preference_rows(half, held_out=True, count=400, seed=seed + 2)
     kept = {name: curve.as_dict() | {"right": right} for name, (curve, right) in curves.items()}
     kept["models"] = {
@@ -67,40 +71,68 @@ def run(folder: Path, args: argparse.Namespace, *, seed: int) -> dict[str, dict]
     return kept
 
 
-def sampled(models: Made, questions: Dataset, *, n: int, seed: int) -> BestOfN:
-    """The policy's samples with gold beside them, chosen from by the control."""
+def sampled(policy: Path, questions: Dataset, *, n: int, seed: int) -> BestOfN:
+    """The policy's samples, which nobody has chosen from."""
     return best_of_n(
-        str(models.policy),
-        stages.learned(models.control),
+        str(policy),
+        unscored,
         questions,
         n=n,
-        gold=stages.learned(models.gold),
         max_completion_length=stages.COMPLETION_LENGTH,
         batch_size=BATCH,
         seed=seed,
     )
 
 
+def unscored(completions: list[str], **columns) -> list[float]:
+    return [0.0] * len(completions)
+
+
 def ended(found: BestOfN) -> dict[str, list[bool]]:
     return {"completion_ended": found.samples["ended"][:]}
 
 
-def scores_of(member: LearnedReward, found: BestOfN) -> np.ndarray:
-    """Of every sample."""
-    prompts, completions = found.samples["prompt"][:], found.samples["completion"][:]
-    return np.array(score(member, prompts, completions, **ended(found))[member.__name__])
+def scores_of(model: LearnedReward, found: BestOfN) -> np.ndarray:
+    """Of every sample; equal ones are read once."""
+    rows = list(zip(*(found.samples[name][:] for name in ("prompt", "completion", "ended")), strict=True))
+    prompts, completions, ends = map(list, zip(*dict.fromkeys(rows), strict=True))
+    values = score(model, prompts, completions, completion_ended=ends)[model.__name__]
+    known = dict(zip(dict.fromkeys(rows), values, strict=True))
+    return np.array([known[row] for row in rows])
 
 
-def curve_of(scores: np.ndarray, found: BestOfN, asked: Dataset) -> tuple[BestOfNCurve, list[float]]:
+@dataclass(frozen=True)
+class Measured:
+    """What every proxy's choice is measured by, `(P, N)` each, and the prompts.
+
+    Args:
+        gold: The gold model's score.
+        right: 1 for a closed question answered right, NaN for an open one.
+        texts: The samples.
+        prompts: P of them.
+    """
+
+    gold: np.ndarray
+    right: np.ndarray
+    texts: list[list[str]]
+    prompts: list[str]
+
+    @classmethod
+    def of(cls, found: BestOfN, asked: Dataset, gold: np.ndarray) -> "Measured":
+        shape, rows, texts = (-1, found.num_samples), found.samples["row"][:], found.samples["completion"][:]
+        columns = {
+            name: [values[row] for row in rows] for name, values in asked.select_columns(NAMES).to_dict().items()
+        }
+        right = np.array(stages.closed_right(texts, **columns), dtype=float)
+        grid = np.array(texts, dtype=object).reshape(shape).tolist()
+        return cls(gold.reshape(shape), right.reshape(shape), grid, found.best["prompt"][:])
+
+
+def curve_of(scores: np.ndarray, measured: Measured) -> tuple[BestOfNCurve, list[float]]:
     """The curve by a proxy's scores, and the share of closed questions that the best of n answers right."""
-    table, completions = scores.reshape(-1, found.num_samples), found.samples["completion"][:]
-    gold = np.array(found.samples["gold"][:]).reshape(table.shape)
-    rows = found.samples["row"][:]
-    columns = {name: [asked[name][row] for row in rows] for name in ("attribute", "answer")}
-    right = np.array(stages.closed_right(completions, **columns), dtype=float).reshape(table.shape)
-    texts = np.array(completions, dtype=object).reshape(table.shape).tolist()
-    curve = best_of_n_curve(table, gold, prompts=found.best["prompt"][:], texts=texts)
-    by_right = best_of_n_curve(table, right)
+    table = scores.reshape(measured.gold.shape)
+    curve = best_of_n_curve(table, measured.gold, prompts=measured.prompts, texts=measured.texts)
+    by_right = best_of_n_curve(table, measured.right)
     mean_right, deviation = by_right.gold_centre
     return curve, (mean_right + deviation * by_right.gold).tolist()
 
