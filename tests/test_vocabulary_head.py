@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
-from trl_ext.reward_modeling.vocabulary_head import vocabulary_head
+from trl_ext.reward_modeling.vocabulary_head import imitation_head_of, vocabulary_head
 
 SIZES = {
     "hidden_size": 16,
@@ -111,6 +111,15 @@ def test_softcapping_is_refused(tmp_path):
 def test_tied_head_is_the_embedding(tokenizer):
     model = tiny_reward_model(tokenizer, tie_word_embeddings=True)
     assert vocabulary_head(model).weight is model.get_input_embeddings().weight
+
+
+def test_an_embedding_that_is_cut_into_pieces(tokenizer):
+    """Under FSDP and ZeRO-3; a head of its own is whole."""
+    model = tiny_reward_model(tokenizer, tie_word_embeddings=True)
+    own = nn.Linear(16, len(tokenizer), bias=False)
+    assert imitation_head_of(model, own, tokenizer, revision=None, is_cut=True).size == len(tokenizer)
+    with pytest.raises(ValueError, match=r"cut into pieces. Pass imitation_head="):
+        imitation_head_of(model, None, tokenizer, revision=None, is_cut=True)
 
 
 def test_untied_head_comes_from_the_checkpoint_in_its_dtype(tokenizer, tmp_path):

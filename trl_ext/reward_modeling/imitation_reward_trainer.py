@@ -1,7 +1,5 @@
 """A reward model that keeps the ability to write: Bradley–Terry ranking plus imitation of the chosen completion."""
 
-import dataclasses
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -52,7 +50,7 @@ from trl_ext.reward_modeling.ranked_lists import (
     one_completion_a_row,
 )
 from trl_ext.reward_modeling.shown_pairs import scored_pairs
-from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, vocabulary_head
+from trl_ext.reward_modeling.vocabulary_head import imitation_head_of
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
@@ -169,7 +167,13 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
             check_max_length(args, self.model.config)
-            self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
+            self._head = imitation_head_of(
+                self.model,
+                args.imitation_head if imitation_head is None else imitation_head,
+                self.processing_class,
+                revision=(args.model_init_kwargs or {}).get("revision"),
+                is_cut=self.is_fsdp_enabled or is_deepspeed_zero3_enabled(),
+            )
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
         self.data_collator = PreferenceCollator(self.data_collator)
         self._pairs = train_dataset
@@ -333,28 +337,6 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     def _score_head(self) -> nn.Module:
         """The model's `score` module, or what an adapter put in its place."""
         return under_adapter(self.accelerator.unwrap_model(self.model)).score
-
-    def _imitation_head(self, given: nn.Module | str | None) -> VocabularyHead:
-        """The vocabulary head, on the model's device; warns of tokens that it does not know."""
-        revision = (self.args.model_init_kwargs or {}).get("revision")
-        head = vocabulary_head(self.model, given, revision=revision)
-        if head.is_embedding and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
-            raise ValueError(
-                "ImitationRewardTrainer: the vocabulary head is the embedding, which FSDP and ZeRO-3 cut into pieces. "
-                f"Pass imitation_head={self.model.config._name_or_path!r} to read with a frozen copy of it."
-            )
-        if not head.is_embedding:
-            weight, bias = head.on(next(self._score_head().parameters()).device)
-            head = dataclasses.replace(head, weight=weight, bias=bias)
-        pad = self.processing_class.pad_token
-        unknown = [t for t, i in self.processing_class.get_vocab().items() if i >= head.size and t != pad]
-        if unknown:
-            warnings.warn(
-                f"ImitationRewardTrainer: the pretrained vocabulary head has no row for {len(unknown)} tokens of the "
-                f"tokenizer, which are not imitated: {sorted(unknown)[:5]}… Pass an `imitation_head` that knows them.",
-                stacklevel=3,
-            )
-        return head
 
 
 def _imitates(args: RewardConfig) -> bool:

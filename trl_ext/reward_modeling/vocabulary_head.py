@@ -4,6 +4,8 @@ A sequence-classification model has no such head. It is the embedding where the 
 pretrained checkpoint where they are not.
 """
 
+import dataclasses
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +13,11 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.reward_modeling.causal_twin import causal_twin, is_tied, logit_scale
 from trl_ext.trainer_kit.loading import quiet_loading
+from trl_ext.trainer_kit.passes import under_adapter
 
 _TRAINER = "ImitationRewardTrainer"
 _REMEDY = "Pass imitation_head=<the pretrained checkpoint, or its head as a module>, or set imitation_coef=0."
@@ -48,6 +51,43 @@ class VocabularyHead:
         """W and b on `device`, without gradient, in another dtype if one is given."""
         weight = self.weight.detach().to(device=device, dtype=dtype)
         return weight, None if self.bias is None else self.bias.detach().to(weight)
+
+
+def imitation_head_of(
+    model: PreTrainedModel | PeftModel,
+    given: nn.Module | str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    revision: str | None,
+    is_cut: bool,
+) -> VocabularyHead:
+    """The vocabulary head that a trainer imitates with, where its `score` head is; warns of tokens that it does not know.
+
+    Args:
+        model, given, revision: As in `vocabulary_head`.
+        tokenizer: Of the pairs.
+        is_cut: Whether the model's parameters are spread over processes.
+
+    Raises:
+        ValueError: If there is none, or it is the embedding of a model that is cut.
+    """
+    head = vocabulary_head(model, given, revision=revision)
+    if head.is_embedding and is_cut:
+        raise ValueError(
+            "ImitationRewardTrainer: the vocabulary head is the embedding, which FSDP and ZeRO-3 cut into pieces. "
+            f"Pass imitation_head={model.config._name_or_path!r} to read with a frozen copy of it."
+        )
+    if not head.is_embedding:
+        weight, bias = head.on(next(under_adapter(model).score.parameters()).device)
+        head = dataclasses.replace(head, weight=weight, bias=bias)
+    unknown = [t for t, i in tokenizer.get_vocab().items() if i >= head.size and t != tokenizer.pad_token]
+    if unknown:
+        warnings.warn(
+            f"ImitationRewardTrainer: the pretrained vocabulary head has no row for {len(unknown)} tokens of the "
+            f"tokenizer, which are not imitated: {sorted(unknown)[:5]}… Pass an `imitation_head` that knows them.",
+            stacklevel=3,
+        )
+    return head
 
 
 def vocabulary_head(
