@@ -28,7 +28,7 @@ from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, run_plan
 from trl_ext.reward_modeling.collation import BESIDE, LIST_OF, PreferenceCollator
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
-from trl_ext.reward_modeling.pair_batches import PlainPairs, lists_alone, pairs_of
+from trl_ext.reward_modeling.pair_batches import PlainPairs, lists_alone, own_rows, pairs_of
 from trl_ext.reward_modeling.pair_labels import PROBABILITY
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
@@ -253,28 +253,40 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         with read as states:
             loss, outputs = super().compute_loss(pairs.read_by(model), inputs, True, num_items_in_batch)
         self._keep_last(inputs | beside, pairs, outputs)
-        loss = self._with_labels(loss, pairs, outputs.logits.squeeze(-1), inputs.get("margin", 0.0))
+        rewards = outputs.logits.squeeze(-1)
+        own = self._counted_rows(pairs, rewards)
+        loss = self._with_labels(loss, pairs, rewards, inputs.get("margin", 0.0), own)
         if _imitates(self.args):
-            loss = self._with_imitation(loss, inputs | beside, states[0], num_items_in_batch)
+            loss = self._with_imitation(loss, inputs | beside, states[0], num_items_in_batch, own)
         return (loss, outputs) if return_outputs else loss
 
-    def _with_labels(self, loss: Tensor, pairs: PlainPairs, rewards: Tensor, margin: Tensor | float) -> Tensor:
+    def _counted_rows(self, pairs: PlainPairs, rewards: Tensor) -> int | None:
+        """How many rows of this process's batch metrics are of: in an evaluation by several none is counted twice."""
+        if self.model.training or self.accelerator.num_processes == 1:
+            return None  # all, as TRL counts them
+        return own_rows(pairs.rows(rewards), self.accelerator)
+
+    def _with_labels(
+        self, loss: Tensor, pairs: PlainPairs, rewards: Tensor, margin: Tensor | float, own: int | None
+    ) -> Tensor:
         """TRL's loss with what its pairs add to it; their measures take the place of TRL's."""
         added = pairs.added(rewards, margin, self.args.center_rewards_coefficient)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, sums in pairs.measures(rewards.detach()).items():
+        for name, sums in pairs.measures(rewards.detach(), own).items():
             total, count = self.accelerator.reduce(torch.stack([one.float() for one in sums]), reduction="sum")
             metrics[name][-1:] = [(total / count).item()] if count else []  # none of whose labels says which is better
             if not metrics[name]:
                 del metrics[name]
         return loss if added is None else loss + added
 
-    def _with_imitation(self, loss: Tensor, batch: dict[str, Tensor], states: Tensor, window: Tensor | None) -> Tensor:
+    def _with_imitation(
+        self, loss: Tensor, batch: dict[str, Tensor], states: Tensor, window: Tensor | None, own: int | None
+    ) -> Tensor:
         """That loss and the imitation term, each NLL with the weight that its completion is the better."""
         ids, targets = self._chosen(batch)
         with self.accelerator.autocast():  # as the model's own head would be read
             nll = completion_nll(states[: len(ids)], ids, targets, self._head)
-        self._record(loss, nll)
+        self._record(loss, nll[: targets[:own].sum()])
         if PROBABILITY in batch:
             nll = nll * batch[PROBABILITY].unsqueeze(1).expand_as(targets)[targets]
         imitation = self.args.imitation_coef * self._window_mean(nll, window)

@@ -29,13 +29,25 @@ class PlainPairs:
         """What TRL's loss calls in the model's place."""
         return model
 
+    def rows(self, rewards: Tensor) -> int:
+        """Of the data set, in this batch."""
+        return len(rewards) // 2
+
     def added(self, rewards: Tensor, margin: Tensor | float, centering: float | None) -> Tensor | None:
         """What is added to TRL's loss, a scalar, of the rewards of P chosen and P rejected completions."""
         return None
 
-    def measures(self, rewards: Tensor) -> Measures:
-        """What takes the place of TRL's metrics, of this process."""
-        return {}
+    def measures(self, rewards: Tensor, own: int | None) -> Measures:
+        """What takes the place of TRL's metrics, of this process's first `own` rows; None: of all, as TRL counts them."""
+        if own is None:
+            return {}
+        chosen, rejected = (half[:own] for half in rewards.chunk(2))
+        pairs = rewards.new_tensor(own)
+        return {
+            "accuracy": ((chosen > rejected).sum(), pairs),
+            "margin": ((chosen - rejected).sum(), pairs),
+            "mean_reward": (chosen.sum() + rejected.sum(), 2 * pairs),
+        }
 
     def sides(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sequences that were compared, P chosen and P rejected ones, in the order of their rewards."""
@@ -52,9 +64,10 @@ class SoftPairs(PlainPairs):
         chosen, rejected = rewards.chunk(2)
         return soft_label_term(chosen - rejected - margin, self.probability).mean()
 
-    def measures(self, rewards):
-        chosen, rejected = rewards.chunk(2)
-        return {"accuracy": label_agreement(chosen - rejected, self.probability)}
+    def measures(self, rewards, own):
+        chosen, rejected = (half[:own] for half in rewards.chunk(2))
+        agreement = label_agreement(chosen - rejected, self.probability[:own])
+        return super().measures(rewards, own) | {"accuracy": agreement}
 
 
 class RankedLists(PlainPairs):
@@ -75,7 +88,7 @@ class RankedLists(PlainPairs):
         if accelerator.num_processes > 1:
             most = int(accelerator.gather(list_of.new_tensor([self.count])).max())
         origin = torch.arange(most, device=list_of.device) % self.count
-        self.better, self.worse = better[origin], worse[origin]
+        self.better, self.worse, self.list_of = better[origin], worse[origin], list_of
         weights = list_weights(list_of[better])[origin]
         self.weights = weights * most / (self.count * torch.bincount(origin)[origin])
         self.scores = ranks.new_zeros(0)  # of the N completions, once they are read
@@ -89,17 +102,21 @@ class RankedLists(PlainPairs):
 
         return read
 
+    def rows(self, rewards):
+        return int(self.list_of.max()) + 1
+
     def added(self, rewards, margin, centering):
         chosen, rejected = rewards.chunk(2)
         return weighting_term(chosen, rejected, self.weights, centering).mean()
 
-    def measures(self, rewards):
-        chosen, rejected = (half[: self.count] for half in rewards.chunk(2))
-        pairs, completions = (rewards.new_tensor(count) for count in (self.count, len(self.scores)))
+    def measures(self, rewards, own):
+        counted = torch.ones_like(self.list_of, dtype=torch.bool) if own is None else self.list_of < own
+        compared = counted[self.better[: self.count]]
+        chosen, rejected = (half[: self.count][compared] for half in rewards.chunk(2))
         return {
-            "accuracy": ((chosen > rejected).sum(), pairs),
-            "margin": ((chosen - rejected).sum(), pairs),
-            "mean_reward": (self.scores.sum(), completions),
+            "accuracy": ((chosen > rejected).sum(), compared.sum()),
+            "margin": ((chosen - rejected).sum(), compared.sum()),
+            "mean_reward": (self.scores.flatten()[counted].sum(), counted.sum()),
         }
 
     def sides(self, batch):
@@ -115,6 +132,12 @@ def pairs_of(beside: dict[str, Tensor], accelerator: Accelerator) -> PlainPairs:
     if LIST_OF in beside:
         return RankedLists(beside[LIST_OF], beside[RANKS], accelerator)
     return SoftPairs(beside[PROBABILITY]) if PROBABILITY in beside else PlainPairs()
+
+
+def own_rows(count: int, accelerator: Accelerator) -> int:
+    """How many of a process's rows it has to count: where an epoch does not come out even, accelerate repeats some behind."""
+    ours = torch.full((count,), accelerator.process_index, device=accelerator.device)
+    return int((accelerator.gather_for_metrics(ours) == accelerator.process_index).sum())
 
 
 def lists_alone(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
