@@ -41,7 +41,7 @@ leave()
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DATA)
 def test_two_processes_step_like_one(tmp_path, tokenizer, kind):
-    """Of five rows the second process is given three that are there already: an evaluation counts them once."""
+    """Two times two rows hold five only if three are there twice: an evaluation counts them once."""
     data = DATA[kind]()
     args = config(tmp_path, per_device_train_batch_size=8, **STEP | {"per_device_eval_batch_size": 4})
     one = trainer_of(tmp_path, tokenizer, args=args, train_dataset=data, eval_dataset=data.select(range(5)))

@@ -50,7 +50,7 @@ from trl_ext.reward_modeling.ranked_lists import (
     one_completion_a_row,
 )
 from trl_ext.reward_modeling.shown_pairs import scored_pairs
-from trl_ext.reward_modeling.vocabulary_head import imitation_head_of
+from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, imitation_head_of
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
 from trl_ext.sequences.saved_policies import adapter_at
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
@@ -167,13 +167,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
             check_max_length(args, self.model.config)
-            self._head = imitation_head_of(
-                self.model,
-                args.imitation_head if imitation_head is None else imitation_head,
-                self.processing_class,
-                revision=(args.model_init_kwargs or {}).get("revision"),
-                is_cut=self.is_fsdp_enabled or is_deepspeed_zero3_enabled(),
-            )
+            self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
         self.data_collator = PreferenceCollator(self.data_collator)
         self._pairs = train_dataset
@@ -253,9 +247,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         with read as states:
             loss, outputs = super().compute_loss(pairs.read_by(model), inputs, True, num_items_in_batch)
         self._keep_last(inputs | beside, pairs, outputs)
-        rewards = outputs.logits.squeeze(-1)
-        own = self._counted_rows(pairs, rewards)
-        loss = self._with_labels(loss, pairs, rewards, inputs.get("margin", 0.0), own)
+        own = self._counted_rows(pairs, outputs.logits)
+        loss = self._with_labels(loss, pairs, outputs.logits.squeeze(-1), inputs.get("margin", 0.0), own)
         if _imitates(self.args):
             loss = self._with_imitation(loss, inputs | beside, states[0], num_items_in_batch, own)
         return (loss, outputs) if return_outputs else loss
@@ -349,6 +342,11 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     def _score_head(self) -> nn.Module:
         """The model's `score` module, or what an adapter put in its place."""
         return under_adapter(self.accelerator.unwrap_model(self.model)).score
+
+    def _imitation_head(self, given: nn.Module | str | None) -> VocabularyHead:
+        is_cut = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        revision = (self.args.model_init_kwargs or {}).get("revision")
+        return imitation_head_of(self.model, given, self.processing_class, revision=revision, is_cut=is_cut)
 
 
 def _imitates(args: RewardConfig) -> bool:

@@ -85,7 +85,7 @@ def imitation_head_of(
         warnings.warn(
             f"ImitationRewardTrainer: the pretrained vocabulary head has no row for {len(unknown)} tokens of the "
             f"tokenizer, which are not imitated: {sorted(unknown)[:5]}… Pass an `imitation_head` that knows them.",
-            stacklevel=3,
+            stacklevel=4,  # who made the trainer
         )
     return head
 
