@@ -126,8 +126,9 @@ def test_accumulation_is_one_batch(tmp_path, tokenizer):
 
 
 def test_accuracy_goes_by_the_likelier_label():
-    agreed, counted = label_agreement(tensor([1.0, 1.0, -1.0, 1.0, 0.0]), tensor([0.9, 0.2, 0.0, 0.5, 0.7]))
-    assert (agreed.item(), counted.item()) == (2, 4)
+    leads, labels = [1.0, 1.0, -1.0, 1.0, 0.0, 0.0], [0.9, 0.2, 0.0, 0.5, 0.7, 0.3]  # equal rewards rank neither
+    agreed, counted = label_agreement(tensor(leads), tensor(labels))
+    assert (agreed.item(), counted.item()) == (2, 5)
 
 
 def test_accuracy_of_pairs_without_a_likelier_one_is_not_logged(tmp_path, tokenizer):

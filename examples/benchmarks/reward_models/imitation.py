@@ -32,13 +32,14 @@ from examples.benchmarks.reward_models.imitation_models import Trunk, chosen_nll
 from examples.benchmarks.reward_models.imitation_page import page
 from trl_ext.demo.world import ASSETS
 
+DEMO = "demo"
 READ_OF_EACH = 50  # held-out pairs whose chosen completion's perplexity is taken
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", default=str(ASSETS / "policy"), help="a decoder; default: the demo's trunk")
+    add("--model", default=DEMO, help="a decoder; demo: the demo's trunk")
     add("--data", type=Path, help="folder with pref_judge, pref_hh and pref_qafeedback; default: the demo's pairs")
     add("--output-dir", type=Path, required=True)
     add(
@@ -105,7 +106,9 @@ def file_of(options: argparse.Namespace, seed: int, pairs: int, coefficient: flo
 def fill(options: argparse.Namespace, world: World, cells: list[tuple]) -> None:
     """Train and ask the models that are missing."""
     began = time.process_time()
-    trunk = Trunk(options.model, lower=options.lower, dtype=options.dtype)
+    trunk = Trunk(
+        ASSETS / "policy" if options.model == DEMO else options.model, lower=options.lower, dtype=options.dtype
+    )
     asked = {name: cut(rows, trunk.tokenizer, options.tokens) for name, rows in world.asked.items()}
     store(trunk, itertools.chain(*asked.values()))
     print(f"read: {time.process_time() - began:.0f} CPU s", flush=True)

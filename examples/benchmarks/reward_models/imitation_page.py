@@ -1,12 +1,12 @@
 """The tables of `imitation`: what each coefficient reaches, and its differences from the first, with errors over seeds and prompts."""
 
 from collections.abc import Sequence
-from math import exp
-from statistics import mean, stdev
+from itertools import product
+from statistics import stdev
 
 import numpy as np
 
-from examples.benchmarks.common.over_seeds import mean_and_deviation, standard_error
+from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference, standard_error
 from trl_ext import evaluate_reward
 from trl_ext.trainer_kit.resampling import errors_to_see
 
@@ -17,44 +17,37 @@ def page(asked: dict[str, list[dict]], found: dict[Cell, dict]) -> str:
     """Markdown: one row for each number of pairs and coefficient, the differences, and the primary set by source."""
     seeds, counts, coefficients = (list(dict.fromkeys(cell[i] for cell in found)) for i in range(3))
     primary = next(iter(asked))
+    beside = {cell: measured(asked[primary], run, primary) for cell, run in found.items()}
+    names = next(iter(beside.values()))
     lines = [f"{len(seeds)} seeds; {', '.join(f'{len(rows)} pairs of {name}' for name, rows in asked.items())}", ""]
-    heads = [
-        "pairs",
-        "coefficient",
-        *asked,
-        f"log-loss, {primary}",
-        f"ECE, {primary}",
-        "perplexity of chosen",
-        "CPU s",
-    ]
-    lines += [*heading(heads)]
-    for count in counts:
-        for coefficient in coefficients:
-            runs = [found[seed, count, coefficient] for seed in seeds]
-            lines += [line([str(count), f"{coefficient:g}", *columns(asked, runs)])]
+    lines += heading(["pairs", "coefficient", *asked, *names])
+    for count, coefficient in product(counts, coefficients):
+        cells = [(seed, count, coefficient) for seed in seeds]
+        values = [right_of([found[cell] for cell in cells], name).mean(1).tolist() for name in asked]
+        values += [[beside[cell][name] for cell in cells] for name in names]
+        lines += [line([str(count), f"{coefficient:g}", *(mean_and_deviation(each, digits=3) for each in values)])]
     lines += [
         "",
-        f"Accuracy less that of coefficient {coefficients[0]:g}, ± standard error over seeds and prompts:",
+        f"Less that of coefficient {coefficients[0]:g}; ± of accuracies over seeds and prompts, of others over seeds:",
         "",
     ]
-    lines += [*heading(["pairs", "coefficient", *asked])]
-    for count in counts:
-        for coefficient in coefficients[1:]:
-            arms = [[found[seed, count, each] for seed in seeds] for each in (coefficient, coefficients[0])]
-            cells = [difference(*(right_of(runs, name) for runs in arms), asked[name]) for name in asked]
-            lines += [line([str(count), f"{coefficient:g}", *cells])]
+    lines += heading(["pairs", "coefficient", *asked, *names])
+    for count, coefficient in product(counts, coefficients[1:]):
+        arms = [[(seed, count, each) for seed in seeds] for each in (coefficient, coefficients[0])]
+        cells = [
+            difference(*(right_of([found[cell] for cell in arm], name) for arm in arms), rows)
+            for name, rows in asked.items()
+        ]
+        cells += [paired_difference(*([beside[cell][name] for cell in arm] for arm in arms)) for name in names]
+        lines += [line([str(count), f"{coefficient:g}", *cells])]
     return "\n".join([*lines, "", *by_source(asked[primary], primary, found, seeds, counts, coefficients)]) + "\n"
 
 
-def columns(asked: dict[str, list[dict]], runs: list[dict]) -> list[str]:
-    """Of one number of pairs and coefficient, mean ± deviation over seeds."""
-    primary = next(iter(asked))
-    evaluated = [evaluated_of(asked[primary], run["scores"][primary]).summary for run in runs]
-    values = [right_of(runs, name).mean(1).tolist() for name in asked]
-    values += [[each[key] for each in evaluated] for key in ("log_loss", "ece")]
-    cells = [mean_and_deviation(each, digits=3) for each in values]
-    cells += [mean_and_deviation([exp(run["chosen_nll"]) for run in runs], digits=1)]
-    return [*cells, f"{mean(run['seconds'] for run in runs):.0f}"]
+def measured(rows: list[dict], run: dict, primary: str) -> dict[str, float]:
+    """What stands beside accuracy, of one model."""
+    summary = evaluated_of(rows, run["scores"][primary]).summary
+    found = {f"{shown}, {primary}": summary[name] for shown, name in (("log-loss", "log_loss"), ("ECE", "ece"))}
+    return found | {"nats per chosen token": run["chosen_nll"], "CPU seconds": run["seconds"]}
 
 
 def evaluated_of(rows: list[dict], scores: Sequence[Sequence[float]]):
