@@ -6,7 +6,8 @@ from transformers import MistralConfig, MistralForSequenceClassification
 
 from trl_ext import LearnedReward
 from trl_ext.rewards import shared_prefix
-from trl_ext.rewards.shared_prefix import can_share, groups_to_share
+from trl_ext.rewards.shared_prefix import groups_to_share
+from trl_ext.trainer_kit.passes import can_share
 
 PROMPTS = ["a long prompt " * 8] * 4 + ["short"] * 4 + ["another long prompt " * 6] * 4
 COMPLETIONS = ["one", "", "two words", "one"] * 3

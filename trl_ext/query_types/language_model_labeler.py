@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import product
 from math import exp
 from zlib import crc32
 
@@ -10,12 +9,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.query_types.labels import Label, label_of
-from trl_ext.query_types.query_questions import ORDERS, asked_by, letter_of, question, question_text
-from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.query_types.query_questions import ORDERS, asked_by, question, question_text
+from trl_ext.sequences.option_log_probs import Choice, choice_log_probs, option_ids
 from trl_ext.sequences.query_type_column import TYPES
-from trl_ext.sequences.token_ids import prompt_and_completion_ids
 from trl_ext.sequences.tokenizers import tokenizer_beside, tokenizer_fingerprint
-from trl_ext.sequences.training_rows import TrainingRow, training_row
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
 from trl_ext.trainer_kit.fingerprints import adapter_settings, weights_fingerprint
@@ -37,7 +34,7 @@ class LanguageModelLabeler:
         model: A causal LM, or its path or hub id.
         tokenizer: None: the one beside the model.
         examples: Queries with their types that are shown before each question.
-        batch_size: Queries of a pass, with 4 rows each.
+        batch_size: Queries of a pass, with 2 sequences each, one of either order.
     """
 
     threshold = 0.5
@@ -71,13 +68,10 @@ class LanguageModelLabeler:
                 yield i, label_of(p_open)
 
     def _p_open(self, queries: list[str]) -> list[float]:
-        rows = [self._row(query, order, kind) for query in queries for order, kind in product(ORDERS, TYPES)]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        found = completion_log_probs(
-            self.model, rows, pad_token_id=pad, batch_size=len(rows), device=self.model.device
-        )
-        sums = [sum(each) for each in found]
-        logits = [(a - b + c - d) / 2 for a, b, c, d in zip(*(sums[i::4] for i in range(4)), strict=True)]
+        choices = [self._choice(query, order) for query in queries for order in ORDERS]
+        found = choice_log_probs(self.model, choices, batch_size=len(choices)).view(-1, 2, 2)
+        first, second = (found[..., 0] - found[..., 1]).T  # of A less B, where A is open, and where it is closed
+        logits = ((first - second) / 2).tolist()
         self._check_numbers(queries, logits)
         return [1 / (1 + exp(-max(min(logit, 50.0), -50.0))) for logit in logits]
 
@@ -89,13 +83,10 @@ class LanguageModelLabeler:
                 f"{bad[0][:60]!r}. Load it in fp32 or bf16, or take another."
             )
 
-    def _row(self, query: str, order: tuple[str, str], kind: str) -> TrainingRow:
-        letter = letter_of(kind, order)
+    def _choice(self, query: str, order: tuple[str, str]) -> Choice:
         if self.tokenizer.chat_template is None:
-            asked, answer = question_text(query, order, self.examples), f" {letter}"
-        else:
-            asked, answer = question(query, order, self.examples), [{"role": "assistant", "content": letter}]
-        return training_row(*prompt_and_completion_ids(asked, answer, self.tokenizer, ended=False))
+            return option_ids(question_text(query, order, self.examples), (" A", " B"), self.tokenizer)
+        return option_ids(question(query, order, self.examples), "AB", self.tokenizer)
 
 
 def _loaded(model: Model | str | os.PathLike, *, call: str) -> tuple[Model, str]:

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from trl_ext.rewards.shared_prefix import can_share, groups_to_share, score_behind_prefix
+from trl_ext.rewards.shared_prefix import groups_to_share, score_behind_prefix
 from trl_ext.sequences.padding import right_padded
 from trl_ext.trainer_kit.loading import DAMAGED, quiet_loading, why_unloadable
-from trl_ext.trainer_kit.passes import eval_mode
+from trl_ext.trainer_kit.passes import can_share, eval_mode
 from trl_ext.trainer_kit.saved_adapters import PREFIX, attach, base_of, of_scorer, read_adapter
 
 HEADS = ("score", "classifier")  # where transformers has the labels

@@ -4,15 +4,12 @@ from collections.abc import Hashable
 from itertools import groupby
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from trl_ext.sequences.common_prefix import common_length
+from trl_ext.sequences.common_prefix import LEAST_SAVED, common_length
 from trl_ext.sequences.padding import right_padded
-from trl_ext.trainer_kit.passes import behind, caches_attention_only, under_adapter
-
-LEAST_SAVED = 256  # tokens that a prompt's samples must save together, or a batch of whole sequences is faster
+from trl_ext.trainer_kit.passes import behind, under_adapter
 
 
 def groups_to_share(keys: list[Hashable], ids: list[list[int]]) -> list[tuple[list[int], int]]:
@@ -35,16 +32,6 @@ def groups_to_share(keys: list[Hashable], ids: list[list[int]]) -> list[tuple[li
         if common * (len(rows) - 1) >= LEAST_SAVED:
             found.append((rows, common))
     return found
-
-
-def can_share(module: nn.Module) -> bool:
-    """Whether the model keeps keys and values only, which can be copied for each sample."""
-    model = under_adapter(module)
-    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
-        return False
-    if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
-        return False
-    return caches_attention_only(model)
 
 
 def score_behind_prefix(

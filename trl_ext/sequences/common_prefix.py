@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+LEAST_SAVED = 256  # tokens that reading a common beginning once must save, or a batch of whole sequences is faster
+
 
 def common_length(sequences: Sequence[list]) -> int:
     """How many items, tokens or messages, all begin with.

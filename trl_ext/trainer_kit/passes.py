@@ -55,3 +55,13 @@ def caches_attention_only(model: PreTrainedModel | PeftModel) -> bool:
     """Whether all that a model keeps of what it has read are keys and values, whose rows can be copied and left out."""
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
     return cache_argument(under_adapter(model)) is not None and not layers - {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def can_share(module: nn.Module) -> bool:
+    """Whether the model keeps keys and values only, which can be copied for each sequence with a beginning in common."""
+    model = under_adapter(module)
+    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
+        return False
+    if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
+        return False
+    return caches_attention_only(model)
