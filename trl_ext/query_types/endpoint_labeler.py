@@ -1,8 +1,8 @@
 """Query types by a model behind any server that speaks OpenAI's protocol."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
+from trl_ext.generation.asked_together import as_they_come
 from trl_ext.generation.endpoint_generator import EndpointGenerator, NoCompletion
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.query_types.labels import Label
@@ -58,17 +58,7 @@ class EndpointLabeler:
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         """What was asked when the first request failed is waited for and given, then its error is raised."""
-        threads = ThreadPoolExecutor(self.concurrency)
-        asked = {threads.submit(self._label, query): i for i, query in enumerate(queries)}
-        try:
-            for future in as_completed(list(asked)):
-                if future.exception() is not None:
-                    threads.shutdown(cancel_futures=True)
-                    yield from ((i, other.result()) for other, i in asked.items() if _has_label(other))
-                    raise future.exception()
-                yield asked.pop(future), future.result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        return as_they_come(self._label, queries, concurrency=self.concurrency)
 
     def _label(self, query: str) -> Label:
         said = {self._answered(query, order) for order in ORDERS}
@@ -83,7 +73,3 @@ class EndpointLabeler:
         except NoCompletion:
             return None
         return type_of(text_of(sample["completion"]), order)
-
-
-def _has_label(future: Future) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None

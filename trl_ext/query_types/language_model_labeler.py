@@ -3,23 +3,17 @@
 import os
 from collections.abc import Iterator, Sequence
 from math import exp
-from zlib import crc32
 
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trl_ext.query_types.labels import Label, label_of
 from trl_ext.query_types.query_questions import ORDERS, asked_by, question, question_text
+from trl_ext.sequences.causal_lms import Model, causal_lm, model_key
 from trl_ext.sequences.option_log_probs import Choice, choice_log_probs, option_ids
 from trl_ext.sequences.query_type_column import TYPES
-from trl_ext.sequences.tokenizers import tokenizer_beside, tokenizer_fingerprint
+from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.trainer_kit.config_checks import checked
-from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.fingerprints import adapter_settings, weights_fingerprint
-from trl_ext.trainer_kit.loading import loading, quiet_loading
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
-
-Model = PreTrainedModel | PeftModel
 
 
 class LanguageModelLabeler:
@@ -49,7 +43,7 @@ class LanguageModelLabeler:
         batch_size: int = 8,
     ):
         call = "LanguageModelLabeler"
-        self.model, place = _loaded(model, call=call)
+        self.model, place = causal_lm(model, call=call)
         self.tokenizer = tokenizer or tokenizer_beside(place, call=call)
         self.examples = _checked_examples(examples, call=call)
         self.batch_size = checked(call, "batch_size", batch_size, int, AT_LEAST_1)
@@ -57,10 +51,7 @@ class LanguageModelLabeler:
     @property
     def name(self) -> str:
         """By the weights and adapters as they are now, wherever they were loaded from."""
-        read = tokenizer_fingerprint(self.tokenizer), self.tokenizer.chat_template
-        adapters = adapter_settings(self.model), getattr(self.model, "active_adapters", None)
-        made = crc32(repr((weights_fingerprint(self.model), adapters, read)).encode())
-        return f"language model {made:08x} {asked_by(self.examples)}"
+        return f"language model {model_key(self.model, self.tokenizer):08x} {asked_by(self.examples)}"
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         for start in range(0, len(queries), self.batch_size):
@@ -87,19 +78,6 @@ class LanguageModelLabeler:
         if self.tokenizer.chat_template is None:
             return option_ids(question_text(query, order, self.examples), (" A", " B"), self.tokenizer)
         return option_ids(question(query, order, self.examples), "AB", self.tokenizer)
-
-
-def _loaded(model: Model | str | os.PathLike, *, call: str) -> tuple[Model, str]:
-    """A model, and where its tokenizer may be."""
-    if isinstance(model, Model):
-        return model, model.config._name_or_path
-    if not isinstance(model, str | os.PathLike):
-        raise ValueError(
-            f"{call}(model={type(model).__name__}): expected a causal LM, or the path or hub id of one. Give one."
-        )
-    path = os.path.expanduser(os.fspath(model))
-    with loading(f"{call}({path!r})"), quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(path).to(default_device()), path
 
 
 def _checked_examples(examples: Sequence[tuple[str, str]], *, call: str) -> tuple[tuple[str, str], ...]:

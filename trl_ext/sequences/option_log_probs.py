@@ -8,10 +8,10 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from trl_ext.sequences.causal_lms import Model
 from trl_ext.sequences.common_prefix import LEAST_SAVED, common_length
 from trl_ext.sequences.log_probs import reads_logits_off_states
 from trl_ext.sequences.padding import right_padded
@@ -21,7 +21,6 @@ from trl_ext.trainer_kit.passes import behind, can_share, eval_mode, under_adapt
 from trl_ext.trainer_kit.trunk import answering, logits_of
 
 CHUNK_LOGITS = 2**23  # 32 MiB in fp32
-Model = PreTrainedModel | PeftModel
 Tokens = tuple[int, ...]
 Node = tuple[int, Tokens]  # number of a choice, and what stands behind its context
 
