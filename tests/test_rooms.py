@@ -17,6 +17,7 @@ ROOMS = {  # each room, and those that it may import from
     "shared_base": {"rewards", "sequences", "trainer_kit"},
     "generation": {"sequences", "trainer_kit"},
     "query_types": {"generation", "sequences", "trainer_kit"},
+    "ai_feedback": {"generation", "reward_evaluation", "rewards", "sequences", "shared_base", "trainer_kit"},
     "reward_evaluation": {"generation", "rewards", "sequences", "shared_base", "trainer_kit"},
     "reward_modeling": {"memory_planning", "rewards", "sequences", "trainer_kit"},
     "ppo": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},

@@ -9,6 +9,7 @@ from trl_ext.trainer_kit.lazy import lazy_exports
 from trl_ext.trainer_kit.quiet import leave_out_noise
 
 if TYPE_CHECKING:
+    from trl_ext.ai_feedback import PreferenceLabeler as PreferenceLabeler
     from trl_ext.diagnostics import RewardDiagnostics as RewardDiagnostics
     from trl_ext.diagnostics import diagnose as diagnose
     from trl_ext.diagnostics import gaming_texts as gaming_texts
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from trl_ext.evaluation import evaluate as evaluate
     from trl_ext.evaluation import score as score
     from trl_ext.generation import EndpointGenerator as EndpointGenerator
+    from trl_ext.generation import EndpointLogProbs as EndpointLogProbs
     from trl_ext.generation import FileGenerator as FileGenerator
     from trl_ext.generation import TransformersGenerator as TransformersGenerator
     from trl_ext.generation import VLLMGenerator as VLLMGenerator

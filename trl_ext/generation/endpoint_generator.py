@@ -69,11 +69,10 @@ class EndpointGenerator:
     ):
         self.model = model
         self.name = f"endpoint:{model}"
-        self.concurrency = checked("EndpointGenerator", "concurrency", concurrency, int, AT_LEAST_1)
-        timeout = checked(
-            "EndpointGenerator", "timeout", timeout, float, Rule(above=0, expected="seconds, more than 0")
-        )
-        max_retries = checked("EndpointGenerator", "max_retries", max_retries, int, Rule(0, expected="0 or more"))
+        call = type(self).__name__
+        self.concurrency = checked(call, "concurrency", concurrency, int, AT_LEAST_1)
+        timeout = checked(call, "timeout", timeout, float, Rule(above=0, expected="seconds, more than 0"))
+        max_retries = checked(call, "max_retries", max_retries, int, Rule(0, expected="0 or more"))
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
         self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)
@@ -188,7 +187,7 @@ class EndpointGenerator:
 
     @property
     def _call(self) -> str:
-        return f"EndpointGenerator({self.model!r}, base_url={self.base_url!r})"
+        return f"{type(self).__name__}({self.model!r}, base_url={self.base_url!r})"
 
     def _error(self, what: str, kind: type[EndpointError] = EndpointError) -> EndpointError:
         return kind(f"{self._call}: {self._secrets.hidden(what)}. {KEPT}")

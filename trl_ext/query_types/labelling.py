@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections import Counter
-from pathlib import Path
 
 from datasets import Dataset, Value
 
@@ -14,6 +13,7 @@ from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_spli
 from trl_ext.sequences.query_type_column import check_query_types
 from trl_ext.sequences.texts import last_user_texts
 from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.kept_lines import kept_file
 from trl_ext.trainer_kit.option_rules import Rule
 
 COLUMNS = ("query_type", "query_type_confidence")
@@ -59,7 +59,7 @@ def label_query_types(
     labeler = _labeler(labeler, call)
     least = checked(call, "threshold", threshold, float | None, SHARE)
     least = labeler.threshold if least is None else least
-    kept = KeptLabels(_checked_file(keep, labeler, call), labeler.name)
+    kept = KeptLabels(kept_file(keep, labeler=labeler.name, needed=labeler.needs_file, call=call), labeler.name)
     asked = [i for i in range(len(queries)) if relabel or types[i] is None]
     labels = _labels(labeler, [queries[i] for i in asked], kept)
     given = {i: _above(labels[queries[i]], least) for i in asked}
@@ -104,17 +104,6 @@ def _labeler(labeler: Labeler | str | os.PathLike | None, call: str) -> Labeler:
             "Of a model, give LanguageModelLabeler(model, tokenizer)."
         )
     return labeler
-
-
-def _checked_file(keep: str | os.PathLike | None, labeler: Labeler, call: str) -> Path | None:
-    if keep is None and labeler.needs_file:
-        raise ValueError(
-            f"{call}(keep=None): the labels of {labeler.name} would be lost with an error. Give a file for them, e.g. "
-            "keep='labels.jsonl'."
-        )
-    if not isinstance(keep, str | os.PathLike | None):
-        raise ValueError(f"{call}(keep={keep!r}): expected the name of a .jsonl file, or None.")
-    return None if keep is None else Path(keep).expanduser()
 
 
 def _labels(labeler: Labeler, queries: list[str], kept: KeptLabels) -> dict[str, Label]:

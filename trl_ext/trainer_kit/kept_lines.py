@@ -13,6 +13,18 @@ def text_key(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def kept_file(keep: str | os.PathLike | None, *, labeler: str, needed: bool, call: str) -> Path | None:
+    """Where labels are kept, as it is given; a ValueError for none where it is `needed`, and for what is no name."""
+    if keep is None and needed:
+        raise ValueError(
+            f"{call}(keep=None): the labels of {labeler} would be lost with an error. Give a file for them, e.g. "
+            "keep='labels.jsonl'."
+        )
+    if not isinstance(keep, str | os.PathLike | None):
+        raise ValueError(f"{call}(keep={keep!r}): expected the name of a .jsonl file, or None.")
+    return None if keep is None else Path(keep).expanduser()
+
+
 class KeptLines:
     """What one labeler has said, in a file which may hold what others did too.
 

@@ -1,0 +1,46 @@
+"""A labeler behind a server that speaks OpenAI's protocol."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from trl_ext.ai_feedback.judging import Answer
+from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, context_number
+from trl_ext.generation.asked_together import as_they_come
+from trl_ext.generation.endpoint_log_probs import EndpointLogProbs, OptionAnswer
+from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.sequences.texts import Text, text_of
+
+
+class EndpointJudge:
+    """Asks a server about both orders of a pair, so many pairs at a time as it says.
+
+    Args:
+        server: Who gives log-probabilities, and rationales.
+    """
+
+    needs_file = True
+
+    def __init__(self, server: EndpointLogProbs):
+        self.server, self.chat = server, server.chat
+
+    @property
+    def name(self) -> str:
+        return f"{self.server.name} at {self.server.base_url} {'chat' if self.chat else 'text'} {self.server.listed}"
+
+    def answers(
+        self, questions: list[Question], wording: Wording, reasons: Sampling | None
+    ) -> Iterator[tuple[int, Answer]]:
+        ask = partial(self._answer, wording=wording, reasons=reasons)
+        return as_they_come(ask, questions, concurrency=self.server.concurrency)
+
+    def _answer(self, question: Question, *, wording: Wording, reasons: Sampling | None) -> Answer:
+        both = [self._ordered(wording.context(question, order, self.chat), wording, reasons) for order in ORDERS]
+        return Answer([each.log_probs for each in both], sum(each.tokens for each in both))
+
+    def _ordered(self, context: Text, wording: Wording, reasons: Sampling | None) -> OptionAnswer:
+        if reasons is not None:
+            [(_, [sample])] = self.server.generate(
+                [Part(0, (context_number(context),), (context,))], reasons, Policy(None, None)
+            )
+            context = wording.behind(context, text_of(sample["completion"]))
+        return self.server.option_log_probs(context, wording.preamble.answers)
