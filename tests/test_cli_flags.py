@@ -60,6 +60,7 @@ TWICE = {
     "generate": "--top-k 1 --top_k 2",
     "plan": "--shared --no-shared",
     "probe": "--limit 1 --limit 2",
+    "label": "--output a --output b",
 }
 
 
@@ -132,6 +133,7 @@ def test_switches_and_words_in_yaml(here, capsys, monkeypatch):
 
 
 DEBUGGED = {
+    "label": "--output a",
     "demo": "--seed -1",
     "generate": "--prompts no.jsonl --output a.parquet",
     "plan": "llama-2-7b --gpu big",

@@ -2,17 +2,14 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
+import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from ai_feedback_case import PREAMBLE, labeler, pairs
 from datasets import Dataset
+from forked import start
 from option_case import byte_level_tokenizer, sentence_piece_tokenizer
 from peft import LoraConfig
 from tiny import byte_tokenizer, tiny_llama
@@ -230,29 +227,23 @@ import sys, time
 from ai_feedback_case import labeler, pairs
 class Slow:
     def begin(self, total, done):
-        print("begin", total, done, flush=True)
+        pass
     def advance(self, tokens):
-        print("one", flush=True)
-        time.sleep(SLEEP)
+        time.sleep(0.1)
 labeler(batch_size=1).label(pairs(20), keep=sys.argv[1], progress=Slow())
-print("end", flush=True)
 """
 
 
 def test_killed_and_gone_on(tmp_path):
     """kill −9 between parts: what was written stays, and the rest alone is asked; labels as if never killed."""
     keep, program = tmp_path / "kept.jsonl", tmp_path / "program.py"
-    program.write_text(PROGRAM.replace("SLEEP", "0.2"))
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-W", "ignore", str(program), str(keep)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}, text=True
-    ) as process:
-        for line in process.stdout:
-            if line == "one\n" and keep.read_bytes().count(b"\n") >= 6:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    program.write_text(PROGRAM)
+    process = start(program, keep, output=tmp_path / "said")
+    while not keep.exists() or keep.read_bytes().count(b"\n") < 6:
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     with keep.open("a") as file:
         file.write('{"pair": "half of a li')
     kept = keep.read_bytes().count(b"\n")

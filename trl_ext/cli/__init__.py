@@ -24,6 +24,7 @@ BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their module
     "raft": ("train_raft", "train a policy with RAFT on rewards"),
     "rest": ("train_rest", "train a policy with ReST on rewards"),
     "score": ("score", "score a file of prompts and completions; pairs for DPO"),
+    "label": ("label", "preferences or query types by a model's log-probabilities"),
     "probe": ("probe", "what a reward gives to texts that are made to fool it"),
     "evaluate": ("evaluate", "policies on held-out prompts, rewards on pairs: compare them"),
     "report": ("report_runs", "one page about runs: what is wrong, curves, completions"),

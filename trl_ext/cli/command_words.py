@@ -24,6 +24,7 @@ FLAGS = {  # of what trainers and data sets are given, by the name of the argume
 OWN_FLAGS = {  # of commands that name the same otherwise: Python's word, and the flag
     "score": {"output_dir": "--output", "rename": "--{new}_column {old}"},
     "generate": {"output_dir": "--output", "rename": "--prompt-column {old}", "model": "--model"},
+    "label": {"output_dir": "--output", "model": "--model", "labeler": "--model"},
     "export": {"model": "the run", "base": "--base"},
     "evaluate": {
         "output_dir": "--output",
@@ -107,6 +108,13 @@ RULES = (
         r"--dataset_name, row \2: the \1",
     ),
     _rule(r"ImitationRewardTrainer: (?=the|no|in|row)", ""),
+    _rule(
+        r"\b(?:PreferenceLabeler(?:\.label)?|label_query_types|LanguageModelLabeler|EndpointLabeler|EndpointLogProbs)"
+        r"\((?P<name>\w+)=(?P<value>'[^']*'|[^()]*)\)",
+        _argument,
+    ),
+    _rule(r"\bPreferenceLabeler\.label: ", ""),
+    _rule(r"Rename them: dataset\.rename_columns\(\{…\}\)", "Name them by --columns, as completion_1=answer_a"),
     _rule(r"\bthe train dataset\b", "--dataset_name"),
     _rule(r"\bthe eval dataset\b", "--eval_dataset_name"),
 )

@@ -12,7 +12,18 @@ from trl_ext.trainer_kit.loading import DAMAGED, why_unloadable
 from trl_ext.trainer_kit.row_files import READERS
 
 # Columns that hold text or messages, whoever reads them.
-TEXTS = ("prompt", "chosen", "rejected", "completion", "reference", "query_type", "text", "messages")
+TEXTS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "completion_1",
+    "completion_2",
+    "reference",
+    "query_type",
+    "text",
+    "messages",
+)
 LABELS = ("margin", "chosen_probability", "completions", "ranks")  # that a reward model learns from
 
 

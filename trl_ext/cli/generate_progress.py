@@ -20,21 +20,22 @@ class PartProgress:
         what: Is done with the parts.
         parts: Their number.
         shown: Whether there is a bar at all.
+        unit: What parts are called.
     """
 
-    def __init__(self, what: str, parts: int, *, shown: bool = True):
+    def __init__(self, what: str, parts: int, *, shown: bool = True, unit: str = "parts"):
         columns = (
             "{task.description}",
             BarColumn(),
             MofNCompleteColumn(),
-            "parts",
+            unit,
             TextColumn("{task.fields[speed]}"),
         )
         console = Console(stderr=True)
         drawn, self._lines = shown and console.is_terminal, shown and not console.is_terminal
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not drawn)
         self._task = self._bar.add_task(what, total=parts, speed="")
-        self.what, self.parts, self._done = what, parts, 0
+        self.what, self.parts, self.unit, self._done = what, parts, unit, 0
         self._start = self._said = time.perf_counter()
         self._samples = self._tokens = 0
 
@@ -63,7 +64,7 @@ class PartProgress:
         self._bar.update(self._task, advance=1, speed=speed)
         if self._lines and now - self._said >= EVERY:
             self._said = now
-            print(f"{self.what}: {self._done} of {self.parts} parts{speed and f', {speed}'}", file=sys.stderr)
+            print(f"{self.what}: {self._done} of {self.parts} {self.unit}{speed and f', {speed}'}", file=sys.stderr)
 
     def speed(self, seconds: float) -> str:
         """Of what was counted so far."""

@@ -1,18 +1,15 @@
 """Pairs of the best and the worst completion of each prompt, of a file with scores."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trl_ext.cli.row_output import check_rows_output, write_rows
 from trl_ext.cli.score_rows import SCORE
 from trl_ext.generation.completion_files import key_of
-from trl_ext.generation.sample_files import write_table
-from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.row_files import UNREADABLE
-from trl_ext.trainer_kit.whole_files import written_whole
 
 
 class Ends(NamedTuple):
@@ -49,38 +46,12 @@ def write_pairs(source: Path, output: Path, prompt_column: str, completion_colum
             f"{call}: none of {len(ends)} prompts has two completions of different scores, so there is no pair."
         )
     said = f"{output}: {len(pairs)} pairs of {len(ends)} prompts with a score"
-    if output.exists():
-        if not _holds(output, pairs):
-            raise ValueError(f"{call}: there is a file of that name with something else. Give another, or remove it.")
-        return f"Complete already. {said}"
-    if output.suffix == ".parquet":
-        write_table(output, pa.Table.from_pylist(pairs))
-    else:
-        with written_whole(output) as partial:
-            partial.write_text(_as_lines(pairs), encoding="utf-8")
-    return said
+    return f"Complete already. {said}" if write_rows(output, pairs, call=call) else said
 
 
 def check_pairs_output(output: Path) -> None:
     """Raise a ValueError for a place where no pairs can be written; asked before anything is scored."""
-    call = f"--pairs_output {output}"
-    if output.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"{call}: expected a name that ends in .parquet or .jsonl.")
-    check_is_folder(output.parent, call=call)
-
-
-def _holds(output: Path, pairs: list[dict[str, Any]]) -> bool:
-    """Whether a file holds these pairs, as of the same command given again."""
-    try:
-        if output.suffix == ".parquet":
-            return pq.read_table(output).equals(pa.Table.from_pylist(pairs))
-        return output.read_text(encoding="utf-8") == _as_lines(pairs)
-    except UNREADABLE:
-        return False
-
-
-def _as_lines(pairs: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    check_rows_output(output, call=f"--pairs_output {output}")
 
 
 def best_and_worst(source: Path, prompt_column: str, completion_column: str) -> dict[str, Ends]:

@@ -40,8 +40,9 @@ def places_of(content: Any) -> list[Place]:
 def option_bounds(places: Sequence[Place], options: Sequence[str]) -> list[float]:
     """log p of each option, over the places up to the first where no blank was taken; at most, where it is not listed.
 
-    >>> option_bounds([Place(" 1", {" 1": math.log(0.6), "1": math.log(0.2), "A": math.log(0.1)})], ["1", "2"])
-    [-0.2231435513142097, -2.3025850929940455]
+    >>> listed = {" 1": math.log(0.6), "1": math.log(0.2), "A": math.log(0.1)}
+    >>> [round(math.exp(each), 6) for each in option_bounds([Place(" 1", listed)], ["1", "2"])]
+    [0.8, 0.1]
 
     Args:
         places: As listed.
