@@ -87,6 +87,23 @@ def server(monkeypatch):
     server.close()
 
 
+def test_query_types_by_a_server(here, server, monkeypatch):
+    """Asked in both orders; an error that passes is asked again."""
+    write_rows(Path("prompts.jsonl"), [{"prompt": f"{i}?"} for i in range(3)])
+    server.faults = [500]
+    monkeypatch.setattr(server, "answer", lambda request: _said(request, "A"))
+    options = ["label", "--query_types", "prompts.jsonl", "--output", "typed.parquet"]
+    main([*options, "--endpoint", "--model", "m", "--base_url", server.url])
+    assert len(server.requests) == 7  # "A" in both orders is no type
+    assert pq.read_table("typed.parquet")["query_type"].to_pylist() == [None] * 3
+    assert len(Path("typed.parquet.answers.jsonl").read_text().splitlines()) == 3
+
+
+def _said(request: dict, text: str) -> dict:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return {"id": "0", "object": "x", "created": 0, "model": request["model"], "choices": [choice]}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_waits_for_what_is_asked_and_goes_on(number, here, server, capsys):
     """Code 130 and one line; then the same command asks for the rest alone: all in all each once."""

@@ -164,7 +164,7 @@ def test_what_has_ended_keeps_its_code(number, options, code, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "keeps"), [("evaluate", False), ("export", False), ("probe", False), ("score", True)]
+    ("command", "keeps"), [("evaluate", False), ("export", False), ("probe", False), ("score", True), ("label", True)]
 )
 def test_only_what_goes_on_says_so(command, keeps, capsys, monkeypatch):
     def stopped(argv):

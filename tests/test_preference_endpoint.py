@@ -105,6 +105,7 @@ def test_reasons_are_written_by_the_server(server, tmp_path):
     bodies = [body for _, body, _ in server.requests]
     assert [body["max_tokens"] for body in bodies] == [4, 2, 4, 2]
     assert [len(body["messages"]) for body in bodies] == [1, 3, 1, 3] and "logprobs" not in bodies[0]
+    assert asked.report.tokens == sum(len(server.ids(body)) + body["max_tokens"] for body in bodies)
 
 
 def test_so_many_at_a_time_and_what_it_costs(server, tmp_path):

@@ -6,7 +6,7 @@ from functools import partial
 from trl_ext.ai_feedback.judging import Answer
 from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, context_number
 from trl_ext.generation.asked_together import as_they_come
-from trl_ext.generation.endpoint_log_probs import EndpointLogProbs, OptionAnswer
+from trl_ext.generation.endpoint_log_probs import EndpointLogProbs
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.texts import Text, text_of
 
@@ -30,14 +30,17 @@ class EndpointJudge:
     def answers(
         self, questions: list[Question], wording: Wording, reasons: Sampling | None
     ) -> Iterator[tuple[int, Answer]]:
-        ask = partial(self._answer, wording=wording, reasons=reasons)
-        return as_they_come(ask, questions, concurrency=self.server.concurrency)
+        ask = partial(self._log_probs, wording=wording, reasons=reasons)
+        before = self.server.tokens
+        for i, log_probs in as_they_come(ask, questions, concurrency=self.server.concurrency):
+            now = self.server.tokens
+            yield i, Answer(log_probs, now - before)
+            before = now
 
-    def _answer(self, question: Question, *, wording: Wording, reasons: Sampling | None) -> Answer:
-        both = [self._ordered(wording.context(question, order, self.chat), wording, reasons) for order in ORDERS]
-        return Answer([each.log_probs for each in both], sum(each.tokens for each in both))
+    def _log_probs(self, question: Question, *, wording: Wording, reasons: Sampling | None) -> list[list[float]]:
+        return [self._ordered(wording.context(question, order, self.chat), wording, reasons) for order in ORDERS]
 
-    def _ordered(self, context: Text, wording: Wording, reasons: Sampling | None) -> OptionAnswer:
+    def _ordered(self, context: Text, wording: Wording, reasons: Sampling | None) -> list[float]:
         if reasons is not None:
             [(_, [sample])] = self.server.generate(
                 [Part(0, (context_number(context),), (context,))], reasons, Policy(None, None)

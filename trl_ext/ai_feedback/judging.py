@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
     Args:
         log_probs: log p of both answers, in each order.
-        tokens: How many were read and written.
+        tokens: How many were read and written; of an endpoint those of all that was asked since the answer before.
         cut: Tokens that the prompt lost.
     """
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.ai_feedback.endpoint_judge import EndpointJudge
-from trl_ext.ai_feedback.judging import Judgement, is_judgement, judgement_of
+from trl_ext.ai_feedback.judging import Judge, Judgement, is_judgement, judgement_of
 from trl_ext.ai_feedback.model_judge import ModelJudge
 from trl_ext.ai_feedback.preambles import Preamble, preamble_of
 from trl_ext.ai_feedback.preference_pairs import Pair, preference_pairs
@@ -169,7 +169,7 @@ class PreferenceLabeler:
 
 def _judge(
     model: Model | str | os.PathLike | EndpointLogProbs, tokenizer: PreTrainedTokenizerBase | None, batch_size: int
-) -> ModelJudge | EndpointJudge:
+) -> Judge:
     if isinstance(model, EndpointLogProbs):
         if tokenizer is not None:
             raise ValueError(f"{CALL}(EndpointLogProbs(…), tokenizer): the server has its own. Leave it out.")

@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any
 
 from trl_ext.generation.endpoint_answers import excerpt
 from trl_ext.generation.endpoint_generator import EndpointGenerator
@@ -14,13 +15,6 @@ from trl_ext.trainer_kit.option_rules import Rule
 
 PLACES = 2  # tokens that are asked for: some tokenizers write a blank of its own before the answer
 LISTED = {True: 20, False: 5}  # of a chat, of text: the most that OpenAI gives
-
-
-class OptionAnswer(NamedTuple):
-    """log p of each option, and the tokens that the server counts, 0 where it says none."""
-
-    log_probs: list[float]
-    tokens: int
 
 
 class EndpointLogProbs(EndpointGenerator):
@@ -37,6 +31,9 @@ class EndpointLogProbs(EndpointGenerator):
         concurrency: How much is asked at a time.
         timeout: Longest wait for one answer, in seconds.
         max_retries: How often a request that failed, or an answer that cannot be read, is asked for again.
+
+    Attributes:
+        tokens: Read and written for all that was asked so far, as the server counts them.
     """
 
     def __init__(
@@ -59,9 +56,10 @@ class EndpointLogProbs(EndpointGenerator):
         self.chat = checked(call, "chat", chat, bool)
         listed = checked(call, "listed", listed, int | None, Rule(2, expected="2 or more tokens, or None"))
         self.listed = LISTED[chat] if listed is None else listed
+        self.tokens, self._lock = 0, Lock()
         super().__init__(model, base_url, concurrency=concurrency, timeout=timeout, max_retries=max_retries)
 
-    def option_log_probs(self, context: Text, options: Sequence[str]) -> OptionAnswer:
+    def option_log_probs(self, context: Text, options: Sequence[str]) -> list[float]:
         """log p that the answer to a context begins with each option, which are words of a token, whatever blank is before.
 
         Raises:
@@ -70,15 +68,20 @@ class EndpointLogProbs(EndpointGenerator):
         request = {"model": self.model, "max_tokens": PLACES, "temperature": 0.0, "seed": 0}
         logprobs = {"logprobs": self.listed} if isinstance(context, str) else {"logprobs": True}
         top = {} if isinstance(context, str) else {"top_logprobs": self.listed}
-        places, tokens = self._places(context, request | logprobs | top)
-        return OptionAnswer(option_bounds(places, options), tokens)
+        return option_bounds(self._places(context, request | logprobs | top), options)
 
-    def _places(self, context: Text, request: dict[str, Any]) -> tuple[list[Place], int]:
+    def _answer(self, prompt: Text, options: dict[str, Any]) -> str:
+        answer = super()._answer(prompt, options)
+        with self._lock:
+            self.tokens += _tokens(answer)
+        return answer
+
+    def _places(self, context: Text, request: dict[str, Any]) -> list[Place]:
         reason = ""
         for _ in range(self._client.max_retries + 1):
             answer = self._answer(context, request)
             try:
-                return places_of(content := json.loads(answer)), _tokens(content)
+                return places_of(content := json.loads(answer))
             except NoLogProbs:
                 raise self._error(
                     f"it gives no log-probabilities, of which labels are made; to {'logprobs, top_logprobs' if self.chat else 'logprobs'} "
@@ -98,7 +101,10 @@ class EndpointLogProbs(EndpointGenerator):
         )
 
 
-def _tokens(content: dict[str, Any]) -> int:
-    usage = content.get("usage")
-    count = usage.get("total_tokens") if isinstance(usage, dict) else None
+def _tokens(answer: str) -> int:
+    """That the server says an answer has cost; 0 where it does not, or cannot be read."""
+    try:
+        count = json.loads(answer)["usage"]["total_tokens"]
+    except (ValueError, TypeError, LookupError):
+        return 0
     return count if isinstance(count, int) else 0
