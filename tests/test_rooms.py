@@ -18,6 +18,7 @@ ROOMS = {  # each room, and those that it may import from
     "generation": {"sequences", "trainer_kit"},
     "query_types": {"generation", "sequences", "trainer_kit"},
     "ai_feedback": {"generation", "reward_evaluation", "rewards", "sequences", "shared_base", "trainer_kit"},
+    "self_instruct": {"generation", "query_types", "sequences", "trainer_kit"},
     "reward_evaluation": {"generation", "rewards", "sequences", "shared_base", "trainer_kit"},
     "reward_modeling": {"memory_planning", "rewards", "sequences", "trainer_kit"},
     "ppo": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},

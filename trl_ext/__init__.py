@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from trl_ext.rewards import Route as Route
     from trl_ext.rewards import RoutedProduct as RoutedProduct
     from trl_ext.rewards import calibrate_relevance as calibrate_relevance
+    from trl_ext.self_instruct import InstructionFilter as InstructionFilter
+    from trl_ext.self_instruct import SelfInstruct as SelfInstruct
+    from trl_ext.self_instruct import SelfInstructConfig as SelfInstructConfig
+    from trl_ext.self_instruct import TaskWording as TaskWording
     from trl_ext.self_training import RAFTConfig as RAFTConfig
     from trl_ext.self_training import RAFTTrainer as RAFTTrainer
     from trl_ext.self_training import ReSTConfig as ReSTConfig
