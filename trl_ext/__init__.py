@@ -10,6 +10,7 @@ from trl_ext.trainer_kit.quiet import leave_out_noise
 
 if TYPE_CHECKING:
     from trl_ext.ai_feedback import PreferenceLabeler as PreferenceLabeler
+    from trl_ext.ai_feedback.likert_reward import LikertReward as LikertReward
     from trl_ext.diagnostics import RewardDiagnostics as RewardDiagnostics
     from trl_ext.diagnostics import diagnose as diagnose
     from trl_ext.diagnostics import gaming_texts as gaming_texts

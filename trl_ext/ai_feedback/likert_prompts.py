@@ -1,0 +1,109 @@
+"""What a judge is asked about a completion, and how it is made to fit the judge's window."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from string import Formatter
+
+from trl_ext.sequences.text_shapes import content_text
+from trl_ext.sequences.texts import Text, text_of
+
+ROLES = {"user": "User", "assistant": "Assistant", "system": "System"}
+BEGINNING = (
+    "You rate answers. Below are a request and an answer to it. Give the answer a score from 1 to 10: 1 is awful, 10 is "
+    "perfect."
+)
+PROMPT, ANSWER = "\n\nRequest:\n{prompt}", "\n\nAnswer:\n{completion}"
+REFERENCE = "\n\nA right answer, to compare with:\n{reference}"
+ENDING = "\n\nScore of the answer, from 1 to 10:"
+NEEDED = ("prompt", "completion")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The texts that a template is filled with.
+
+    Args:
+        prompt: The question, of several turns the whole conversation.
+        completion: The answer.
+        reference: A right one; None: there is none.
+    """
+
+    prompt: str
+    completion: str
+    reference: str | None = None
+
+
+def likert_template(*, rubric: bool, reference: bool) -> str:
+    """The question to a judge that has no template of its own.
+
+    >>> likert_template(rubric=False, reference=False).endswith("Answer:\\n{completion}\\n\\nScore of the answer, from 1 to 10:")
+    True
+    """
+    parts = [BEGINNING, "\n\n{rubric}" * rubric, PROMPT, REFERENCE * reference, ANSWER, ENDING]
+    return "".join(parts)
+
+
+def checked_template(template: str, *, rubric: str | None, reference: bool, call: str) -> str:
+    """The template, with the rubric in its place; a ValueError for one that lacks a placeholder, or has one too many."""
+    wanted = {*NEEDED, *(["rubric"] if rubric is not None else []), *(["reference"] if reference else [])}
+    found = _placeholders(template, call=call)
+    if wanted - found:
+        raise ValueError(
+            f"{call}(template={template[:40]!r}…): expected the placeholders {_shown(wanted)}, and it lacks "
+            f"{_shown(wanted - found)}. Write them where those texts belong."
+        )
+    if found - wanted:
+        raise ValueError(
+            f"{call}(template={template[:40]!r}…): its placeholder {_shown(found - wanted)} is filled by nothing; expected "
+            f"{_shown(wanted)}. Give rubric=… or reference=True for those two, and write other braces twice, {{{{ and }}}}."
+        )
+    return template
+
+
+def conversation_text(prompt: Text) -> str:
+    """A prompt as a judge reads it: text as it is, so one question; of more turns, each behind who speaks.
+
+    >>> conversation_text([{"role": "user", "content": "Why?"}])
+    'Why?'
+    >>> conversation_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
+    'System: Be brief.\\n\\nUser: Why?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if [message["role"] for message in prompt] == ["user"]:
+        return content_text(prompt[0].get("content"))
+    turns = ((message["role"], content_text(message.get("content"))) for message in prompt)
+    return "\n\n".join(f"{ROLES.get(role, role)}: {text}" for role, text in turns)
+
+
+def asked_of(prompt: Text, completion: Text, reference: str | None) -> Asked:
+    return Asked(conversation_text(prompt), text_of(completion), reference)
+
+
+def fitted(asked: Asked, *, fits: Callable[[Asked], bool]) -> Asked:
+    """The texts, those above some length cut to it: the greatest, in letters, with which they fit.
+
+    A completion and a reference lose their end, a prompt, which may be a conversation, its beginning. Where not even empty
+    texts fit, they are empty.
+    """
+    longest = max(len(text or "") for text in vars(asked).values())
+    return _cut(asked, bisect_left(range(1, longest + 1), True, key=lambda length: not fits(_cut(asked, length))))
+
+
+def _cut(asked: Asked, length: int) -> Asked:
+    prompt, reference = asked.prompt, asked.reference
+    return Asked(prompt[max(len(prompt) - length, 0) :], asked.completion[:length], reference and reference[:length])
+
+
+def _placeholders(template: str, *, call: str) -> set[str]:
+    try:
+        return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(
+            f"{call}(template={template[:40]!r}…): {error}. Write braces that are no placeholder twice, {{{{ and }}}}."
+        ) from error
+
+
+def _shown(names: set[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in sorted(names))
