@@ -218,9 +218,11 @@ def test_what_passes_the_window_is_cut_and_said_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reward(**cut)
-    windowed = reward_of(template=SHORT)  # of 1 024 tokens
+    windowed, lengths = reward_of(template=SHORT), []  # of 1 024 tokens
+    windowed.model.model.embed_tokens.register_forward_hook(lambda module, args, out: lengths.append(args[0].shape[1]))
     with pytest.warns(UserWarning, match="too long for the judge"):
         assert len(windowed(prompts=["?" * 3000], completions=["abc" * 1000])) == 1
+    assert 1000 < max(lengths) <= 1024 - 1  # the last token of a grade is not read
 
 
 def test_a_question_that_never_fits_is_refused():
