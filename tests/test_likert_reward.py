@@ -14,8 +14,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_ext import LikertReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, SharedBase
 from trl_ext.ai_feedback import likert_reward as module
-from trl_ext.ai_feedback.likert_prompts import Asked, conversation_text, fitted, likert_template
+from trl_ext.ai_feedback.likert_prompts import Asked, fitted, likert_template
 from trl_ext.ai_feedback.likert_scale import mean_grades, scores_of, spread_within
+from trl_ext.ai_feedback.preference_questions import conversation_text
 from trl_ext.rewards.reward_callables import reward_functions
 from trl_ext.rewards.reward_columns import check_columns
 from trl_ext.rewards.reward_fingerprints import reward_settings
@@ -172,7 +173,7 @@ def test_conversations():
     text = reward(prompts=["Why?"], completions=["So."])
     assert reward(prompts=[user("Why?")], completions=[assistant("So.")]) == text
     turns = [*user("Why?"), *assistant("So."), *user("And?")]
-    assert conversation_text(turns) == "User: Why?\n\nAssistant: So.\n\nUser: And?"
+    assert conversation_text(turns) == "user: Why?\nassistant: So.\nuser: And?"
     assert reward(prompts=[turns], completions=[assistant("No.")]) == reward(
         prompts=[conversation_text(turns)], completions=["No."]
     )
@@ -283,7 +284,7 @@ def test_nan():
         ({"template": SHORT, "rubric": "Short?"}, r"it lacks \{rubric\}"),
         ({"template": SHORT, "reference": True}, r"it lacks \{reference\}"),
         ({"template": SHORT + "{}"}, r"its placeholder \{\} is filled by nothing"),
-        ({"template": SHORT + "{"}, "Write braces that are no placeholder twice"),
+        ({"template": SHORT + "{answer}"}, r"its placeholder \{answer\} is filled by nothing"),
         ({"template": ""}, "expected a text that says something"),
         ({"rubric": " "}, "expected a text that says something"),
         ({"rubric": 3}, "rubric=3"),
@@ -300,10 +301,10 @@ def test_bad_options(options, said):
 
 
 def test_other_braces_and_blanks_behind_are_fine(monkeypatch):
-    reward = reward_of(template='{{"a": {prompt}, "b": {completion}}}: \n')
+    reward = reward_of(template='{"a": {prompt}, "b": {completion}}: \n')
     asked = asked_by(reward, monkeypatch)
-    reward(prompts=["1"], completions=["{2}"])
-    assert asked == ['{"a": 1, "b": {2}}:']
+    reward(prompts=["1"], completions=["{prompt}"])
+    assert asked == ['{"a": 1, "b": {prompt}}:']
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from string import Formatter
 
-from trl_ext.sequences.text_shapes import content_text
+from trl_ext.ai_feedback.preambles import NAMED
+from trl_ext.ai_feedback.preference_questions import conversation_text
 from trl_ext.sequences.texts import Text, text_of
 
-ROLES = {"user": "User", "assistant": "Assistant", "system": "System"}
 BEGINNING = (
     "You rate answers. Below are a request and an answer to it. Give the answer a score from 1 to 10: 1 is awful, 10 is "
     "perfect."
@@ -45,9 +44,9 @@ def likert_template(*, rubric: bool, reference: bool) -> str:
 
 
 def checked_template(template: str, *, rubric: str | None, reference: bool, call: str) -> str:
-    """The template, with the rubric in its place; a ValueError for one that lacks a placeholder, or has one too many."""
+    """The template, or a ValueError for one that lacks a placeholder, or has one that nothing fills."""
     wanted = {*NEEDED, *(["rubric"] if rubric is not None else []), *(["reference"] if reference else [])}
-    found = _placeholders(template, call=call)
+    found = {*NAMED.findall(template)}
     if wanted - found:
         raise ValueError(
             f"{call}(template={template[:40]!r}…): expected the placeholders {_shown(wanted)}, and it lacks "
@@ -56,25 +55,15 @@ def checked_template(template: str, *, rubric: str | None, reference: bool, call
     if found - wanted:
         raise ValueError(
             f"{call}(template={template[:40]!r}…): its placeholder {_shown(found - wanted)} is filled by nothing; expected "
-            f"{_shown(wanted)}. Give rubric=… or reference=True for those two, and write other braces twice, {{{{ and }}}}."
+            f"{_shown(wanted)}. Give rubric=… or reference=True for those two, or leave it out."
         )
     return template
 
 
-def conversation_text(prompt: Text) -> str:
-    """A prompt as a judge reads it: text as it is, so one question; of more turns, each behind who speaks.
-
-    >>> conversation_text([{"role": "user", "content": "Why?"}])
-    'Why?'
-    >>> conversation_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
-    'System: Be brief.\\n\\nUser: Why?'
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if [message["role"] for message in prompt] == ["user"]:
-        return content_text(prompt[0].get("content"))
-    turns = ((message["role"], content_text(message.get("content"))) for message in prompt)
-    return "\n\n".join(f"{ROLES.get(role, role)}: {text}" for role, text in turns)
+def filled(template: str, asked: Asked, rubric: str | None) -> str:
+    """The question; braces in texts, and others in the template, stay what they are."""
+    texts = {**vars(asked), "rubric": rubric}
+    return NAMED.sub(lambda found: texts[found[1]], template)
 
 
 def asked_of(prompt: Text, completion: Text, reference: str | None) -> Asked:
@@ -94,15 +83,6 @@ def fitted(asked: Asked, *, fits: Callable[[Asked], bool]) -> Asked:
 def _cut(asked: Asked, length: int) -> Asked:
     prompt, reference = asked.prompt, asked.reference
     return Asked(prompt[max(len(prompt) - length, 0) :], asked.completion[:length], reference and reference[:length])
-
-
-def _placeholders(template: str, *, call: str) -> set[str]:
-    try:
-        return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise ValueError(
-            f"{call}(template={template[:40]!r}…): {error}. Write braces that are no placeholder twice, {{{{ and }}}}."
-        ) from error
 
 
 def _shown(names: set[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.ai_feedback.likert_judge import Judge, LikertJudge, given_judge
-from trl_ext.ai_feedback.likert_prompts import Asked, asked_of, checked_template, likert_template
+from trl_ext.ai_feedback.likert_prompts import Asked, asked_of, checked_template, filled, likert_template
 from trl_ext.ai_feedback.likert_scale import mean_grades, scores_of, spread_within
 from trl_ext.rewards.reward_columns import Columns, check_counts
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
@@ -122,7 +122,7 @@ class LikertReward:
         )
 
     def _question(self, asked: Asked) -> str:
-        return self._template.format(**vars(asked), rubric=self.rubric)
+        return filled(self._template, asked, self.rubric)
 
     def _references(self, reference: Sequence | None, rows: Sequence[int]) -> Sequence[str | None]:
         """What stands in the column in some rows; None for each where it is not read."""
