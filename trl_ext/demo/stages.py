@@ -86,8 +86,9 @@ def reward_model(
 
 
 def reward_model_of(rows: list[dict], policy: Path, folder: Path, *, imitation_coef: float, seed: int) -> Path:
-    """The same from pairs that one has."""
-    pairs = Dataset.from_list(rows).select_columns(["prompt", "chosen", "rejected"])
+    """The same from pairs that one has, with soft labels where they say `chosen_probability`."""
+    read = ("prompt", "chosen", "rejected", "chosen_probability")
+    pairs = Dataset.from_list([{name: row[name] for name in read if name in row} for row in rows])
     args = ImitationRewardConfig(
         **_common(folder, seed),
         imitation_coef=imitation_coef,
