@@ -24,7 +24,6 @@ ROOMS = {  # each room, and those that it may import from
     "ppo": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},
     "self_training": {"generation", "memory_planning", "rewards", "sequences", "trainer_kit"},
     "evaluation": {"generation", "rewards", "self_training", "sequences", "shared_base", "trainer_kit"},
-    "ai_feedback": {"generation", "rewards", "sequences", "shared_base", "trainer_kit"},
     "diagnostics": {"rewards", "sequences", "trainer_kit"},
     "reporting": {"trainer_kit"},
 }

@@ -26,5 +26,7 @@ class BM25:
 
     def get_scores(self, words: list[str]) -> np.ndarray:
         """One per document; 0 of those, and for a query, that have no word in common."""
-        known = [word for word in words if word and word in self.index.vocab_dict]  # it has "" for those that it has not
+        known = [
+            word for word in words if word and word in self.index.vocab_dict
+        ]  # it has "" for those that it has not
         return self.index.get_scores(known) if known else np.zeros(self.count)
