@@ -89,6 +89,22 @@ def test_messages_are_answered_in_the_next_turn():
     assert [tokenizer.decode(list(option)) for option in choice.options] == ["1", "2"]
 
 
+def test_what_a_template_writes_before_an_answer_is_the_contexts():
+    """Empty thoughts, which it writes for turns that are over, and not where a turn begins."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m.content", "('[] ' if m.role == 'assistant' else '') + m.content"
+    )
+    choice = option_ids([{"role": "user", "content": "?"}], ["1", "10"], tokenizer)
+    assert tokenizer.decode(choice.context) == "u:?\na:[] "
+    assert [tokenizer.decode(list(option)) for option in choice.options] == ["1", "10"]
+
+
+def test_of_no_contexts_there_are_none():
+    tokenizer = byte_tokenizer()
+    assert option_log_probs(tiny_llama(tokenizer), tokenizer, [], TEN).shape == (0, 10)
+
+
 @pytest.mark.parametrize("window", [None, 64])
 def test_what_all_begin_with_is_read_once(window):
     """The same numbers, also behind a sliding window, from far fewer tokens."""
@@ -121,6 +137,8 @@ def test_a_model_is_left_in_its_mode():
     [
         ("a", ["1", "1"], "tells apart"),
         ("a", ["1", ""], "a token or more"),
+        ([{"role": "user", "content": "a"}], ["1", ""], "a token or more"),
+        ([{"role": "user", "content": "a"}], ["1", "1"], "tells apart"),
         ("", ["1", "2"], "a context of a token or more"),
     ],
 )

@@ -56,6 +56,8 @@ def option_log_probs(
         ValueError: For options that are the same tokens, none, or behind nothing at all.
     """
     choices = [option_ids(context, options, tokenizer) for context in contexts]
+    if not choices:
+        return torch.empty(0, len(options), dtype=torch.float64)
     return choice_log_probs(model, choices, batch_size=batch_size)
 
 
@@ -63,6 +65,7 @@ def option_ids(context: Text, options: Sequence[str], tokenizer: PreTrainedToken
     """Context and options as the tokenizer reads them together.
 
     A token that merges the context's end with an option's beginning is the options': of all, so that they can be compared.
+    What a chat template writes before each answer, as a blank or empty thoughts, is the context's.
     """
     wholes = [
         whole_ids(
@@ -73,7 +76,10 @@ def option_ids(context: Text, options: Sequence[str], tokenizer: PreTrainedToken
         )
         for option in options
     ]
-    common = common_length([prompt_ids(context, tokenizer), *wholes])
+    if isinstance(context, str):
+        common = common_length([prompt_ids(context, tokenizer), *wholes])
+    else:
+        common = min(common_length(wholes), min(map(len, wholes)) - 1)
     choice = Choice(wholes[0][:common], [tuple(whole[common:]) for whole in wholes])
     _check_told_apart(choice, options)
     return choice
@@ -199,8 +205,7 @@ def _log_probs(states: Tensor, logits: Callable[[Tensor], Tensor], wanted: Tenso
 
 
 def _check_told_apart(choice: Choice, options: Sequence[str], call: str = "option_log_probs") -> None:
-    first = {tokens: option for tokens, option in zip(choice.options, options, strict=True)}
-    if len(first) < len(options) or () in first:
+    if len({*choice.options}) < len(options) or () in choice.options or "" in options:
         said = {option: list(tokens) for option, tokens in zip(options, choice.options, strict=True)}
         raise ValueError(
             f"{call}(options={list(options)}): expected options that the tokenizer tells apart, and writes as a token or more; "
