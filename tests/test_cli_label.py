@@ -16,6 +16,8 @@ from tiny import byte_tokenizer, tiny_llama
 
 from trl_ext import PreferenceLabeler
 from trl_ext.cli import main
+from trl_ext.cli.command_words import in_words_of
+from trl_ext.query_types.labelling import OTHERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of its probability to the answers")
 LABEL = ["label", "--preferences", "pairs.jsonl", "--model", "model", "--output", "labelled.parquet"]
@@ -176,6 +178,12 @@ def test_words_of_python_are_flags(here, capsys):
     )
     write_rows(Path("pairs.jsonl"), [{"prompt": "q", "completion_1": "x", "completion_2": ""}])
     assert "PreferenceLabeler" not in refused(capsys, *LABEL)
+
+
+def test_what_python_is_told_of_queries_without_a_type():
+    told = in_words_of("label")(f"label_query_types: 1 of 2 queries got no type. {OTHERS}")
+    assert "--model or --endpoint, with the labelled file" in told and "leave them out of the file." in told
+    assert "dataset" not in told and "Labeler" not in told
 
 
 def test_a_missing_key(here, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from tiny import byte_tokenizer, tiny_llama
 from trl_ext import PreferenceLabeler, SharedBase
 from trl_ext.ai_feedback import PREAMBLES, Example, Preamble
 from trl_ext.ai_feedback.judging import Answer, judgement_of
+from trl_ext.ai_feedback.preference_pairs import Pair
 from trl_ext.ai_feedback.preference_report import report_of
 from trl_ext.sequences.option_log_probs import choice_log_probs
 
@@ -92,6 +93,13 @@ def test_labels_are_the_likelier_one_first():
         assert label["chosen"] == row["completion_1" if is_first else "completion_2"]
         assert label["rejected"] == row["completion_2" if is_first else "completion_1"]
         assert label["chosen_probability"] == max(judgement.probability, 1 - judgement.probability)
+
+
+@pytest.mark.parametrize("probability, chosen, likelier", [(0.75, "a", 0.75), (0.25, "b", 0.75), (0.5, "a", 0.5)])
+def test_a_label_by_hand(probability, chosen, likelier):
+    label = Pair(0, "q", "a", "b", None).labelled(probability)
+    rejected = "b" if chosen == "a" else "a"
+    assert label == {"prompt": "q", "chosen": chosen, "rejected": rejected, "chosen_probability": likelier}
 
 
 def test_messages_are_asked_as_a_users_turn_and_stay_messages():

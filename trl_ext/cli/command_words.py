@@ -114,6 +114,13 @@ RULES = (
         _argument,
     ),
     _rule(r"\bPreferenceLabeler\.label: ", ""),
+    _rule(
+        r"labeler=LanguageModelLabeler\(model\) or EndpointLabeler\(…\): rows that have a type keep it",
+        "--model or --endpoint, with the labelled file and another --output: rows that have a type keep it",
+    ),
+    _rule(
+        r"leave them out: dataset\.filter\(lambda row: row\['query_type'\] is not None\)", "leave them out of the file"
+    ),
     _rule(r"Rename them: dataset\.rename_columns\(\{…\}\)", "Name them by --columns, as completion_1=answer_a"),
     _rule(r"\bthe train dataset\b", "--dataset_name"),
     _rule(r"\bthe eval dataset\b", "--eval_dataset_name"),
