@@ -205,7 +205,7 @@ def _log_probs(states: Tensor, logits: Callable[[Tensor], Tensor], wanted: Tenso
 
 
 def _check_told_apart(choice: Choice, options: Sequence[str], call: str = "option_log_probs") -> None:
-    if len({*choice.options}) < len(options) or () in choice.options or "" in options:
+    if len({*choice.options}) < len(options) or () in choice.options or not all(options):
         said = {option: list(tokens) for option, tokens in zip(options, choice.options, strict=True)}
         raise ValueError(
             f"{call}(options={list(options)}): expected options that the tokenizer tells apart, and writes as a token or more; "
