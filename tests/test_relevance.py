@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -173,3 +174,14 @@ def test_a_missing_reference_is_refused(one_hot):
 def test_other_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         RelevanceReward(**options)
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_a_text_whose_vector_is_no_number_spoils_its_own_row_and_is_warned_of(contrast):
+    encoder = OneHot()
+    encoder.vectors.data[word_tokenizer().vocab["two"]] = math.nan
+    reward = RelevanceReward(encoder, tokenizer=word_tokenizer(), contrast=contrast)
+    whole = reward(prompts=["why", "sky"], completions=["sky why", "sky"])
+    with pytest.warns(UserWarning, match="NaN or infinity for some texts"):
+        found = reward(prompts=["two", "why", "sky"], completions=["sky", "sky why", "sky"])
+    assert math.isnan(found[0]) and found[1:] == whole

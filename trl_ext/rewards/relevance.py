@@ -1,6 +1,7 @@
 """Relevance of a completion to its question or to a reference answer. N completions, D dimensions."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
@@ -25,6 +26,11 @@ from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
 from trl_ext.trainer_kit.config_checks import check_config
 from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
+
+SOME_NAN = (
+    "RelevanceReward(encoder=…): the encoder gives NaN or infinity for some texts. Their scores are NaN, which trainers refuse, "
+    "or leave out (invalid_scores='drop'). Load it in fp32 (dtype='float32'), or take another."
+)
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,12 @@ class RelevanceReward:
         return known[places(targets, asked)], made[places(answers, said)]
 
     def _check_numbers(self, vectors: Tensor) -> None:
-        """Raise a ValueError where no text has a vector; that single ones have none is the trainer's affair."""
+        """Raise a ValueError where no text has a vector, and warn where some have none: what then is the trainer's affair."""
         spoken = vectors[(vectors != 0).any(1)]  # NaN is not 0
-        if len(spoken) and not spoken.isfinite().all(1).any():
+        finite = spoken.isfinite().all(1)
+        if finite.any() and not finite.all():
+            warnings.warn(SOME_NAN, stacklevel=4)
+        if len(spoken) and not finite.any():
             raise ValueError(
                 f"RelevanceReward(encoder=…): the encoder gives NaN or infinity for all of {len(spoken)} texts. Load it in "
                 "fp32 (dtype='float32'), or take another."

@@ -30,12 +30,16 @@ def places(texts: list[str], among: list[str]) -> list[int]:
 def mean_to_others(targets: list[str], vectors: Tensor, answers: Tensor, *, kind: Literal["dot", "cosine"]) -> Tensor:
     """Each answer's mean similarity to the targets of other rows that differ from its own, `(N,)`; 0 without any.
 
+    A target whose vector is not finite spoils its own row alone.
+
     Args:
         targets: N texts, of which equal ones count once.
         vectors: Theirs, `(N, D)`.
         answers: The completions' vectors, `(N, D)`.
         kind: As in `similarities`.
     """
-    first = {target: i for i, target in reversed(list(enumerate(targets)))}
-    table = torch.stack([similarities(vectors[i].expand_as(answers), answers, kind=kind) for i in first.values()])
-    return (table.sum(0) - similarities(vectors, answers, kind=kind)) / max(len(first) - 1, 1)
+    finite = vectors.isfinite().all(1)
+    first = {target: i for i, target in reversed(list(enumerate(targets))) if finite[i]}
+    table = [similarities(vectors[i].expand_as(answers), answers, kind=kind) for i in first.values()]
+    own = torch.where(finite, similarities(vectors, answers, kind=kind), 0.0)
+    return (sum(table, torch.zeros_like(own)) - own) / (len(first) - finite.int()).clamp(min=1)
