@@ -131,6 +131,19 @@ def test_a_resumed_run_goes_on_in_the_same_runs(tmp_path, resumed):
     assert begun == [{"wandb": "run-0", "trackio": "name-0"}] * (2 if resumed else 1)
 
 
+@pytest.mark.parametrize("damaged", [None, "x", "[1]"])
+def test_a_checkpoint_that_goes_on_elsewhere_brings_its_runs(tmp_path, damaged):
+    wandb, trackio = {}, {}
+    stopped(tmp_path / "run", [Wandb(wandb), Trackio(trackio)])
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-2")
+    kept = checkpoint / "trl_ext_trackers.json"
+    assert json.loads(kept.read_text()) == {"wandb": "run-0", "trackio": "name-0"}
+    if damaged is not None:
+        kept.write_text(damaged)
+    train(tmp_path / "other", [Wandb(wandb), Trackio(trackio)], resume=str(checkpoint))
+    assert (len(wandb), len(trackio)) == ((1, 1) if damaged is None else (2, 2))
+
+
 def test_runs_that_the_user_names_win(tmp_path, monkeypatch):
     wandb, trackio = {}, {}
     stopped(tmp_path, [Wandb(wandb), Trackio(trackio)])

@@ -192,6 +192,8 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
             for path in (folder / TRAINER_STATE, *folder.glob("rng_state*.pth")):
                 path.unlink(missing_ok=True)
             self._write_record(folder)
+            if self._trackers is not None:
+                self._trackers.keep(folder)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 

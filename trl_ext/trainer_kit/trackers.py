@@ -3,6 +3,7 @@
 Metrics have one name in all three, since transformers sends them: `train/…` and `eval/…`.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +16,24 @@ from trl_ext.trainer_kit.curve_ends import LEAST
 from trl_ext.trainer_kit.findings import Finding, findings
 from trl_ext.trainer_kit.logged_run import logged_run
 from trl_ext.trainer_kit.run_log import LOG, lines
+from trl_ext.trainer_kit.whole_files import written_whole
 
 KINDS = (WandbCallback, TrackioCallback, TensorBoardCallback)
+IN_CHECKPOINT = "trl_ext_trackers.json"
 OFTEN = 1.1  # a run is looked at when it has so many times more logs than at the last look
 
 
 class Trackers(TrainerCallback):
-    """Stands before the trackers' own callbacks: a resumed run goes on in the runs of theirs that its log names, and each
-    finding is sent when it first shows, and all of them at the end, as text under `findings/<name>`.
+    """Stands before the trackers' own callbacks: a resumed run goes on in the runs of theirs that its log names, or, where it
+    goes on in another folder, its checkpoint; and each finding is sent when it first shows, and all of them at the end, as text under `findings/<name>`.
 
     Args:
         trainer: Whose callbacks are looked through, each time: a user may add one.
+        checkpoint: That is gone on from.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, checkpoint: str | None = None):
+        self.trainer, self.checkpoint = trainer, checkpoint
         self.folder = Path(trainer.args.output_dir)
         self.seen: set[str] = set()
         self.logs = self.next_look = 0
@@ -51,7 +55,13 @@ class Trackers(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.seen, self.logs, self.next_look = set(), 0, LEAST
         if state.global_step and state.is_world_process_zero:
-            self._go_on(former_runs(self.folder / LOG))
+            self._go_on(former_runs(self.folder / LOG) or kept_runs(self.checkpoint))
+
+    def keep(self, checkpoint: Path) -> None:
+        """Leave in a checkpoint which runs of theirs it belongs to."""
+        if runs := self.runs():
+            with written_whole(checkpoint / IN_CHECKPOINT) as partial:
+                partial.write_text(json.dumps(runs), encoding="utf-8")
 
     def _go_on(self, runs: dict[str, Any]) -> None:
         named = self.trainer.args.run_name
@@ -107,3 +117,12 @@ def former_runs(path: Path) -> dict[str, Any]:
     begun: Iterator = (line.get("trackers") for line in lines(path) if line["kind"] == "begin")
     found = [runs for runs in begun if isinstance(runs, dict) and runs]
     return found[-1] if found else {}
+
+
+def kept_runs(checkpoint: str | None) -> dict[str, Any]:
+    """What `keep` has left; nothing where it did not, or what is there is damaged."""
+    try:
+        runs = json.loads(Path(checkpoint or "", IN_CHECKPOINT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return runs if isinstance(runs, dict) else {}

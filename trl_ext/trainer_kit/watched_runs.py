@@ -45,8 +45,9 @@ class WatchedTrainer:
             from trl_ext.trainer_kit.notebook_metrics import show_in_notebook
 
             show_in_notebook(self, self._shown)
-        with self._watched() as stop:
-            stop.kept_at = self._step_of(kwargs.get("resume_from_checkpoint"))
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        with self._watched(checkpoint) as stop:
+            stop.kept_at = self._step_of(checkpoint)
             output = super().train(*args, **kwargs)
         if stop.stopped_at is not None:
             raise RunStopped(self._stopped(stop.stopped_at))
@@ -62,9 +63,9 @@ class WatchedTrainer:
         super()._run_epoch(*args, **kwargs)
 
     @contextmanager
-    def _watched(self) -> Iterator[StopWatch]:
+    def _watched(self, checkpoint: str | None) -> Iterator[StopWatch]:
         """Inside, callbacks look on, and signals are taken."""
-        self._stop, self._trackers = stop, trackers = StopWatch(self.accelerator), Trackers(self)
+        self._stop, self._trackers = stop, trackers = StopWatch(self.accelerator), Trackers(self, checkpoint)
         log = RunLog(self.args.output_dir, self._begun, self._last_samples, self._ended_with, self._is_over)
         watching = (log, self._time_left(), stop, trackers)
         for callback in watching[:-1]:
