@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,15 @@ def test_a_short_run_says_what_it_learned(here, capsys):
     main(["reward", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", *options])
     (line,) = said_of_steps(capsys)
     assert "accuracy" in line and "margin" in line and line.startswith("step 2/2: ")
+
+
+@pytest.mark.parametrize("method", ["raft", "rest"])
+def test_a_short_run_of_stages_says_its_loss(method, here, capsys):
+    options = ["--num_generations", "2", "--drop_truncated", "false", "--num_stages", "1", "--logging_steps", "100"]
+    options += ["--stage_batch_size", "4"] if method == "raft" else ["--selection", "percentile", "--thresholds", "0"]
+    main([method, *adjusted(here, method), "--reward_funcs", "rewards.py:nearness", *options])
+    last = said_of_steps(capsys)[-1]
+    assert re.search(r"loss \d", last) and "trained in" in last
 
 
 def test_steps_that_only_go_on_with_a_rollout_say_nothing(here, capsys):

@@ -12,7 +12,7 @@ from trl_ext.trainer_kit.time_left import duration
 
 WIDTH = 80
 SHORT = {"kl_per_completion": "kl", "completions/mean_length": "length"}  # names that stand for themselves in a line
-RUNTIME, HELD_OUT = "train_runtime", "eval_"
+RUNTIME, MEAN_LOSS, HELD_OUT = "train_runtime", "train_loss", "eval_"
 WHERE, FALLBACK = "stage", "loss"  # says where a run is, and nothing alone; stands in for names that are not logged
 
 
@@ -31,7 +31,7 @@ class LoggedLines(TrainerCallback):
     """
 
     def __init__(self, names: Sequence[str]):
-        self.names, self.steps, self.has_better = tuple(names), 0, False
+        self.names, self.steps, self.has_better, self.has_loss = tuple(names), 0, False, False
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1
@@ -40,6 +40,9 @@ class LoggedLines(TrainerCallback):
         logs = logs or {}
         if RUNTIME in logs and not self.steps:
             return  # of a run that was finished before
+        self.has_loss = self.has_loss or FALLBACK in logs
+        if MEAN_LOSS in logs and not self.has_loss and self.steps == state.global_step:  # it was too short for a log
+            logs = logs | {FALLBACK: logs[MEAN_LOSS]}
         self.has_better = self.has_better or bool(matters(logs, self.names))
         if self.has_better and FALLBACK not in self.names:  # as of PPO's steps between two rollouts
             logs = {name: value for name, value in logs.items() if name != FALLBACK}
