@@ -291,6 +291,12 @@ def test_what_is_refused(options, given, message, here, capsys):
     assert message in refused(capsys, *options, **given)
 
 
+def test_a_column_is_missed_before_a_model_is_loaded(here, capsys):
+    write_rows(here / "few.jsonl", [{"prompt": "say it", "completion": " now"}])
+    told = refused(capsys, samples="few.jsonl", reward="nowhere/model rewards.py:nearness")
+    assert "reads the column `wanted`" in told and "nowhere" not in told
+
+
 def test_a_column_that_a_reward_lacks(here, capsys):
     (here / "few.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     assert "reads the column `wanted`" in refused(capsys, samples="few.jsonl")

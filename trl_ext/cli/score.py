@@ -15,7 +15,7 @@ from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.roles import named
 from trl_ext.cli.score_pairs import check_pairs_output, write_pairs
 from trl_ext.cli.score_prompts import PromptColumns
-from trl_ext.cli.score_rows import Columns, file_fingerprint, row_parts, scored, table_schema
+from trl_ext.cli.score_rows import Columns, checked_columns, file_fingerprint, row_parts, scored, table_schema
 from trl_ext.generation.sample_files import SampleFiles, write_table
 from trl_ext.rewards.reward_callables import reward_functions
 from trl_ext.rewards.weighted_rewards import Scorer, check_weights
@@ -119,7 +119,13 @@ def score_file(
     record = _record(source, args, rewards)
     if not already_complete(files, record):
         check_parts(files, record)
-        scorer = _scorer(args, rewards)
+        named_rewards = [named(name, rewards) for name in rewards.reward_funcs]
+        first = next(row_parts(source, schema, columns, size=args.rows_per_part))
+        functions = filter(
+            callable, named_rewards
+        )  # the others are models, which read no column, and are loaded only then
+        checked_columns(first, first.to_pylist(), functions, columns, prompts, part=0)
+        scorer = _scorer(args, named_rewards)
         write_record(files.parts, record)
         with PartProgress("scoring", count) as progress:
             for index, table in enumerate(row_parts(source, schema, columns, size=args.rows_per_part)):
@@ -144,8 +150,7 @@ def _record(source: Path, args: ScoreArguments, rewards: RewardArguments) -> dic
     }
 
 
-def _scorer(args: ScoreArguments, rewards: RewardArguments) -> Scorer:
-    named_rewards = [named(name, rewards) for name in rewards.reward_funcs]
+def _scorer(args: ScoreArguments, named_rewards: list) -> Scorer:
     given = {"max_completion_length": args.max_completion_length, "weights": args.reward_weights}
     functions = reward_functions(named_rewards, **given, call="trl-ext score")
     return Scorer(functions, args.reward_weights or [1.0] * len(functions), seed=stable_seed(args.seed, "score"))

@@ -1,10 +1,11 @@
 """The rows that `trl-ext score` reads, a part at a time, and what it adds to them."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,14 +112,8 @@ def scored(
         ValueError: For what is no prompt or completion, or a column that a reward lacks.
     """
     rows = table.to_pylist()
-    prompts, completions = ([with_text(row[name]) for row in rows] for name in (columns.prompt, columns.completion))
-    call = f"--samples, part {part}"
-    check_prompts(prompts, call=call, column=columns.prompt, may_be_empty=True)
-    check_completions(prompts, completions, call=call, column=columns.completion)
-    others = {name: [row[name] for row in rows] for name in table.column_names if _reaches_rewards(name, columns)}
-    if of_prompts is not None:
-        others = of_prompts.beside(others, prompts, [row.get("row") for row in rows])
-    _check_columns(scorer, others, table.column_names, has_prompts=of_prompts is not None)
+    prompts, completions = (_texts(rows, name) for name in (columns.prompt, columns.completion))
+    others = checked_columns(table, rows, scorer.rewards, columns, of_prompts, part=part)
     samples = [
         Sample(
             row=row.get("row", i),
@@ -136,12 +131,39 @@ def scored(
     return _with_scores(table, scorer.columns(samples, others, part=part))
 
 
-def _check_columns(scorer: Scorer, others: dict[str, list], names: list[str], *, has_prompts: bool) -> None:
+def checked_columns(
+    table: pa.Table,
+    rows: list[dict[str, Any]],
+    rewards: Iterable[Callable],
+    columns: Columns,
+    of_prompts: PromptColumns | None,
+    *,
+    part: int,
+) -> dict[str, list]:
+    """What rewards get of a table's rows beside prompts and completions; a ValueError for what they cannot read."""
+    prompts, completions = (_texts(rows, name) for name in (columns.prompt, columns.completion))
+    call = f"--samples, part {part}"
+    check_prompts(prompts, call=call, column=columns.prompt, may_be_empty=True)
+    check_completions(prompts, completions, call=call, column=columns.completion)
+    others = {name: [row[name] for row in rows] for name in table.column_names if _reaches_rewards(name, columns)}
+    if of_prompts is not None:
+        others = of_prompts.beside(others, prompts, [row.get("row") for row in rows])
+    _check_columns(rewards, others, table.column_names, has_prompts=of_prompts is not None)
+    return others
+
+
+def _texts(rows: list[dict[str, Any]], name: str) -> list:
+    return [with_text(row[name]) for row in rows]
+
+
+def _check_columns(
+    rewards: Iterable[Callable], others: dict[str, list], names: list[str], *, has_prompts: bool
+) -> None:
     """Raise a ValueError for a column that a reward lacks, with those that the file has, and where more may come from."""
     count = len(next(iter(others.values()), [None]))
     more = "" if has_prompts else " Columns of the prompts that they were made from are read by --prompts FILE."
     try:
-        for reward in scorer.rewards:
+        for reward in rewards:
             check_columns(reward, others, range(count))
     except ValueError as error:
         raise ValueError(f"--samples, which has {names}: {error}{more}") from error
