@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_case import write_rows
+from cli_case import refused, write_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama
@@ -54,6 +54,23 @@ def test_two_policies_side_by_side(here, capsys):
     rows = named_rows("held-out.jsonl", "train", DataArguments(), flag="")
     start = evaluate("start", rows, None, max_completion_length=5)
     assert [sample["completion"] for sample in samples[:6]] == start.samples["completion"][:]
+
+
+def test_given_again_it_says_so_and_keeps(here, capsys, monkeypatch):
+    given = ["evaluate", "--policies", "start", *OPTIONS, "--output", "samples.parquet"]
+    main(given)
+    before = (here / "samples.parquet").read_bytes()
+    monkeypatch.setattr("trl_ext.cli.evaluate.evaluate", None)  # nothing is sampled once more
+    capsys.readouterr()
+    main(given)
+    assert capsys.readouterr().out.startswith("Complete already. samples.parquet: by the same command.")
+    told = refused(capsys, *given, "--seed", "1")
+    assert "--output samples.parquet: it is what another command found; seed: 0 then, 1 now" in told
+    write_rows(here / "held-out.jsonl", PROMPTS[:5])
+    assert "rows: " in refused(capsys, *given)
+    assert (here / "samples.parquet").read_bytes() == before
+    Dataset.from_list(PROMPTS).to_parquet("samples.parquet")
+    assert "a file that this command did not write" in refused(capsys, *given)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cli_case import write_rows
+from cli_case import refused, write_rows
 from tiny import byte_tokenizer, tiny_reward_model
 
 from trl_ext import evaluate_reward
@@ -53,6 +53,28 @@ def test_rewards_side_by_side(here, capsys):
     pairs = pq.read_table("r.parquet").to_pylist()
     assert [pair["gap"] for pair in pairs[:40]] == one.pairs["gap"][:] and len(pairs) == 120
     assert Path("r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_given_again_it_says_so_and_writes_what_is_missing(here, capsys):
+    pytest.importorskip("matplotlib")
+    given = ["evaluate", *GIVEN, "rewards.py:longest", "--png", "r.png", "--json", "r.json", "--output", "r.parquet"]
+    main(given)
+    before = {name: Path(name).read_bytes() for name in ("r.png", "r.json", "r.parquet")}
+    capsys.readouterr()
+    main(given)
+    assert capsys.readouterr().out.startswith("Complete already. r.png, r.json, r.parquet: by the same command.")
+    Path("r.json").unlink()
+    main(given)
+    told = capsys.readouterr().out
+    assert "subset a" in told and told.splitlines()[-1] == "r.json"
+    assert {name: Path(name).read_bytes() for name in before} == before
+    for flag, name in (("--png", "r.png"), ("--json", "r.json"), ("--output", "r.parquet")):
+        asked = ["evaluate", *GIVEN, "rewards.py:longest", flag, name]
+        assert f"{flag} {name}: it is what another command found; worst: 3 then, 1 now" in refused(
+            capsys, *asked, "--worst", "1"
+        )
+        Path(name).write_text("[]")
+        assert "did not write" in refused(capsys, *asked)
 
 
 def test_a_subset_and_nothing_of_the_worst(here, capsys):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
@@ -12,11 +11,11 @@ from trl_ext.cli.command_arguments import DataArguments, RewardArguments, bits_o
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import train_rows
 from trl_ext.cli.evaluate_rewards import SHARED, PairArguments, check_belongs, evaluate_rewards
+from trl_ext.cli.evaluated_files import add_to_parquet, already_complete, output_file, record_of, yet_to_write
 from trl_ext.cli.roles import named
 from trl_ext.evaluation import Evaluation, evaluate
 from trl_ext.shared_base.shared_base import SharedBase
 from trl_ext.trainer_kit.config_docs import option
-from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.whole_files import written_whole
 from trl_ext.trainer_kit.whole_text import short_name
 
@@ -66,7 +65,11 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate_policies(args: EvaluateArguments, rewards: RewardArguments, data: DataArguments) -> None:
     """Print what is found of each policy, and write the samples where asked."""
-    output = _checked(args)
+    _check(args)
+    files = {"output": output_file("output", args.output)}
+    record = record_of(args, rewards, data, rows=data.dataset_name)
+    if already_complete(files, missing := yet_to_write(files, record)):
+        return
     rows, functions = train_rows(data), [named(name, rewards) for name in rewards.reward_funcs or []]
     base = shared_base(args)
     evaluations = {name: _evaluated(name, rows, functions, base, args) for name in args.policies}
@@ -74,29 +77,21 @@ def evaluate_policies(args: EvaluateArguments, rewards: RewardArguments, data: D
     console.print(measures_table(evaluations))
     for name, evaluation in list(evaluations.items())[1:]:
         console.print(differences_table(name, evaluation, args.policies[0], evaluations[args.policies[0]]))
-    if output is not None:
-        with written_whole(output) as partial:
+    for path in missing.values():
+        with written_whole(path) as partial:
             samples_of(evaluations).to_parquet(partial)
-        print(f"{output}: samples with their scores")
+            add_to_parquet(partial, record)
+        print(f"{path}: samples with their scores")
 
 
-def _checked(args: EvaluateArguments) -> Path | None:
-    """Where samples go; a ValueError for what cannot be evaluated."""
+def _check(args: EvaluateArguments) -> None:
+    """Raise a ValueError for what cannot be evaluated."""
     if not args.policies:
         raise ValueError("--policies: expected one or several models or adapters, by path or hub id. Give one.")
     if len({*args.policies}) < len(args.policies):
         raise ValueError(f"--policies {' '.join(args.policies)}: one is named twice. Give each once.")
     if bits_of(args) and args.base is None:
         raise ValueError("--load_in_8bit, --load_in_4bit: expected --base, which is loaded so. Give it.")
-    if args.output is None:
-        return None
-    path = Path(args.output).expanduser()
-    if path.suffix != ".parquet":
-        raise ValueError(f"--output {args.output}: expected a name that ends in .parquet.")
-    if path.exists():
-        raise ValueError(f"--output {args.output}: there is a file of that name. Give another, or remove it.")
-    check_is_folder(path.parent, call=f"--output {args.output}")
-    return path
 
 
 def shared_base(args: EvaluateArguments) -> SharedBase | str | None:

@@ -1,19 +1,29 @@
 """`trl-ext evaluate --pairs`: rewards on pairs whose better completion is known, side by side."""
 
+import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
 from trl_ext.cli.command_arguments import DataArguments, RewardArguments
 from trl_ext.cli.data_rows import named_rows
+from trl_ext.cli.evaluated_files import (
+    COMMAND,
+    add_to_parquet,
+    add_to_png,
+    already_complete,
+    output_file,
+    record_of,
+    yet_to_write,
+)
 from trl_ext.cli.roles import named
 from trl_ext.reward_evaluation import RewardEvaluation, evaluate_reward
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.config_docs import option
-from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.whole_files import written_whole
 from trl_ext.trainer_kit.whole_text import short_name
 
@@ -71,7 +81,11 @@ def evaluate_rewards(
         raise ValueError(f"--reward_funcs {' '.join(rewards.reward_funcs)}: one is named twice. Give each once.")
     if pairs.worst < 0:
         raise ValueError(f"--worst {pairs.worst}: expected at least 0.")
-    files = [_new(flag, getattr(pairs, flag, output)) for flag in ("png", "json", "output")]
+    files = {flag: output_file(flag, getattr(pairs, flag, output)) for flag in ("png", "json", "output")}
+    asked = argparse.Namespace(max_completion_length=max_completion_length, seed=seed)
+    record = record_of(pairs, rewards, data, asked, rows=pairs.pairs)
+    if already_complete(files, missing := yet_to_write(files, record)):
+        return
     rows = named_rows(pairs.pairs, data.dataset_train_split, data, flag="--pairs")
     found = [
         evaluate_reward(
@@ -88,10 +102,11 @@ def evaluate_rewards(
         for name in rewards.reward_funcs
     ]
     found[0].print(*found[1:], worst=pairs.worst)
-    for path, write in zip(files, (_png, _json, _parquet), strict=True):
-        if path is not None:
-            write(path, found)
-            print(path)
+    write = {"png": _png, "json": _json, "output": _parquet}
+    for flag, path in missing.items():
+        with written_whole(path) as partial:
+            write[flag](Path(partial), found, record)
+        print(path)
 
 
 def _given(options: object, passed: Iterable[str] = ()) -> Iterable[str]:
@@ -101,30 +116,18 @@ def _given(options: object, passed: Iterable[str] = ()) -> Iterable[str]:
     )
 
 
-def _new(flag: str, given: str | None) -> Path | None:
-    if given is None:
-        return None
-    path, end = Path(given).expanduser(), ".parquet" if flag == "output" else f".{flag}"
-    if path.suffix != end:
-        raise ValueError(f"--{flag} {given}: expected a name that ends in {end}.")
-    if path.exists():
-        raise ValueError(f"--{flag} {given}: there is a file of that name. Give another, or remove it.")
-    check_is_folder(path.parent, call=f"--{flag} {given}")
-    return path
-
-
-def _png(path: Path, found: list[RewardEvaluation]) -> None:
+def _png(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> None:
     found[0].save_png(path, *found[1:])
+    add_to_png(path, record)
 
 
-def _json(path: Path, found: list[RewardEvaluation]) -> None:
+def _json(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> None:
     first = found[0]
     said = [each.to_dict() | {"compared_with_first": None if each is first else each.compare(first)} for each in found]
-    with written_whole(path) as partial:
-        Path(partial).write_text(json.dumps(said, indent=1, ensure_ascii=False))
+    path.write_text(json.dumps([each | {COMMAND: record} for each in said], indent=1, ensure_ascii=False))
 
 
-def _parquet(path: Path, found: list[RewardEvaluation]) -> None:
+def _parquet(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> None:
     parts: list[Dataset] = [each.pairs.add_column("reward", [each.name] * len(each.pairs)) for each in found]
-    with written_whole(path) as partial:
-        concatenate_datasets(parts).to_parquet(partial)
+    concatenate_datasets(parts).to_parquet(path)
+    add_to_parquet(path, record)
