@@ -176,6 +176,32 @@ def test_a_rollout_of_ppo_that_is_stopped_ends_with_its_step(number, tmp_path, c
     assert_same(trained(whole), trained(again))
 
 
+class SignalsLate(TrainerCallback):
+    """Behind the last step."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.save_strategy == "no":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_is_heard(tmp_path):
+    with pytest.raises(RunStopped, match=f"after step {STEPS} of {STEPS}, with checkpoint-{STEPS}"):
+        make("reward", tmp_path, parts={"callbacks": [SignalsLate()]}).train()
+    again = make("reward", tmp_path)
+    with pytest.warns(UserWarning, match="finished already"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_signal_at_the_end_of_a_run_without_checkpoints_loses_nothing(tmp_path):
+    trainer = make("reward", tmp_path, save_strategy="no", parts={"callbacks": [SignalsLate()]})
+    trainer.train()
+    assert trainer.state.global_step == STEPS
+
+
 def test_another_thread_takes_no_signals(tmp_path):
     trainer = make("ppo", tmp_path)
     thread = threading.Thread(target=trainer.train)

@@ -112,6 +112,14 @@ class StopWatch(TrainerCallback):
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True
 
+    def hear_what_came_late(self, step: int) -> None:
+        """Of a signal behind the last step, as while its checkpoint was written: it ends the run as one at that step does.
+
+        Without such a checkpoint it is passed over, or what was learned would be lost.
+        """
+        if self.stopped_at is None and self._anyone_asked() and self.kept_at == step:
+            self.stopped_at = step
+
     def _anyone_asked(self) -> bool:
         if self._is_alone:
             return self.asked is not None

@@ -49,6 +49,7 @@ class WatchedTrainer:
         with self._watched(checkpoint) as stop:
             stop.kept_at = self._step_of(checkpoint)
             output = super().train(*args, **kwargs)
+            stop.hear_what_came_late(self.state.global_step)
         if stop.stopped_at is not None:
             raise RunStopped(self._stopped(stop.stopped_at))
         self.was_finished = not stop.steps
