@@ -322,6 +322,35 @@ def test_fewer_samples_than_n_are_refused(policy, all_of_it, count):
         sampled(policy, generator=Few(all_of_it=all_of_it))
 
 
+class Backwards:
+    """A generator that hands out the last sample first."""
+
+    name = "backwards"
+
+    def settings(self):
+        return {}
+
+    def generate(self, parts, sampling, policy):
+        from trl_ext.generation import TransformersGenerator
+
+        for part, samples in TransformersGenerator().generate(parts, sampling, policy):
+            yield part, samples[::-1]
+
+
+def test_samples_of_a_prompt_are_together_and_in_order(policy):
+    found = sampled(policy, generator=Backwards())
+    places = [(row, sample) for row in (0, 1) for sample in range(8)]
+    assert list(zip(found.samples["row"], found.samples["sample"], strict=True)) == places
+    assert found.samples.to_list() == sampled(policy).samples.to_list()
+
+
+def test_seed_and_temperature_reach_the_sampler(policy):
+    one, again, other = (sampled(policy, seed=seed).samples["completion"][:] for seed in (0, 0, 1))
+    assert one == again != other
+    greedy = sampled(policy, temperature=0).samples["completion"][:]
+    assert len(set(one[:8])) > 1 == len(set(greedy[:8]))
+
+
 def none_for_long(completions, **columns):
     return [None] * len(completions)
 
