@@ -134,6 +134,8 @@ def test_a_run_leaves_its_pairs(tmp_path, tokenizer, coef):
         )
         for better, worse in pairs
     }
+    if coef:  # else a prompt is what both begin with
+        assert {prompt for prompt, _ in told} == {"item 0: ", "item 1: "}
     joined = {(prompt + better).strip() for prompt, better, _ in expected}
     assert {(prompt + text).strip() for (prompt, text), _ in compared} == joined and len(compared) == 4
 

@@ -73,7 +73,7 @@ def check_list(row: Mapping[str, Any], index: int, name: str, *, complete: bool)
 
 
 def _is_rank(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= LARGEST
+    return isinstance(value, int | float) and 1 <= value <= LARGEST
 
 
 def one_completion_a_row(dataset: Dataset, name: str, *, complete: bool) -> Dataset:
