@@ -12,6 +12,7 @@ from torch import tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig
 
+from trl_ext.reward_modeling import ranked_lists
 from trl_ext.reward_modeling.pair_loss import list_weights, ranked_pairs, weighting_term
 
 WORDS = ["bad", "poor", "fair", "good"]
@@ -165,6 +166,14 @@ def test_a_completion_that_is_too_long_takes_its_pairs_only(tmp_path, tokenizer)
     trainer = list_trainer(tmp_path, tokenizer, Dataset.from_list([row, alone]), max_length=30)
     assert [tokenizer.decode(ids) for ids in trainer.train_dataset["ranked_ids"][0]] == ["a: fair<eos>", "a: bad<eos>"]
     assert trainer.train_dataset["ranks"][:] == [[2, 3]]
+
+
+def test_lists_are_put_together_again():
+    """Best first, with the prompt of the best one, where a token may merge; what is left as ties only has no pair."""
+    columns = {ranked_lists._LIST: [0, 0, 1, 1], ranked_lists._RANK: [2.0, 1.0, 2.0, 2.0]}
+    columns |= {"chosen_ids": [[5, 6], [5, 7], [8], [9]], "num_prompt_tokens": [2, 1, 1, 1]}
+    (row,) = ranked_lists.lists_again(Dataset.from_dict(columns), "train")
+    assert row == {"ranked_ids": [[5, 7], [5, 6]], "ranks": [1, 2], "num_prompt_tokens": 1}
 
 
 def test_equal_completions_are_read_once(tmp_path, tokenizer):
