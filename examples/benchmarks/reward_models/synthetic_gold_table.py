@@ -55,7 +55,6 @@ def print_tables(found: list[dict], kinds: list[tuple[str, list[str]]], ensemble
         **{f"{name}: gold, n = {sizes[-1]}": gold_at_last(name) for name in ensembles},
         "correlation of members": lambda own: own["correlation"],
     }
-    columns = {name: measure for name, measure in measures.items() if name not in ("α", "β")}
     print(f"\n| labels exchanged | imitation | {' | '.join(measures)} | d* (largest d {sizes_root(found):.2f}) |")
     print("|" + "---|" * (len(measures) + 3))
     for flipped, coefs in kinds:
@@ -67,7 +66,7 @@ def print_tables(found: list[dict], kinds: list[tuple[str, list[str]]], ensemble
         for coef in coefs:
             print(f"\n{float(flipped):.0%} exchanged, imitation of {coef} less {without}:")
             pairs = [[seed["proxies"][f"{flipped} {one}"] for seed in found] for one in (coef, without)]
-            for name, measure in {**columns, "α": fitted("alpha"), "β": fitted("beta"), "d*": peak}.items():
+            for name, measure in {**measures, "d*": peak}.items():
                 values, others = (list(map(measure, own)) for own in pairs)
                 if inf not in (*values, *others):
                     print(f"  {name}: {paired_difference(values, others)}")
