@@ -1,12 +1,32 @@
-"""A server on this machine that speaks OpenAI's protocol, and gives what was recorded: the endpoint of `from_nothing.py`."""
+"""A server on this machine that speaks OpenAI's protocol: what it says was recorded, or is played.
+
+`from_nothing.py` asks it for instructions, which were recorded, and for the better of two answers about the demo's world, which
+nobody could record beforehand: the policy's samples are new. There a judge is played who knows the world, is wrong about one
+pair in ten, and likes the first place by a logit.
+"""
 
 import json
+import re
 import threading
 from collections.abc import Callable
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import exp, log
 from pathlib import Path
 
+from trl_ext.demo.world import Entity, answered_right, questions
+from trl_ext.trainer_kit.seeds import stable_seed
+
 Answers = Callable[[str], str | None]
+Judge = Callable[[str], float | None]
+PAIR = re.compile(
+    r".*Conversation:\n(.*)\n\nResponse 1:\n(.*)\n\nResponse 2:\n(.*)\n\nWhich response is better\?.*", re.S
+)
+ERROR, FIRST_PLACE, SURENESS = (
+    0.1,
+    1.0,
+    2.0,
+)  # share of pairs judged wrong; logits for the first place, and per unit of quality
 
 
 class RecordedEndpoint(ThreadingHTTPServer):
@@ -14,6 +34,7 @@ class RecordedEndpoint(ThreadingHTTPServer):
 
     Args:
         answers: From a prompt to the text, or None where nothing was recorded, which is answered by an error.
+        judge: From a question about a pair to the logit of "1" over "2"; None for what is no such question.
 
     Attributes:
         asked: The requests so far.
@@ -21,9 +42,9 @@ class RecordedEndpoint(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answers: Answers):
+    def __init__(self, answers: Answers, judge: Judge = lambda prompt: None):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers, self.asked = answers, []
+        self.answers, self.judge, self.asked = answers, judge, []
 
     @property
     def url(self) -> str:
@@ -37,18 +58,25 @@ class RecordedEndpoint(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def choice(self, prompt: str) -> dict | None:
+        """As the protocol has it, of text."""
+        logit = self.judge(prompt)
+        if logit is not None:
+            return {"text": " 1" if logit > 0 else " 2", "logprobs": listed(logit)}
+        text = self.answers(prompt)
+        return None if text is None else {"text": text}
+
 
 class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(request)
-        prompt = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
-        text = self.server.answers(prompt)
-        if text is None:
-            return self._send(404, {"error": {"message": f"nothing was recorded for {prompt[-80:]!r}"}})
-        said = {"text": text} if "prompt" in request else {"message": {"role": "assistant", "content": text}}
-        choices = [{"index": 0, "finish_reason": "stop"} | said]
-        self._send(200, {"id": "0", "object": "completion", "created": 0, "model": "recorded", "choices": choices})
+        choice = self.server.choice(request["prompt"])
+        if choice is None:
+            said = f"nothing was recorded for {request['prompt'][-80:]!r}"
+            return self._send(404, {"error": {"message": said}})
+        answer = {"id": "0", "object": "text_completion", "created": 0, "model": request["model"]}
+        self._send(200, answer | {"choices": [{"index": 0, "finish_reason": "stop"} | choice]})
 
     def _send(self, status: int, content: dict) -> None:
         body = json.dumps(content).encode()
@@ -62,8 +90,58 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def listed(logit: float) -> dict:
+    """Log-probabilities of " 1" and " 2", which have all the mass between them but a hundredth."""
+    probability = 1 / (1 + exp(-logit))
+    both = {" 1": log(0.99 * probability), " 2": log(0.99 * (1 - probability))}
+    taken = max(both, key=both.get)
+    return {"tokens": [taken], "token_logprobs": [both[taken]], "top_logprobs": [both]}
+
+
+def prompt_key(prompt: str) -> str:
+    """Stands for a prompt in a recording, of which it would be most."""
+    return sha256(prompt.encode()).hexdigest()[:16]
+
+
 def recorded(path: Path) -> Answers:
-    """The answers of a .jsonl file with `prompt` and `text`."""
+    """The answers of a .jsonl file with `prompt`, its key, and `text`."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = {row["prompt"]: row["text"] for row in rows}
-    return texts.get
+    return lambda prompt: texts.get(prompt_key(prompt))
+
+
+def world_judge(world: list[Entity]) -> Judge:
+    """Who knows the demo's world, with the error and the liking of above."""
+    rows = {row["prompt"]: row for row in questions(world, held_out=False)}
+    entities = {entity.subject: entity for entity in world}
+
+    def judge(prompt: str) -> float | None:
+        found = PAIR.fullmatch(prompt)
+        if found is None:
+            return None
+        question, first, second = found.groups()
+        row = rows.get(question.strip())
+        if row is None:
+            return FIRST_PLACE
+        better = quality(row, first, entities[row["subject"]]) - quality(row, second, entities[row["subject"]])
+        return SURENESS * better * _sign(question, first, second) + FIRST_PLACE
+
+    return judge
+
+
+def quality(row: dict, answer: str, entity: Entity) -> float:
+    """Of an answer: right or not where one fact is asked for; else the facts that it has; less what else it says."""
+    sentences = [sentence.strip() for sentence in re.findall(r"[^.]+\.?", answer)]
+    if row["query_type"] == "closed":
+        right = answered_right(answer, attribute=row["attribute"], answer=row["answer"])
+        return 2.0 * right - 0.5 * max(len(sentences) - 1, 0)
+    true = {
+        sentence for name in entity.facts for form in (0, 1) if (sentence := entity.sentence(name, form)) in sentences
+    }
+    return len(true) - 0.5 * (len(sentences) - len(true))
+
+
+def _sign(question: str, first: str, second: str) -> int:
+    """−1 for the pairs that are judged wrong, in either order."""
+    drawn = stable_seed(question, *sorted((first, second))) % 1000
+    return -1 if drawn < 1000 * ERROR else 1

@@ -121,6 +121,8 @@ def test_what_is_shown(tmp_path):
     assert [len(each) for each in shown] == [8] * len(shown)
     assert set(shown[0]) == set(seeds) and shown[0] != seeds
     assert [sum(each in seeds for each in one) for one in shown[1:]] == [6] * (len(shown) - 1)
+    places = {i for one in shown[1:] for i, each in enumerate(one) if each not in seeds}
+    assert max(places) > 1  # made ones are not always in front
     assert {each for one in shown for each in one} <= {*seeds, *(task.instruction for task in made.tasks)}
 
 

@@ -41,7 +41,7 @@ def listed(answer: Answer, *, chat: bool = False) -> tuple[list[str], int]:
         chat: Whether it may begin with the number itself, and with words before that, which are no item.
     """
     items = NUMBER.split(answer.text)
-    if len(items) > 1 and (chat or not items[0].strip()):
+    if chat and len(items) > 1:
         items = items[1:]
     items = [item for item in map(one_line, items) if item]
     cut = int(bool(items) and not answer.ended)

@@ -1,0 +1,98 @@
+"""The closed loop of the example: its teacher, its recording, and the whole of it in a few steps."""
+
+import json
+import random
+
+import pytest
+from from_nothing_endpoint import FIRST_PLACE, quality, recorded, world_judge
+from from_nothing_record import CONFIG, RECORDED, SEEDS, Writer
+
+from trl_ext.demo.answers import good_open, preference_rows
+from trl_ext.demo.world import load_world, questions
+from trl_ext.self_instruct.seed_tasks import read_seeds
+
+WORLD = load_world()
+PAIR = "Conversation:\n{}\n\nResponse 1:\n{}\n\nResponse 2:\n{}\n\nWhich response is better? Answer with 1 or 2.\nBetter response:"
+
+
+def test_quality_by_hand():
+    rows = questions(WORLD, held_out=False)
+    entities = {entity.subject: entity for entity in WORLD}
+    closed = next(row for row in rows if row["query_type"] == "closed")
+    entity = entities[closed["subject"]]
+    assert quality(closed, f" {closed['reference']}", entity) == 2.0
+    assert quality(closed, f" {closed['reference']} I do not know.", entity) == 1.5  # a sentence too many
+    assert quality(closed, " I do not know.", entity) == 0.0
+    opened = next(row for row in rows if row["query_type"] == "open" and row["subject"] in entities)
+    entity = entities[opened["subject"]]
+    facts = [entity.sentence(name) for name in entity.facts]
+    assert quality(opened, " " + " ".join(facts), entity) == len(facts)
+    assert quality(opened, f" {facts[0]} {facts[0]} I do not know.", entity) == 1 - 0.5 * 2  # said twice, and nothing
+    assert quality(opened, " " + good_open(entity, None, WORLD, random.Random(0)), entity) >= len(facts) - 1
+
+
+def test_the_judge_is_wrong_about_one_pair_in_ten_and_likes_the_first_place():
+    judge = world_judge(WORLD)
+    rows = preference_rows(WORLD, held_out=False, count=400, seed=0)
+    both = [
+        (
+            judge(PAIR.format(row["prompt"], row["chosen"], row["rejected"])),
+            judge(PAIR.format(row["prompt"], row["rejected"], row["chosen"])),
+        )
+        for row in rows
+    ]
+    assert all(first + second == pytest.approx(2 * FIRST_PLACE) for first, second in both)  # else the orders cancel
+    differ = [first - second for first, second in both if abs(first - second) > 1e-9]
+    wrong = sum(each < 0 for each in differ) / len(differ)
+    assert 0.05 < wrong < 0.2
+    assert judge("Come up with a series of tasks:") is None
+
+
+def test_the_recording_is_what_the_script_writes(tmp_path):
+    """So that neither can be changed without the other."""
+    from from_nothing_endpoint import RecordedEndpoint
+
+    from trl_ext import EndpointGenerator, SelfInstruct
+
+    writer, answers = Writer(WORLD), recorded(RECORDED)
+    asked = []
+
+    def both(prompt):
+        asked.append(prompt)
+        assert answers(prompt) == writer(prompt)
+        return answers(prompt)
+
+    with RecordedEndpoint(both) as server:
+        made = SelfInstruct(generator=EndpointGenerator("recorded", server.url, max_retries=0), config=CONFIG).run(
+            SEEDS, tmp_path
+        )
+    assert len(made.tasks) == 30 and len(asked) == len(RECORDED.read_text().splitlines())
+    held_out = {row["prompt"] for row in questions(WORLD, held_out=True)}
+    shown = {each.input for task in (*made.tasks, *read_seeds(SEEDS, call="")) for each in task.instances}
+    assert shown and not shown & held_out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["raft", "ppo", "dpo"])
+def test_the_whole_loop_in_a_few_steps(tmp_path, method):
+    pytest.importorskip("trl_ext.ai_feedback")
+    import from_nothing
+
+    rows = from_nothing.main(["--output-dir", str(tmp_path), "--quick", "--rounds", "2", "--with", method])
+    assert [row["policy"] for row in rows] == ["SFT", "round 1", "round 2"]
+    assert rows[0]["kl"][0] == 0 < rows[1]["kl"][0]
+    assert json.loads((tmp_path / "results.json").read_text())[2]["policy"] == "round 2"
+    labels = (tmp_path / "labels.jsonl").read_text()
+    again = from_nothing.main(["--output-dir", str(tmp_path), "--quick", "--rounds", "2", "--with", method])
+    assert again == rows
+    assert (tmp_path / "labels.jsonl").read_text() == labels  # nobody is asked twice
+
+
+def test_what_is_refused(tmp_path, capsys):
+    pytest.importorskip("trl_ext.ai_feedback")
+    import from_nothing
+
+    for arguments in (["--rounds", "0"], ["--model", "mine"]):
+        with pytest.raises(SystemExit):
+            from_nothing.main(["--output-dir", str(tmp_path), *arguments])
+    assert "--model and --seeds need --endpoint" in capsys.readouterr().err
