@@ -15,21 +15,22 @@ from trl_ext.demo.world import questions
 
 TINY = stages.Scale(sft_rows=64, pairs=64, rollouts=2, batch=8, stages=2, stage_batch=8, held_out=16)
 RUN = [
-    {"kl": 0.0, "gold": 0.0, "proxy": 0.0},
-    {"kl": 1.0, "gold": 1.0, "proxy": 1.0},
-    {"kl": 4.0, "gold": 0.0, "proxy": 3.0},
+    {"kl": 0.0, "gold": 0.0, "proxy": 0.0, "right": 0.5},
+    {"kl": 1.0, "gold": 1.0, "proxy": 1.0, "right": 0.5},
+    {"kl": 4.0, "gold": 0.0, "proxy": 3.0, "right": 0.5},
 ]
 
 
 def test_scores_are_read_off_between_looks_in_the_root_of_kl():
-    assert table.at(RUN, "gold", 2.25) == pytest.approx(0.5)  # √2.25 is half way from 1 to 2
+    assert table.between(RUN, "gold", 2.25) == pytest.approx(0.5)  # √2.25 is half way from 1 to 2
+    assert table.at(RUN, "gold", 0.81) == pytest.approx(0.9)
     assert table.at(RUN, "kl", 2.0, by="proxy") == pytest.approx(2.5)
     assert table.between(RUN, "gold", 0.25) == pytest.approx(0.5)
 
 
 def test_nobody_knows_where_nobody_looked():
     assert isnan(table.at(RUN, "gold", 5.0)), "the run never gets there"
-    assert isnan(table.at(RUN, "gold", 1.5)), "its looks are 3 nats apart"
+    assert isnan(table.at(RUN, "gold", 2.25)), "the looks are at 1 nat and at 4"
     assert table.tuning_value(RUN, 5.0) == (0.0, 4.0)
 
 
@@ -95,6 +96,6 @@ def test_the_benchmark_runs_and_goes_on(tmp_path, monkeypatch, capsys):
         if arm in arms.ARMS:
             last = result["points"][-1]
             assert last["cost"] >= 0.5 * 2e3 and last["kl"] > 0 and last["perplexity"] > 1, arm
-    assert "PPO − RLOO: gold at 1 nats" in printed and printed.count("One seed: ") == 2
+    assert "PPO − RLOO: gold at 1 nat" in printed and printed.count("One seed: ") == 2
     with pytest.raises(SystemExit, match="was made with"):
         frontier.main([*flags, "--budget", "4e3"])

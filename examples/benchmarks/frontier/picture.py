@@ -22,31 +22,35 @@ COLOURS = {
     "DPO, original pairs": "#c98bdb",
 }
 STYLES = {RAFT_SLOW: (0, (1, 1.5)), RAFT_FAST: (0, (4, 2))}
-PANELS = {"gold": "gold, which pays nobody", "proxy": "proxy, which pays"}
+PANELS = {
+    "gold": "gold, which pays nobody (deviations)",
+    "proxy": "proxy, which pays (deviations)",
+    "right": "closed questions answered right",
+}
 NATS = (0.1, 0.5, 1, 2, 3, 4, 6, 8, 10, 14, 18, 24)
 PLACES = 200
 
 
 def draw(found: dict[str, list[dict]], path: Path, *, kl: float) -> None:
-    """Both scores in deviations of the start's samples; dots are the ends of single runs."""
+    """Both scores in deviations of the start's samples, and right answers; dots are the ends of single runs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.6))
+    figure = Figure(figsize=(11, 4.4))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    axes = figure.subplots(1, 3, sharex=True)
+    axes[1].sharey(axes[0])
     for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
         for arm, results in found.items():
             curve(axis, arm, [result["points"] for result in results], name)
         axis.axvline(kl**0.5, color="grey", linewidth=0.8, linestyle=":", zorder=0)
         axis.set_title(title, fontsize=10)
         finish(axis, max(point["kl"] for results in found.values() for run in results for point in run["points"]))
-    axes[0].set_ylabel("deviations of the start's samples", fontsize=9)
-    figure.supxlabel("KL to the start, nats per answer (on a √ scale)", fontsize=9, y=0.155)
+    figure.supxlabel("KL to the start, nats per answer (on a √ scale)", fontsize=9, y=0.15)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="lower center", ncols=5, fontsize=8, frameon=False, handlelength=2.4)
-    figure.subplots_adjust(left=0.065, right=0.99, top=0.93, bottom=0.27, wspace=0.05)
-    figure.savefig(path, dpi=110)
+    figure.subplots_adjust(left=0.035, right=0.99, top=0.93, bottom=0.27, wspace=0.13)
+    figure.savefig(path, dpi=100)
 
 
 def curve(axis, arm: str, runs: list[list[Point]], name: str) -> None:

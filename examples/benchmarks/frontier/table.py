@@ -2,7 +2,7 @@
 
 import argparse
 from itertools import pairwise
-from math import isnan, nan, sqrt
+from math import inf, isnan, nan, sqrt
 from statistics import mean
 
 from examples.benchmarks.common.over_seeds import mean_and_deviation, paired_difference
@@ -24,16 +24,15 @@ def centred(result: dict, start: dict) -> dict:
 def at(points: list[Point], name: str, place: float, *, by: str = "kl") -> float:
     """A measure where the run first reaches a place; NaN where nobody has looked near it.
 
-    By KL that is where the two looks around it are further apart than 1.5 × that KL.
+    By KL a look is near within half of that KL.
 
     >>> run = [{"kl": 0.0, "gold": 0.0}, {"kl": 1.0, "gold": 1.0}, {"kl": 4.0, "gold": 3.0}]
-    >>> at(run, "gold", 2.25), at(run, "gold", 9.0), at(run, "gold", 1.5), at(run, "kl", 2.0, by="gold")
-    (2.0, nan, nan, 2.5)
+    >>> at(run, "gold", 2.25), at(run, "gold", 9.0), at(run, "gold", 0.81), at(run, "kl", 2.0, by="gold")
+    (nan, nan, 0.9, 2.5)
     """
-    around = next(((a, b) for a, b in pairwise(points) if b[by] >= place), None)
-    if around is None or (by == "kl" and around[1]["kl"] - around[0]["kl"] > 1.5 * place):
-        return nan
-    return between(points, name, place, by=by)
+    around = next((pair for pair in pairwise(points) if pair[1][by] >= place), ())
+    near = min((abs(look[by] - place) for look in around), default=inf) <= place / 2
+    return between(points, name, place, by=by) if near or (around and by != "kl") else nan
 
 
 def between(points: list[Point], name: str, place: float, *, by: str = "kl") -> float:
@@ -66,6 +65,11 @@ def over(values: list[float], digits: int = 2) -> str:
     )
 
 
+def nats(kl: float) -> str:
+    """In words."""
+    return f"{kl:g} nat" + "s" * (kl != 1)
+
+
 def print_tables(found: dict[str, list[dict]], args: argparse.Namespace) -> None:
     runs = {arm: [result["points"] for result in found[arm]] for arm in ORDER}
     print_main(runs, found, args.at_kl)
@@ -75,33 +79,37 @@ def print_tables(found: dict[str, list[dict]], args: argparse.Namespace) -> None
 
 def print_main(runs: dict[str, list[list[Point]]], found: dict[str, list[dict]], kl: float) -> None:
     """One row per arm, and one of the start."""
-    columns = (f"gold at {kl:g} nats", f"proxy at {kl:g} nats", f"right at {kl:g} nats", f"perplexity at {kl:g} nats")
-    columns += ("KL, end", "gold, end", "proxy, end", "right, end", "perplexity, end", "highest gold", "at KL")
+    names = ("gold", "proxy", "right", "perplexity")
+    columns = [f"{name} at {nats(kl)}" for name in names] + [f"{name}, end" for name in ("KL", *names)]
     print(f"\n| | rate | {' | '.join(columns)} | thousand passes |\n|{'---|' * (len(columns) + 3)}")
     starts = [points[0] for points in runs[BEST_OF_N]]
     first = [over([start[name] for start in starts]) for name in ("right", "perplexity")]
-    print(f"| after SFT | | | | | | 0 | 0 | 0 | {first[0]} | {first[1]} | | | |")
+    print(f"| after SFT | | | | | | 0 | 0 | 0 | {first[0]} | {first[1]} | |")
     for arm, seeds in runs.items():
-        names = ("gold", "proxy", "right", "perplexity")
         cells = [over([at(points, name, kl) for points in seeds]) for name in names]
         cells += [over([points[-1][name] for points in seeds]) for name in ("kl", *names)]
-        tops = [max(points, key=lambda point: point["gold"]) for points in seeds]
-        cells += [over([top[name] for top in tops]) for name in ("gold", "kl")]
         cells += [f"{mean(points[-1]['cost'] for points in seeds) / 1e3:.0f}"]
         rate = f"{found[arm][0]['rate']:g}" if "rate" in found[arm][0] else "–"
         print(f"| {arm} | {rate} | {' | '.join(cells)} |")
     shares = [[point | {"kl": point["kl_shares"]} for point in points] for points in runs[BEST_OF_N]]
-    print(f"best of n, KL by the shares of its samples: gold at {kl:g} nats {over([at(points, 'gold', kl) for points in shares])}, "
-          f"KL at the end {over([points[-1]['kl'] for points in shares])}")  # fmt: skip
+    there = over([at(points, "gold", kl) for points in shares])
+    print(f"{BEST_OF_N}, KL by the shares of its samples: gold at {nats(kl)} {there}, "
+          f"KL at the end {over([points[-1]['kl'] for points in shares])}\n")  # fmt: skip
 
 
 def print_differences(runs: dict[str, list[list[Point]]], kl: float) -> None:
-    """The primary endpoint: PPO less each other arm, over the seeds in which both get so far; and at the end."""
+    """The primary endpoint: PPO less each other arm, over the seeds in which both get so far; half as far, and at the end."""
+    measures = {
+        f"gold at {nats(place)}": lambda points, place=place: at(points, "gold", place) for place in (kl, kl / 2)
+    }
+    measures["gold at the end"] = lambda points: points[-1]["gold"]
     for arm in runs:
         if arm != BASE:
-            values = [[at(points, "gold", kl) for points in runs[name]] for name in (BASE, arm)]
-            print(f"{BASE} − {arm}: gold at {kl:g} nats {paired(*values)}; at the end "
-                  f"{paired(*([points[-1]['gold'] for points in runs[name]] for name in (BASE, arm)))}")  # fmt: skip
+            found = {
+                title: paired(*([measure(points) for points in runs[name]] for name in (BASE, arm)))
+                for title, measure in measures.items()
+            }
+            print(f"{BASE} − {arm}: " + "; ".join(f"{title} {value}" for title, value in found.items()))
 
 
 def paired(values: list[float], others: list[float]) -> str:
