@@ -116,7 +116,9 @@ def paired(values: list[float], others: list[float]) -> str:
     both = [pair for pair in zip(values, others, strict=True) if not any(map(isnan, pair))]
     if not both:
         return "– (never both)"
-    return paired_difference(*zip(*both, strict=True)) + ("" if len(both) == len(values) else f", {len(both)} seeds")
+    return paired_difference(*zip(*both, strict=True)) + (
+        f", {len(both)} seeds" if 1 < len(both) < len(values) else ""
+    )
 
 
 def print_raft_rates(runs: dict[str, list[list[Point]]]) -> None:
