@@ -1,5 +1,6 @@
 """The planted judge, its labels, and the benchmark on the smallest world."""
 
+import copy
 import json
 import math
 
@@ -57,7 +58,7 @@ def test_a_position_bias_is_so_many_logits(judge):
     shown, _ = label_ways.shown_pairs(PAIRS, seed=0)
 
     def places(bias):
-        biased = planted_judge.with_position_bias(model, tokenizer, bias)
+        biased = planted_judge.planted(model, tokenizer, bias=bias)
         labeler = PreferenceLabeler(biased, tokenizer, preamble=planted_labels.PREAMBLE)
         return [judgement.places for judgement in labeler.judge(planted_labels.Dataset.from_list(shown))]
 
@@ -65,6 +66,19 @@ def test_a_position_bias_is_so_many_logits(judge):
     for own, other in zip(plain, biased, strict=True):
         assert other == pytest.approx([label_ways.with_bias(p, 2.0) for p in own], abs=1e-5)
         assert [label_ways.logit(p) for p in other] == pytest.approx([label_ways.logit(p) + 2 for p in own], abs=1e-3)
+
+
+def test_calibration_by_hand(judge):
+    """Margins of ±1 that are right four times in five mean 0.8, which is log 4 logits; a liking of 3 is taken off."""
+    fair = torch.tensor([1.0] * 4 + [-1.0])[:, None].expand(5, 2)
+    scale, own = planted_judge.calibration(fair + torch.tensor([3.0, -3.0]))
+    assert own == pytest.approx(3.0) and scale == pytest.approx(math.log(4), rel=0.1)
+    model, tokenizer = copy.deepcopy(judge[0]), judge[1]
+    before = planted_judge.margins(planted_judge.planted(model, tokenizer, bias=0.0), tokenizer, PAIRS)
+    after = planted_judge.margins(
+        planted_judge.planted(model, tokenizer, bias=0.5, scale=2.0, own=0.25), tokenizer, PAIRS
+    )
+    torch.testing.assert_close(after, 2 * before, atol=1e-4, rtol=1e-4)  # 0.5 − 2 · 0.25 is no bias
 
 
 def test_labels_by_hand():

@@ -1,7 +1,8 @@
 """A planted judge: the demo's language model, fine-tuned to say which of two answers is better, and to grade one.
 
 Its error is where training stops, at the first look at which it is wrong about no more than a given share of pairs that it was
-not trained on. Its position bias is exact: so many logits more for "the first", as a bias of its head.
+not trained on. Stopped so early it is sure of nothing, so its head is scaled until what it says is calibrated. Its position bias is
+exact in the mean: as many logits more for "the first", by a bias of its head, which first takes off its own.
 """
 
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trl_ext.demo.answers import preference_rows
@@ -127,12 +128,34 @@ def train_judges(
         yield error, model
 
 
-def with_position_bias(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, logits: float) -> LlamaForCausalLM:
-    """The same model, whose head has a bias of so many logits for the first place."""
+def calibration(margin: Tensor) -> tuple[float, float]:
+    """By how much all logits are multiplied, and the own liking for the first place, in logits before that.
+
+    The scale has the least mean −log p of what is true, once the liking is off.
+
+    Args:
+        margin: Logits by which the right answer is ahead, as the first and as the second, `(N, 2)`.
+    """
+    own = (margin[:, 0] - margin[:, 1]).mean().item() / 2
+    fair = margin - own * torch.tensor([1.0, -1.0])
+    scales = [2 ** (i / 4) for i in range(-8, 41)]
+    return min(scales, key=lambda scale: -logsigmoid(scale * fair).mean().item()), own
+
+
+def planted(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, *, bias: float, scale: float = 1.0, own: float = 0.0
+) -> LlamaForCausalLM:
+    """The same trunk under a head that is scaled, and likes the first place by `bias` logits in place of its own.
+
+    Args:
+        model, tokenizer: The judge's.
+        bias: Logits for the first place.
+        scale, own: Of `calibration`.
+    """
     head = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=True)
-    head.weight = model.get_input_embeddings().weight
+    head.weight.data = scale * model.get_input_embeddings().weight.data
     head.bias.data.zero_()
-    head.bias.data[tokenizer.convert_tokens_to_ids(ANSWERS[0])] = logits
+    head.bias.data[tokenizer.convert_tokens_to_ids(ANSWERS[0])] = bias - scale * own
     model.lm_head = head
     return model.eval().requires_grad_(False)
 

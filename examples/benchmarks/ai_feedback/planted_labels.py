@@ -3,12 +3,12 @@
     python -m examples.benchmarks.ai_feedback.planted_labels --output-dir DIR
 
 The judge is the demo's language model, fine-tuned on its own questions (`planted_judge.py`) until it is wrong about 30 %, or 10 %,
-of pairs that it did not learn from; its position bias, 0, 1 or 2 logits for the first place, is a bias of its head, exact. There is
-one judge per error; seeds draw pairs, their order, heads and samples.
+of pairs that it did not learn from, and calibrated; its position bias, 0, 1 or 2 logits for the first place, is a bias of its head,
+exact in the mean. There is one judge per error; seeds draw pairs, their order, heads and samples.
 
 Printed: the judge as it was measured; what labels agree with the truth; how often reward models of those labels, and one of true
-labels of as many pairs, are right about held-out pairs; and direct RLAIF, which chooses by the judge's grade, against the reward model
-that was distilled from its labels, each choosing the best of eight answers of the policy to held-out closed questions.
+labels of as many pairs, are right about held-out pairs; and direct RLAIF, by the judge's grade, against the reward model that was
+distilled from its labels: about the same pairs, and choosing the best of eight answers of the policy to held-out closed questions.
 
 Said before the run, the primary endpoint: accuracy on held-out pairs with true labels, of the judge of error 0.3 and a bias of 2
 logits: the reward model of soft labels of both orders, less that of hard labels of one order; mean of the differences within seeds ±
@@ -19,6 +19,8 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -61,12 +63,12 @@ PREAMBLE = Preamble(
 SAMPLES = 8
 
 
-def made_judges(folder: Path, *, pairs: int) -> dict[float, Path]:
+def made_judges(folder: Path, errors: Sequence[float] = ERRORS, *, pairs: int) -> dict[float, Path]:
     """The judges by their error, made once."""
-    places = {error: folder / f"judge-{error:g}" for error in ERRORS}
+    places = {error: folder / f"judge-{error:g}" for error in errors}
     if not all((place / "model.safetensors").exists() for place in places.values()):
         tokenizer = planted_judge.judge_tokenizer()
-        for error, model in planted_judge.train_judges(load_world(), errors=ERRORS, pairs=pairs, seed=0):
+        for error, model in planted_judge.train_judges(load_world(), errors=tuple(errors), pairs=pairs, seed=0):
             planted_judge.saved(model, tokenizer, places[error])
     return places
 
@@ -79,9 +81,13 @@ def in_first_place(rows: list[dict], judge: Path) -> list[tuple[float, float]]:
 
 
 def loaded(judge: Path, *, bias: float):
+    """The judge, calibrated once on pairs like those that it learned from, with a position bias; and its tokenizer."""
     tokenizer = planted_judge.PreTrainedTokenizerFast.from_pretrained(judge)
     model = planted_judge.LlamaForCausalLM.from_pretrained(judge, dtype=torch.float32)
-    return planted_judge.with_position_bias(model, tokenizer, bias), tokenizer
+    pairs = preference_rows(load_world(), held_out=False, count=planted_judge.LOOKED_AT, seed=3000)
+    margins = partial(planted_judge.margins, model, tokenizer, pairs)
+    scale, own = kept(judge / "calibration.json", lambda: planted_judge.calibration(margins()))
+    return planted_judge.planted(model, tokenizer, bias=bias, scale=scale, own=own), tokenizer
 
 
 def measured_judge(judge: Path, *, pairs: int) -> dict[str, float]:
@@ -99,7 +105,8 @@ def measured_judge(judge: Path, *, pairs: int) -> dict[str, float]:
             for a, b in zip(one, other, strict=True)
         )
         found[f"same place at {bias:g}"] = labeler.report.position_bias
-    return found | {"own bias": mean(logit(one) + logit(turned) for one, turned in plain) / 2}
+    sure = mean(max(p, 1 - p) for pair in plain for p in pair)
+    return found | {"own bias": mean(logit(one) + logit(turned) for one, turned in plain) / 2, "sure": sure}
 
 
 def run(folder: Path, judges: dict[float, Path], args: argparse.Namespace, *, seed: int) -> dict[str, dict]:
@@ -120,13 +127,29 @@ def run(folder: Path, judges: dict[float, Path], args: argparse.Namespace, *, se
                 of_truth[name] = of_labels(found, truth)
                 if how in TRAINED.get((error, bias), ()):
                     sets[name] = labelled(rows, found, soft=how in (ONE_SOFT, BOTH_SOFT))
-    for i, (name, pairs) in enumerate(sets.items()):
-        place = folder / f"reward-{i}"
+    learned = {name: folder / name.replace(" | ", "-").replace(" ", "_") for name in sets}
+    for name, pairs in sets.items():
+        place = learned[name]
         if not (place / "model.safetensors").exists():
             stages.reward_model_of(pairs, policy, place, imitation_coef=0.0, seed=seed)
         trained[name] = pair_accuracy(place, held_out)
-    learned = {name: folder / f"reward-{i}" for i, name in enumerate(sets)}
+    for error, judge in judges.items():
+        trained[f"{error:g} | direct, by grade"] = accuracy_of(graded(judge), held_out)
     return {"labels": of_truth, "rewards": trained, "chosen": chosen(policy, judges, learned, args, seed=seed)}
+
+
+def graded(judge: Path) -> LikertReward:
+    model, tokenizer = loaded(judge, bias=0.0)
+    return LikertReward(model, tokenizer=tokenizer, template=planted_judge.GRADE, batch_size=128)
+
+
+def accuracy_of(reward: LikertReward, pairs: list[dict]) -> float:
+    """Share of pairs in which the chosen answer gets more, as `pair_accuracy` has it of reward models."""
+    prompts = [pair["prompt"] for pair in pairs]
+    better, worse = (
+        reward(prompts=prompts, completions=[pair[side] for pair in pairs]) for side in ("chosen", "rejected")
+    )
+    return mean(one > other for one, other in zip(better, worse, strict=True))
 
 
 def chosen(
@@ -150,10 +173,7 @@ def chosen(
 def _choosers(judges: dict[float, Path], learned: dict[str, Path]) -> dict:
     found = {"reward model of true labels": stages.learned(learned["true labels"])}
     for error, judge in judges.items():
-        model, tokenizer = loaded(judge, bias=0.0)
-        found[f"{error:g} | direct, by grade"] = LikertReward(
-            model, tokenizer=tokenizer, template=planted_judge.GRADE, batch_size=128
-        )
+        found[f"{error:g} | direct, by grade"] = graded(judge)
         found[f"{error:g} | distilled"] = stages.learned(learned[f"{error:g} | 0 | {BOTH_SOFT}"])
     return found
 
@@ -169,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("planted_labels"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--errors", type=float, nargs="+", default=ERRORS, choices=ERRORS, help="of the judges")
     parser.add_argument("--judge-pairs", type=int, default=16000, help="most that the judge learns from")
     parser.add_argument("--pairs", type=int, default=256, help="that are labelled")
     parser.add_argument("--held-out", type=int, default=240, help="true pairs that reward models are asked about")
@@ -176,15 +197,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="LikertReward")
-    judges = made_judges(args.output_dir, pairs=args.judge_pairs)
+    judges, of_errors = (
+        made_judges(args.output_dir, args.errors, pairs=args.judge_pairs),
+        "-".join(f"{each:g}" for each in args.errors),
+    )
     judged = kept(
-        args.output_dir / "judges.json",
+        args.output_dir / f"judges-{of_errors}.json",
         lambda: {f"{error:g}": measured_judge(judge, pairs=args.held_out) for error, judge in judges.items()},
     )
     found = []
     for seed in args.seeds:
         folder, began = args.output_dir / f"s{seed}", time.process_time()
-        found.append(kept(folder / "found.json", lambda: run(folder, judges, args, seed=seed)))  # noqa: B023
+        found.append(kept(folder / f"found-{of_errors}.json", lambda: run(folder, judges, args, seed=seed)))  # noqa: B023
         spent = time.process_time() - began
         if spent > 1:
             print(

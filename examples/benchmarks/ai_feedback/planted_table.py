@@ -8,11 +8,11 @@ PRIMARY = (0.3, 2.0)
 
 def print_tables(judged: dict[str, dict], found: list[dict]) -> None:
     print(
-        "\n| planted error | measured | own bias, logits | bias 1, 2 measured | same place preferred at 1, 2 |\n|---|---|---|---|---|"
+        "\n| planted error | measured | bias 0 measured | bias 1, 2 measured | same place preferred at 1, 2 | mean confidence |\n|---|---|---|---|---|---|"
     )
     for error, row in judged.items():
         print(f"| {error} | {row['error']:.3f} | {row['own bias']:+.2f} | {row['bias 1']:.3f}, {row['bias 2']:.3f} | "
-              f"{row['same place at 1']:.2f}, {row['same place at 2']:.2f} |")  # fmt: skip
+              f"{row['same place at 1']:.2f}, {row['same place at 2']:.2f} | {row['sure']:.2f} |")  # fmt: skip
     print(
         "\n| error | bias | labels | agree with the truth | −log p of the truth | reward model right |\n|---|---|---|---|---|---|"
     )
@@ -27,11 +27,18 @@ def print_tables(judged: dict[str, dict], found: list[dict]) -> None:
     print(
         f"| – | – | true labels | 1 | – | {mean_and_deviation([seed['rewards']['true labels'] for seed in found], digits=3)} |"
     )
+    for name in found[0]["rewards"]:
+        if "direct" in name:
+            print(
+                f"| {name.replace(' | ', ' | – | ')} | – | – | {mean_and_deviation([seed['rewards'][name] for seed in found], digits=3)} |"
+            )
     print("\n| best of eight by | closed questions right |\n|---|---|")
     for name in found[0]["chosen"]:
         print(f"| {name} | {mean_and_deviation([seed['chosen'][name] for seed in found], digits=3)} |")
     print()
     for said, one, other in comparisons():
+        if not all(name in found[0][kind] for kind, name in (one, other)):
+            continue
         values = [[seed[kind][name] for seed in found] for kind, name in (one, other)]
         print(f"{said}: {paired_difference(*values)}")
 
@@ -56,6 +63,7 @@ def comparisons() -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
         truth = ("rewards", "true labels")
         rows += [
             (f"error {error:g}, bias 0, reward models: AI labels, both orders soft, less true ones", reward(error, 0, BOTH_SOFT), truth),
+            (f"error {error:g}, held-out pairs: direct less distilled", ("rewards", direct[1]), reward(error, 0, BOTH_SOFT)),
             (f"error {error:g}, best of eight: direct less distilled", direct, distilled),
         ]  # fmt: skip
     return rows
