@@ -112,6 +112,13 @@ def test_a_whole_run_against_a_server(tmp_path):
     assert json.loads((tmp_path / "counts.json").read_text()) == counts
 
 
+def test_a_penalty_on_what_was_said():
+    """Of lists and instances; a word of yes or no is none of them."""
+    penalised = config(repetition_penalty=1.2)
+    penalties = [penalised.sampling(step).repetition_penalty for step in ("instructions", "kinds", "instances")]
+    assert penalties == [1.2, 1.0, 1.2]
+
+
 def test_what_is_shown(tmp_path):
     """Eight seeds while nothing is made; then six of them and two made ones, in any order."""
     player, seeds = Player(), [row["instruction"] for row in seed_rows()]

@@ -20,6 +20,7 @@ RULES = {
     "max_instances": AT_LEAST_1,
     "temperature": Rule(0, expected="0 or more"),
     "top_p": Rule(above=0, high=1, expected="a share in (0, 1]"),
+    "repetition_penalty": Rule(above=0, expected="more than 0"),
     "instance_temperature": Rule(0, expected="0 or more"),
     "max_instruction_tokens": AT_LEAST_1,
     "max_instance_tokens": AT_LEAST_1,
@@ -40,6 +41,8 @@ class SelfInstructConfig:
         num_examples: Seeds that are shown with their kind or with instances; of `question`, half of each kind.
         max_instances: Of a task.
         temperature, top_p: Of instructions.
+        repetition_penalty: Of instructions and instances; above 1 in the place of the paper's presence penalty, which generators
+            do not share. A small model says one task over and over without.
         instance_temperature: Of instances; 0 takes the likeliest. Whether it is classification is asked at 0.
         max_instruction_tokens, max_instance_tokens: Longest answers, in tokens.
         chat: Whether requests are a user's message; else they are text to go on from, as in the paper.
@@ -57,6 +60,7 @@ class SelfInstructConfig:
     max_instances: int = 5
     temperature: float = 0.7
     top_p: float = 0.5
+    repetition_penalty: float = 1.0
     instance_temperature: float = 0.0
     max_instruction_tokens: int = 1024
     max_instance_tokens: int = 350
@@ -86,8 +90,9 @@ class SelfInstructConfig:
             "kinds": (QUESTION_TOKENS, 0.0),
             "instances": (self.max_instance_tokens, self.instance_temperature),
         }[step]
-        top_p = {"top_p": self.top_p} if step == "instructions" and temperature else {}
-        return Sampling(1, length, temperature, **top_p, seed=stable_seed(self.seed, step))
+        more = {"top_p": self.top_p} if step == "instructions" and temperature else {}
+        more |= {} if step == "kinds" else {"repetition_penalty": self.repetition_penalty}
+        return Sampling(1, length, temperature, **more, seed=stable_seed(self.seed, step))
 
     def stops(self, step: str) -> tuple[str, ...]:
         """The texts that end an answer of a step."""

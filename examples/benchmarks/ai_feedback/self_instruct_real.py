@@ -38,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of each list; the paper's 1024 are mostly cut at its stop texts",
     )
     add("--instance-tokens", type=int, default=120)
+    add("--repetition-penalty", type=float, default=1.0)
     add("--examples", type=int, default=6, help="seeds before each question")
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         max_instruction_tokens=options.instruction_tokens,
         max_instance_tokens=options.instance_tokens,
         num_examples=options.examples,
+        repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
     start = time.process_time()
