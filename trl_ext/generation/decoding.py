@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from trl_ext.generation.drawing import inverse_cdf, logits_filters
 from trl_ext.generation.protocol import Sampling
-from trl_ext.trainer_kit.passes import behind, forward_parameters
+from trl_ext.trainer_kit.passes import behind, forward_parameters, states_as_one_matrix
 
 LEAVE_FROM = 1 / 4  # rows leave a batch when so many have ended: to select from the cache costs about one more step
 
@@ -70,7 +70,8 @@ class Batch:
 
     def prefill(self) -> Tensor:
         """Read each prompt once, then give each completion its own copy: logits `(B, V)` of the first tokens."""
-        logits = self.next_logits()
+        with states_as_one_matrix(self.model):
+            logits = self.next_logits()
         read = {layer.get_seq_length() for layer in self.cache.layers}
         if read != {self.length}:
             raise ValueError(

@@ -61,6 +61,7 @@ from trl_ext.trainer_kit.finite_findings import named_sampling
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
+from trl_ext.trainer_kit.passes import states_as_one_matrix
 from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
@@ -255,7 +256,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
     def _generate(self, prompts):
         training = self.model.training
         self.memory.enter("generate")
-        with named_sampling(f"PPOTrainer: rollout {self.rollouts.sampled}"):
+        policy = self.accelerator.unwrap_model(self.model)
+        with named_sampling(f"PPOTrainer: rollout {self.rollouts.sampled}"), states_as_one_matrix(policy):
             outputs = super()._generate(prompts)
         self.memory.enter("score")
         self.model.train(training)
