@@ -21,17 +21,17 @@ Each arm and seed leaves a JSON; what is there is not run again.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
+from examples.benchmarks.common.kept_results import read_result, write_result
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.frontier import arms
 from examples.benchmarks.frontier.best_of import best_of_n_run
 from examples.benchmarks.frontier.picture import draw
 from examples.benchmarks.frontier.setting import Look, Setting, setting_of
 from examples.benchmarks.frontier.table import centred, print_tables, tuning_value
-from examples.benchmarks.ppo.runs import check_flags, result_file, write_result
+from examples.benchmarks.ppo.runs import result_file
 
 TUNING_SEED = 100
 REAL_SECONDS = 5e-3  # of a token's pass through 270 million parameters and the head, on one CPU; sampling costs more
@@ -50,7 +50,7 @@ def run(method: str, rate: float, setting: Setting, folder: Path, args: argparse
 def result_of(arm: str, method: str, rate: float, seed: int, args: argparse.Namespace) -> dict:
     """From its file, or run."""
     file = result_file(args.output_dir, arm, seed)
-    decides = argparse.Namespace(budget=args.budget, samples=args.samples, rate=rate)
+    decides = {"budget": str(args.budget), "samples": str(args.samples), "rate": str(rate)}
     if not file.is_file():
         setting = setting_of(args.output_dir / f"seed-{seed}", seed)
         folder, began = args.output_dir / f"seed-{seed}" / "runs" / f"{arm} {time.time_ns()}", time.process_time()
@@ -59,9 +59,7 @@ def result_of(arm: str, method: str, rate: float, seed: int, args: argparse.Name
         write_result(file, result, decides)
         last = {name: round(value, 3) for name, value in result["points"][-1].items()}
         print(f"seed {seed}, {arm}: {last}; {result['cpu_seconds']:.0f} CPU s", flush=True)
-    result = json.loads(file.read_text())
-    check_flags(file, result, decides)
-    return result
+    return read_result(file, decides)
 
 
 def results(args: argparse.Namespace) -> dict[str, list[dict]]:
