@@ -29,6 +29,8 @@ def test_wilson_by_hand():
     assert wilson_interval(0.5, 4) == pytest.approx((0.1501, 0.8499), abs=1e-4)
     low, high = wilson_interval(1.0, 10)
     assert high == pytest.approx(1.0) and low == pytest.approx(10 / (10 + 1.96**2))
+    ends = [wilson_interval(share, count) for share in (0.0, 1.0) for count in range(1, 100)]
+    assert all(low >= 0 and high <= 1 for low, high in ends)  # of 5 of 5 rows rounding alone gives 1.0000000000000002
 
 
 def test_wilson_covers_as_often_as_it_says():

@@ -42,9 +42,9 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     >>> tuple(round(end, 3) for end in wilson_interval(0.8, 10))
     (0.49, 0.943)
     """
-    over = QUANTILE**2 / count
+    over = QUANTILE**2 / float(count)
     middle, half = share + over / 2, QUANTILE * sqrt(share * (1 - share) / count + over / (4 * count))
-    return (middle - half) / (1 + over), (middle + half) / (1 + over)
+    return max((middle - half) / (1 + over), 0.0), min((middle + half) / (1 + over), 1.0)  # rounding may pass the ends
 
 
 def confidences(gaps: np.ndarray) -> np.ndarray:
