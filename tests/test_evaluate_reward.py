@@ -75,6 +75,11 @@ def test_rm_benchs_levels():
     levels = [found.summary[f"accuracy_{level}"] for level in ("hard", "normal", "easy")]
     assert levels == [0.0, 0.5, 1.0] and found.summary["accuracy"] == 0.5
     assert found.groups["easy"]["accuracy"] == 1.0 and found.groups["domain math"]["rows"] == 1
+    longer = {
+        side: [f"{text[0]}{'x' * int(text[-1])}{text[-1]}" for text in row[side]] for side in ("chosen", "rejected")
+    }
+    by_length = evaluate_reward(style, [row | longer]).groups  # the fancier, the longer
+    assert [by_length[level]["length_only"] for level in ("hard", "normal", "easy")] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv"])

@@ -65,14 +65,14 @@ def group_table(pairs: ScoredPairs, by: Iterable[str]) -> dict[str, dict[str, fl
             entry |= dict(
                 zip(("accuracy", "low", "high"), (share, *wilson_interval(share, scored.sum())), strict=True)
             )
-            if name not in pairs.right_by_level:
-                entry["length_only"] = float(pairs.right_by_length[scored].mean())
+            by_length = pairs.right_by_level_and_length.get(name, pairs.right_by_length)
+            entry["length_only"] = float(by_length[scored].mean())
             entry["chance"] = float(pairs.chance[scored].mean())
         found[name] = entry
     return found
 
 
-def calibration(pairs: ScoredPairs) -> tuple[dict[str, float], np.ndarray]:
+def calibration(pairs: ScoredPairs) -> tuple[dict[str, float | None], np.ndarray]:
     """The expected calibration error ± and what perfect calibration of as many rows would show; the bins' sums."""
     sums = calibration_sums(confidences(pairs.gaps), verdicts(pairs.gaps), pairs.weights)
     by_row = np.zeros((len(pairs.compared), *sums.shape[1:]))
@@ -80,7 +80,7 @@ def calibration(pairs: ScoredPairs) -> tuple[dict[str, float], np.ndarray]:
     totals = by_row.sum(0)
     return {
         "ece": float(calibration_error(totals)),
-        "ece_error": bootstrap_error(calibration_error, by_row[pairs.is_scored]),
+        "ece_error": _number(bootstrap_error(calibration_error, by_row[pairs.is_scored])),
         "ece_if_calibrated": _calibrated(pairs, sums),
     }, totals
 

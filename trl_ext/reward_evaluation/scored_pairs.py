@@ -92,13 +92,12 @@ class ScoredPairs:
     @cached_property
     def right_by_level(self) -> dict[str, np.ndarray]:
         """Of RM-Bench, by level: how right in each row, `(R,)`; empty otherwise."""
-        if not self.styled:
-            return {}
-        found = {}
-        for name, sign in zip(LEVELS, (-1, 0, 1), strict=True):
-            cells = [np.sign(one - (other - len(STYLES))) == sign for _, one, other in self.places]
-            found[name] = self.mean_by_row(verdicts(self.gaps), np.array(cells))
-        return found
+        return self._by_level(self.gaps)
+
+    @cached_property
+    def right_by_level_and_length(self) -> dict[str, np.ndarray]:
+        """The same of a reward that is the length."""
+        return self._by_level(self.longer_by)
 
     def sums_by_row(self, values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
         """Σ w · value of each row's pairs, `(R, …)`."""
@@ -111,6 +110,15 @@ class ScoredPairs:
         """NaN in a row where no pair is counted."""
         with np.errstate(invalid="ignore"):
             return self.sums_by_row(values, counted) / self.sums_by_row(np.ones(len(values)), counted)
+
+    def _by_level(self, gaps: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.styled:
+            return {}
+        found = {}
+        for name, sign in zip(LEVELS, (-1, 0, 1), strict=True):
+            cells = [np.sign(one - (other - len(STYLES))) == sign for _, one, other in self.places]
+            found[name] = self.mean_by_row(verdicts(gaps), np.array(cells))
+        return found
 
     def _row(self, row: int, scores: Sequence[float]) -> float:
         count = len(self.compared[row].chosen)
