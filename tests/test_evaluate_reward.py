@@ -183,6 +183,17 @@ def test_tables_and_picture(tmp_path):
     one.print(one, console=console)
     assert "[worth]_1 less [worth]_0" in console.export_text()
     one.save_png(tmp_path / "rewards.png", other)
+    others = [
+        (evaluate_reward(length, FOUR[:3]), r"differ.*same pairs"),
+        ("worth", r"expected what evaluate_reward gave"),
+    ]
+    for wrong, message in others:
+        for show in (one.print, lambda each: one.save_png(tmp_path / "wrong.png", each)):
+            with pytest.raises(ValueError, match=message):
+                show(wrong)
+    with pytest.raises(ValueError, match=r"RewardEvaluation\.print\(worst=-1\)"):
+        one.print(worst=-1)
+    assert not (tmp_path / "wrong.png").exists()
     assert (tmp_path / "rewards.png").read_bytes().startswith(b"\x89PNG")
 
 

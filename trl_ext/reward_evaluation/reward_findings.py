@@ -53,16 +53,7 @@ class Findings:
         measure: `difference`; `error`; and `detectable`, the smallest true difference that so many rows show four times in
         five: 2.8 · error of very many, more of few (Student's t). Evaluations of other pairs are a ValueError.
         """
-        if not isinstance(other, Findings):
-            raise ValueError(
-                f"RewardEvaluation.compare({other!r:.60}): expected what evaluate_reward gave. Give that."
-            )
-        for name, value in self.settings.items():
-            if other.settings[name] != value:
-                raise ValueError(
-                    f"RewardEvaluation.compare: the {name} of {self.name!r} and {other.name!r} differ, so they would differ "
-                    "by more than their rewards. Evaluate both on the same pairs, in the same way."
-                )
+        self.check_comparable(other, call="RewardEvaluation.compare")
         ours, theirs = (np.stack(list(each.sums.values()), 1) for each in (self, other))
         both = (ours[..., 1:] > 0) & (theirs[..., 1:] > 0)
         ours, theirs, counts = ours * both, theirs * both, both.sum((0, 2)).tolist()
@@ -73,6 +64,17 @@ class Findings:
             for name, value, error, count in zip(self.sums, values.tolist(), errors.tolist(), counts, strict=True)
             if not np.isnan(value)
         }
+
+    def check_comparable(self, other: object, *, call: str) -> None:
+        """Raise a ValueError for what is no evaluation, or one of other pairs."""
+        if not isinstance(other, Findings):
+            raise ValueError(f"{call}({other!r:.60}): expected what evaluate_reward gave. Give that.")
+        for name, value in self.settings.items():
+            if other.settings[name] != value:
+                raise ValueError(
+                    f"{call}: the {name} of {self.name!r} and {other.name!r} differ, so they would differ by more than their "
+                    "rewards. Evaluate both on the same pairs, in the same way."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers and the worst pairs, as JSON takes them."""
