@@ -99,7 +99,10 @@ def test_bad_input():
         add_margins(PAIRS, [length, lambda completions, **_: [math.nan] * 4])
     with pytest.raises(ValueError, match="without 'margin'"):
         add_margins(PAIRS.add_column("margin", [0.0, 1.0]), [length, good])
-    with pytest.raises(ValueError, match=r"expected a datasets\.Dataset with the columns 'chosen' and 'rejected'"):
-        add_margins(Dataset.from_dict({"prompt": ["a"]}), [length, good])
+    for given in (Dataset.from_dict({"prompt": ["a"]}), PAIRS.to_list(), PAIRS.select([]), "pairs.jsonl"):
+        with pytest.raises(
+            ValueError, match=r"^add_margins: expected a datasets\.Dataset of at least one row with the"
+        ):
+            add_margins(given, [length, good])
     with pytest.raises(ValueError, match="the differences of '<lambda>' are all alike"):
         add_margins(PAIRS, [length, lambda completions, **_: [0.0] * 4], standardize=True)

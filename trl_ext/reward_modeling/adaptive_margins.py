@@ -7,7 +7,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_ext.reward_modeling.pair_labels import MARGIN
-from trl_ext.reward_modeling.preference_data import check_pairs, columns_of
+from trl_ext.reward_modeling.preference_data import check_pairs
 from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_all_columns
 from trl_ext.rewards.weighted_rewards import call_all
@@ -46,11 +46,12 @@ def add_margins(
     """
     call = "add_margins"
     _check_members(rewards, call)
-    columns = columns_of(dataset, "given")
-    if not isinstance(dataset, Dataset) or MARGIN in columns or not set(SIDES) <= set(columns):
+    columns = dataset.column_names if isinstance(dataset, Dataset) else []
+    if MARGIN in columns or not set(SIDES) <= set(columns) or not len(dataset):
         raise ValueError(
-            f"{call}: expected a datasets.Dataset with the columns 'chosen' and 'rejected', and without '{MARGIN}', got "
-            f"{type(dataset).__name__} with {columns}. Rename, or drop one with `remove_columns`."
+            f"{call}: expected a datasets.Dataset of at least one row with the columns 'chosen' and 'rejected', and without "
+            f"'{MARGIN}', got {type(dataset).__name__} with {columns}. Rename, drop one with `remove_columns`, or make one of "
+            "a list with Dataset.from_list(rows)."
         )
     functions = reward_functions(list(rewards), max_completion_length=None, call=call)
     differences = _differences(functions, check_pairs(dataset, columns, "given"), call)
