@@ -55,6 +55,14 @@ def test_rewards_side_by_side(here, capsys):
     assert Path("r.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_unknown_of_one_row_is_null(here):
+    write_rows(here / "one.jsonl", PAIRS[:1])
+    given = ["--pairs", "one.jsonl", "--columns", "prompt=question", "--as_messages", "--reward_funcs", "one", "two"]
+    main(["evaluate", *given, "--json", "r.json"])
+    one, two = json.loads(Path("r.json").read_text(), parse_constant=pytest.fail)
+    assert one["summary"]["ece_error"] is None and two["compared_with_first"]["log_loss"]["error"] is None
+
+
 def test_given_again_it_says_so_and_writes_what_is_missing(here, capsys):
     pytest.importorskip("matplotlib")
     given = ["evaluate", *GIVEN, "rewards.py:longest", "--png", "r.png", "--json", "r.json", "--output", "r.parquet"]

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,20 @@ def _png(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> N
 
 def _json(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> None:
     first = found[0]
-    said = [each.to_dict() | {"compared_with_first": None if each is first else each.compare(first)} for each in found]
-    path.write_text(json.dumps([each | {COMMAND: record} for each in said], indent=1, ensure_ascii=False))
+    said = [
+        each.to_dict() | {"compared_with_first": None if each is first else _compared(each, first)} for each in found
+    ]
+    path.write_text(
+        json.dumps([each | {COMMAND: record} for each in said], indent=1, ensure_ascii=False, allow_nan=False)
+    )
+
+
+def _compared(one: RewardEvaluation, first: RewardEvaluation) -> dict[str, dict[str, float | None]]:
+    """Errors of a single row are unknown, and JSON has no NaN."""
+    return {
+        measure: {name: value if isfinite(value) else None for name, value in found.items()}
+        for measure, found in one.compare(first).items()
+    }
 
 
 def _parquet(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> None:
