@@ -13,7 +13,7 @@ from rich.console import Console
 from shared_case import lora
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 
-from trl_ext import LearnedReward, R3Reward, SharedBase, evaluate_reward
+from trl_ext import EnsembleReward, LearnedReward, R3Reward, SharedBase, evaluate_reward
 from trl_ext.trainer_kit.resampling import errors_to_see
 
 SCORES = {" a": 1.0, " bb": 2.0, " ccc": 3.0, " d": 1.0, " e": None}
@@ -131,6 +131,8 @@ def test_models_in_every_form_score_alike(tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     text = evaluate_reward(tmp_path / "model", FOUR)
     assert any("as_messages" in note for note in text.notes)
+    several = EnsembleReward([str(tmp_path / "model"), length]).standardised_on(["p"] * 2, ["a", "bbb"])
+    assert any("as_messages" in note for note in evaluate_reward(several, FOUR).notes)
     messages = evaluate_reward(tmp_path / "model", FOUR, as_messages=True)
     assert not any("as_messages" in note for note in messages.notes)
     assert text.pairs["gap"][:] != messages.pairs["gap"][:]

@@ -1,6 +1,6 @@
 """One look at a reward: pairs whose better completion is known, what it gives to both, and how often that is right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from typing import Any
 
@@ -19,7 +19,7 @@ from trl_ext.reward_evaluation.pair_rows import Compared, Pairs, chosen_groups, 
 from trl_ext.reward_evaluation.pair_statistics import log_losses, reliability
 from trl_ext.reward_evaluation.scored_pairs import ScoredPairs
 from trl_ext.reward_evaluation.shown_findings import RewardEvaluation
-from trl_ext.rewards.learned_reward import LearnedReward
+from trl_ext.rewards.learned_reward import learned_in
 from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import GIVEN, SAMPLED, check_all_columns
 from trl_ext.rewards.weighted_rewards import call_all
@@ -90,7 +90,7 @@ def evaluate_reward(
     with seeded(seed):
         scores = _scores(function, compared)
     scored = ScoredPairs(compared, scores, in_styles(compared))
-    notes = notes_on(scored, len(alike)) + _template_note(reward, function, compared)
+    notes = notes_on(scored, len(alike)) + _template_note(function, compared)
     return _evaluation(name or function.__name__, scored, by, worst, notes)
 
 
@@ -131,11 +131,9 @@ def _scores(function, compared: list[Compared]) -> list[list[float | None]]:
     return found
 
 
-def _template_note(reward: Reward, function, compared: list[Compared]) -> list[str]:
-    learned = getattr(function, "__wrapped__", reward)
-    if not isinstance(learned, LearnedReward) or not learned.tokenizer.chat_template:
-        return []
-    if not isinstance(compared[0].prompt, str):
+def _template_note(function: Callable, compared: list[Compared]) -> list[str]:
+    templates = [learned.tokenizer.chat_template for learned in learned_in(function)]
+    if not any(templates) or not isinstance(compared[0].prompt, str):
         return []
     return [
         "the pairs are text, and the model has a chat template, which they do not pass: if it learned from messages, say as_messages"
