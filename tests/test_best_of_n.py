@@ -153,6 +153,8 @@ def test_the_curve_as_json_and_picture(tmp_path):
     for name in ("one", "two"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     json.dumps(best_of_n_curve([[0.0, 1.0]]).as_dict(), allow_nan=False)  # errors of one prompt are unknown
+    with pytest.raises(ValueError, match=r"draw_curves\(curves=…\): 'b' is of type list: expected a curve.*`curve`"):
+        draw_curves(tmp_path / "three.png", {"a": curve, "b": [0.0, 1.0]})
 
 
 # Gao's forms

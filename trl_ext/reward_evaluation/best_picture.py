@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from trl_ext.reward_evaluation.overoptimization import Overoptimization
 from trl_ext.trainer_kit.whole_files import written_whole
 
 
+@runtime_checkable
 class Drawn(Protocol):
     """What of a `BestOfNCurve` is drawn."""
 
@@ -46,6 +47,12 @@ def draw_curves(path: str | PathLike, curves: Mapping[str, Drawn]) -> None:
     """
     if not curves:
         raise ValueError("draw_curves(curves={}): expected at least one curve by its name. Give one.")
+    wrong = next((name for name, curve in curves.items() if not isinstance(curve, Drawn)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"draw_curves(curves=…): {wrong!r} is of type {type(curves[wrong]).__name__}: expected a curve. Give what "
+            "best_of_n_curve made, or the `curve` of what best_of_n found."
+        )
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
