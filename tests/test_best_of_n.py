@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 from tiny import byte_tokenizer, never_ending, tiny_llama, tiny_reward_model
 
-from trl_ext import reward_evaluation
+from trl_ext import RepetitionPenalty, reward_evaluation
 from trl_ext.generation.protocol import Part
 from trl_ext.reward_evaluation import best_of_n, best_of_n_curve, draw_curves, fit_best_of_n, fit_checkpoints
 from trl_ext.reward_evaluation.order_statistics import chances_to_be_best, curve_sizes, nominal_kl
@@ -365,6 +365,7 @@ def none_for_long(completions, **columns):
         ({"reward": [length, codes]}, "expected one reward"),
         ({"gold": [length]}, r"best_of_n\(gold="),
         ({"gold": codes}, "both are the same"),
+        ({"reward": RepetitionPenalty(), "gold": RepetitionPenalty()}, "both are the same"),
         ({"reward": none_for_long}, "does not apply to sample 0 of the prompt of row 0"),
         ({"prompts": []}, "is empty"),
         ({"prompts": ["why? ", 3]}, r"best_of_n\(prompts=…\)"),
