@@ -15,6 +15,7 @@ import torch
 import trl
 from datasets import Dataset
 from encoders import saved_bert
+from peft import get_peft_model
 from shared_case import SIZES, lora, quiet
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -164,10 +165,22 @@ def test_a_generator_of_ones_own_as_printed(folder):
 def test_columns_of_pairs_as_printed(folder):
     """The reward models' page: lists, soft labels, and the margins of what both have learned."""
     text = (Path(trl_ext.__file__).parent / "reward_modeling" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", text, re.S)
     names = {}
     exec(code, names)
     assert names["trainer"].state.global_step == 2 and len(names["pairs"]["margin"]) == 8
+
+
+def test_a_laptops_adapter_as_printed():
+    """Head and upper layers of a model of 18: the lower ones have no adapter."""
+    text = (Path(trl_ext.__file__).parent / "reward_modeling" / "README.md").read_text()
+    _, code = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {}
+    exec(code, names)
+    model = get_peft_model(tiny_reward_model(byte_tokenizer(), num_hidden_layers=18), names["peft_config"])
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in trained if "layers." in name} == {*range(12, 18)}
+    assert any("score" in name for name in trained)
 
 
 SHELL = (Path(__file__).parents[1] / "trl_ext" / "cli" / "README.md").read_text()
