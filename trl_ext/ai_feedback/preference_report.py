@@ -9,7 +9,13 @@ import numpy as np
 
 from trl_ext.ai_feedback.judging import Judgement
 from trl_ext.ai_feedback.preference_pairs import Pair
-from trl_ext.reward_evaluation.pair_statistics import calibration_error, calibration_sums, verdicts, wilson_interval
+from trl_ext.reward_evaluation.pair_statistics import (
+    calibration_error,
+    calibration_sums,
+    confidences,
+    verdicts,
+    wilson_interval,
+)
 
 UNDECIDED = 0.05  # |P − ½| below which a pair is not decided
 LITTLE_MASS = 0.5  # of both answers, below which is warned
@@ -148,9 +154,9 @@ def agreement_with(
     if not told.any():
         return None, None, None
     gaps = _logits(probabilities[told]) * sides[told]  # of the given better one less the other
-    share = float(verdicts(gaps).mean())
-    error = float(calibration_error(calibration_sums(gaps, np.ones(len(gaps))).sum(0)))
-    return share, wilson_interval(share, len(gaps)), error
+    right = verdicts(gaps)
+    sums = calibration_sums(confidences(gaps), right, np.ones(len(gaps)))
+    return float(right.mean()), wilson_interval(float(right.mean()), len(gaps)), float(calibration_error(sums.sum(0)))
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
