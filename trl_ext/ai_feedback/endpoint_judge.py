@@ -7,6 +7,7 @@ from trl_ext.ai_feedback.judging import Answer
 from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, context_number
 from trl_ext.generation.asked_together import as_they_come
 from trl_ext.generation.endpoint_log_probs import EndpointLogProbs
+from trl_ext.generation.extra_fields import shown_fields
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.texts import Text, text_of
 
@@ -25,7 +26,8 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        return f"{self.server.name} at {self.server.base_url} {'chat' if self.chat else 'text'} {self.server.listed}"
+        asked = f"{'chat' if self.chat else 'text'} {self.server.listed}{shown_fields(self.server.extra_body)}"
+        return f"{self.server.name} at {self.server.base_url} {asked}"
 
     def answers(
         self, questions: list[Question], wording: Wording, reasons: Sampling | None

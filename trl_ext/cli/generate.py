@@ -45,6 +45,8 @@ def _add_generator(parser: ArgumentParser) -> None:
     add("--base-url", help="of the endpoint, e.g. http://localhost:8000/v1 (default: as OPENAI_BASE_URL says)")
     text = "of the generator 'file': .parquet or .jsonl with prompts and completions"
     add("--file", type=Path, metavar="FILE", help=text)
+    text = 'of the endpoint: other fields of each request, e.g. {"chat_template_kwargs": {"enable_thinking": false}}'
+    add("--extra-body", metavar="JSON", help=text)
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="auto", help="of the model; auto: the checkpoint's (default: %(default)s)")
     add("--device", help="of the model and of reward models, e.g. cuda:1 (default: the accelerator if there is one)")

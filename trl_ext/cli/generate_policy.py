@@ -10,6 +10,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_ext import generation
 from trl_ext.generation.endpoint_answers import public_url
+from trl_ext.generation.extra_fields import read_extra_body
 from trl_ext.generation.protocol import Generator, Policy
 from trl_ext.generation.vllm_checks import check_installed
 from trl_ext.sequences.tokenizers import tokenizer_at
@@ -21,6 +22,7 @@ LOADED = ("transformers", "vllm")  # generators that are given the model
 SAMPLING = (*LOADED, "endpoint")
 READ_BY = {  # options that not each generator reads: their defaults, and those that do
     "--base-url": (None, ("endpoint",)),
+    "--extra-body": (None, ("endpoint",)),
     "--file": (None, ("file",)),
     "--adapter": (None, (*LOADED, "file")),
     "--tokenizer": (None, (*LOADED, "file")),
@@ -58,7 +60,8 @@ def _generator(args: Namespace) -> Generator:
         check_installed(call="--generator vllm")  # before a model is loaded for it
         return generation.VLLMGenerator(dtype=args.dtype)
     if args.generator == "endpoint":
-        return generation.EndpointGenerator(args.model, args.base_url)
+        extra = read_extra_body(args.extra_body, flag="--extra-body")
+        return generation.EndpointGenerator(args.model, args.base_url, extra_body=extra)
     return generation.FileGenerator(args.file)
 
 

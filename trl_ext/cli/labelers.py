@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,6 +10,7 @@ from trl_ext.ai_feedback import PREAMBLES, PreferenceLabeler
 from trl_ext.cli.command_arguments import bits_of
 from trl_ext.cli.prompt_files import read_file
 from trl_ext.generation import EndpointLogProbs
+from trl_ext.generation.extra_fields import EXAMPLE, read_extra_body
 from trl_ext.query_types import EndpointLabeler, LanguageModelLabeler, QueryTypeClassifier
 from trl_ext.query_types.labels import Labeler
 from trl_ext.sequences.causal_lms import Model
@@ -39,6 +41,10 @@ class LabelerArguments:
     concurrency: int = option(8, "Of the endpoint: how much is asked at a time.")
     timeout: float = option(60.0, "Of the endpoint: the longest wait for one answer, in seconds.")
     max_retries: int = option(3, "Of the endpoint: how often a request that failed is sent again.")
+    extra_body: str | None = option(
+        None,
+        f"Of the endpoint: other fields of each request, as JSON, e.g. '{EXAMPLE}' of a model that would think first.",
+    )
     load_in_8bit: bool = option(False, "Load the model in LLM.int8().")
     load_in_4bit: bool = option(False, "Load the model in NF4 with double quantisation.")
     batch_size: int = option(16, "Of a model: sequences of a pass, of which a pair or a query has two.")
@@ -106,7 +112,7 @@ def check_endpoint(who: LabelerArguments) -> None:
     default = LabelerArguments()
     ours, others = (
         ("load_in_8bit", "load_in_4bit", "batch_size"),
-        ("base_url", "concurrency", "timeout", "max_retries"),
+        ("base_url", "concurrency", "timeout", "max_retries", "extra_body"),
     )
     idle = [name for name in (ours if who.endpoint else others) if getattr(who, name) != getattr(default, name)]
     if idle:
@@ -116,8 +122,10 @@ def check_endpoint(who: LabelerArguments) -> None:
         )
 
 
-def _waits(who: LabelerArguments) -> dict[str, float]:
-    return {"concurrency": who.concurrency, "timeout": who.timeout, "max_retries": who.max_retries}
+def _waits(who: LabelerArguments) -> dict[str, Any]:
+    names = ("concurrency", "timeout", "max_retries")
+    extra = read_extra_body(who.extra_body, flag="--extra_body")
+    return {name: getattr(who, name) for name in names} | {"extra_body": extra}
 
 
 def _model(who: LabelerArguments) -> tuple[Model | str, PreTrainedTokenizerBase | None]:

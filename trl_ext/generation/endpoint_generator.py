@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from trl_ext.generation.endpoint_answers import (
     texts_and_ends,
     unsaid_ends,
 )
+from trl_ext.generation.extra_fields import checked_extra_body
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
 from trl_ext.sequences.texts import Text
@@ -52,6 +53,8 @@ class EndpointGenerator:
         concurrency: Prompts that are asked at a time.
         timeout: Longest wait for one answer, in seconds.
         max_retries: How often a request that failed is sent again, with growing pauses.
+        extra_body: Other fields of each request, that the server knows; e.g. of vLLM, for a model that would think first,
+            {"chat_template_kwargs": {"enable_thinking": False}}. They are written down with what came: no place for a key.
 
     Raises:
         EndpointError: From `generate`, a ConnectionError that names the server and what failed.
@@ -66,6 +69,7 @@ class EndpointGenerator:
         concurrency: int = 8,
         timeout: float = 600.0,
         max_retries: int = 3,
+        extra_body: Mapping[str, Any] | None = None,
     ):
         self.model = model
         self.name = f"endpoint:{model}"
@@ -73,6 +77,7 @@ class EndpointGenerator:
         self.concurrency = checked(call, "concurrency", concurrency, int, AT_LEAST_1)
         timeout = checked(call, "timeout", timeout, float, Rule(above=0, expected="seconds, more than 0"))
         max_retries = checked(call, "max_retries", max_retries, int, Rule(0, expected="0 or more"))
+        self.extra_body = checked_extra_body(extra_body, call=call)
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
         self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)
@@ -85,7 +90,8 @@ class EndpointGenerator:
         return public_url(str(self._client.base_url))
 
     def settings(self) -> dict[str, Any]:
-        return {"generator": "endpoint", "model": self.model, "base_url": self.base_url}
+        extra = {"extra_body": self.extra_body} if self.extra_body else {}
+        return {"generator": "endpoint", "model": self.model, "base_url": self.base_url} | extra
 
     def generate(
         self, parts: Iterable[Part], sampling: Sampling, policy: Policy
@@ -172,6 +178,8 @@ class EndpointGenerator:
         """What it sends back, as it is. Errors are raised without their cause, which may repeat a key."""
         import openai
 
+        if self.extra_body:
+            options = options | {"extra_body": options.get("extra_body", {}) | self.extra_body}
         try:
             if isinstance(prompt, str):
                 answer = self._client.completions.with_raw_response.create(prompt=prompt, **options)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -31,6 +31,8 @@ class EndpointLogProbs(EndpointGenerator):
         concurrency: How much is asked at a time.
         timeout: Longest wait for one answer, in seconds.
         max_retries: How often a request that failed, or an answer that cannot be read, is asked for again.
+        extra_body: Other fields of each request, that the server knows; e.g. of vLLM, for a model that would think first,
+            {"chat_template_kwargs": {"enable_thinking": False}}. They are written down with what came: no place for a key.
 
     Attributes:
         tokens: Read and written for all that was asked so far, as the server counts them.
@@ -46,6 +48,7 @@ class EndpointLogProbs(EndpointGenerator):
         concurrency: int = 8,
         timeout: float = 60.0,
         max_retries: int = 3,
+        extra_body: Mapping[str, Any] | None = None,
     ):
         call = "EndpointLogProbs"
         if not (base_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
@@ -57,7 +60,14 @@ class EndpointLogProbs(EndpointGenerator):
         listed = checked(call, "listed", listed, int | None, Rule(2, expected="2 or more tokens, or None"))
         self.listed = LISTED[chat] if listed is None else listed
         self.tokens, self._lock = 0, Lock()
-        super().__init__(model, base_url, concurrency=concurrency, timeout=timeout, max_retries=max_retries)
+        super().__init__(
+            model,
+            base_url,
+            concurrency=concurrency,
+            timeout=timeout,
+            max_retries=max_retries,
+            extra_body=extra_body,
+        )
 
     def option_log_probs(self, context: Text, options: Sequence[str]) -> list[float]:
         """log p that the answer to a context begins with each option, which are words of a token, whatever blank is before.

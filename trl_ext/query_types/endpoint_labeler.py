@@ -1,9 +1,11 @@
 """Query types by a model behind any server that speaks OpenAI's protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from trl_ext.generation.asked_together import as_they_come
 from trl_ext.generation.endpoint_generator import EndpointGenerator, NoCompletion
+from trl_ext.generation.extra_fields import shown_fields
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.query_types.labels import Label
 from trl_ext.query_types.query_questions import ORDERS, asked_by, question, type_of
@@ -25,7 +27,7 @@ class EndpointLabeler:
     `label_query_types` writes each label down as it comes, so it must be told where: `keep=`.
 
     Args:
-        model, base_url, api_key, timeout, max_retries: As of `EndpointGenerator`.
+        model, base_url, api_key, timeout, max_retries, extra_body: As of `EndpointGenerator`.
         concurrency: Queries that are asked at a time.
         max_tokens: Longest answer; a model that thinks before it speaks needs hundreds.
     """
@@ -43,18 +45,25 @@ class EndpointLabeler:
         timeout: float = 60.0,
         max_retries: int = 3,
         max_tokens: int = 16,
+        extra_body: Mapping[str, Any] | None = None,
     ):
         call = "EndpointLabeler"
         self.concurrency = checked(call, "concurrency", concurrency, int, AT_LEAST_1)
         max_tokens = checked(call, "max_tokens", max_tokens, int, AT_LEAST_1)
         self._sampling = Sampling(num_generations=1, temperature=0.0, max_completion_length=max_tokens)
         self._server = EndpointGenerator(
-            model, base_url, api_key, concurrency=1, timeout=timeout, max_retries=max_retries
+            model,
+            base_url,
+            api_key,
+            concurrency=1,
+            timeout=timeout,
+            max_retries=max_retries,
+            extra_body=extra_body,
         )
 
     @property
     def name(self) -> str:
-        return f"{self._server.name} at {self._server.base_url} {asked_by()}"
+        return f"{self._server.name} at {self._server.base_url} {asked_by()}{shown_fields(self._server.extra_body)}"
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         """What was asked when the first request failed is waited for and given, then its error is raised."""
