@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from trl_ext.trainer_kit.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from trl_ext.ai_feedback.drawn_pairs import sample_pairs as sample_pairs
     from trl_ext.ai_feedback.judging import Judgement as Judgement
     from trl_ext.ai_feedback.preambles import PREAMBLES as PREAMBLES
     from trl_ext.ai_feedback.preambles import Preamble as Preamble

@@ -61,7 +61,8 @@ def preference_pairs(dataset: Dataset, *, call: str) -> list[Pair]:
     if names is None:
         raise ValueError(
             f"{call}: the data set has the columns {dataset.column_names}: expected `prompt` and two completions, as "
-            "`completion_1` and `completion_2`, or as `chosen` and `rejected`. Rename them: dataset.rename_columns({…})."
+            "`completion_1` and `completion_2`, or as `chosen` and `rejected`. Rename them: dataset.rename_columns({…}); of "
+            "samples, several rows a prompt with one `completion` each, make pairs: trl_ext.ai_feedback.sample_pairs(dataset)."
         )
     if not len(dataset):
         raise ValueError(f"{call}: the data set has no rows. Give at least one pair.")

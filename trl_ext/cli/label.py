@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 from rich.console import Console
 
-from trl_ext.ai_feedback import PreferenceLabeler
+from trl_ext.ai_feedback import PreferenceLabeler, sample_pairs
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import named_rows
 from trl_ext.cli.label_progress import LabelProgress, WatchedLabeler
@@ -48,6 +48,11 @@ class LabelArguments:
     columns: list[str] | None = option(
         None, "Columns that have other names in the data, as `completion_1=a completion_2=b`."
     )
+    pairs_per_prompt: int | None = option(
+        None,
+        "Of --preferences with samples, several rows a prompt with one `completion` each, as `trl-ext generate`, RAFT and ReST "
+        "write them: how many pairs of completions that differ are drawn of each prompt.",
+    )
     output: str | None = option(None, "A .parquet or .jsonl file to write.")
     keep: str | None = option(
         None,
@@ -81,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
 def _label_preferences(
     rows: LabelArguments, who: LabelerArguments, how: PreferenceArguments, output: Path, keep: Path
 ) -> str:
-    dataset = _rows(rows, rows.preferences, "--preferences")
+    dataset = _pairs(rows, _rows(rows, rows.preferences, "--preferences"), seed=how.seed)
     labeler: PreferenceLabeler = preference_labeler(who, how)
     with LabelProgress("pairs") as progress:
         labels = labeler.label(dataset, keep=keep, progress=progress)
@@ -108,6 +113,24 @@ def _rows(args: LabelArguments, name: str, flag: str) -> Dataset:
     return named_rows(name, args.split, args, flag=flag)
 
 
+def _pairs(args: LabelArguments, rows: Dataset, *, seed: int) -> Dataset:
+    """The rows, or pairs of them, where they are samples."""
+    is_samples = "completion" in rows.column_names and not {"completion_1", "chosen"} & {*rows.column_names}
+    if args.pairs_per_prompt is None:
+        if is_samples:
+            raise ValueError(
+                f"--preferences {args.preferences}: its rows have one `completion` each, and no other to compare it with. Add "
+                "--pairs_per_prompt 1, which pairs those of one prompt."
+            )
+        return rows
+    if not is_samples:
+        raise ValueError(
+            f"--pairs_per_prompt {args.pairs_per_prompt}: expected samples in --preferences, with `prompt` and `completion`; it has "
+            f"the columns {rows.column_names}. Leave it out, or rename by --columns."
+        )
+    return sample_pairs(rows, per_prompt=args.pairs_per_prompt, seed=seed)
+
+
 def _written(labels: Dataset, output: Path) -> str:
     again = write_rows(output, labels.to_list(), call=f"--output {output}")
     return f"{'Complete already. ' if again else ''}{output}: {len(labels)} rows"
@@ -119,8 +142,8 @@ def _checked(args: LabelArguments, how: PreferenceArguments, sure: QueryTypeArgu
         raise ValueError("--preferences or --query_types: expected rows of one kind. Give one of the two.")
     idle, flag = (sure, "--preferences") if args.query_types is None else (how, "--query_types")
     set_ = [name for name, default in defaults_of(idle).items() if getattr(idle, name) != default]
-    if args.query_types is not None and args.json is not None:
-        set_.append("json")
+    if args.query_types is not None:
+        set_ += [name for name in ("json", "pairs_per_prompt") if getattr(args, name) is not None]
     if set_:
         raise ValueError(f"--{set_[0]}: it does nothing beside {flag}. Leave it out.")
     if args.output is None:

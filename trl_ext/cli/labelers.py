@@ -70,7 +70,7 @@ class PreferenceArguments:
     rationale: bool = option(False, "Let it give its reasons first, and then the answer.")
     max_rationale_length: int = option(256, "Of the reasons, in tokens.")
     temperature: float = option(0.0, "Of the reasons; 0 takes the likeliest token.")
-    seed: int = option(0, "Of the reasons.")
+    seed: int = option(0, "Of the reasons, and of the pairs that are drawn from samples.")
 
 
 def preference_labeler(who: LabelerArguments, how: PreferenceArguments) -> PreferenceLabeler:
