@@ -72,7 +72,7 @@ class LikertJudge:
 
     def _shortened(self, asked: Asked, choice: Choice) -> Choice:
         room = self._room(choice)
-        short = self._read(fitted(asked, fits=lambda each: len(self._read(each, GRADES[-1:]).context) <= room))
+        short = self._read(fitted(asked, fits=lambda each: len(self._read(each, GRADES[-2:]).context) <= room))
         if len(short.context) > room:
             raise ValueError(
                 f"LikertReward(max_length={self.max_length}): its question alone, without prompt and completion, has "
