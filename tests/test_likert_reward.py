@@ -10,13 +10,15 @@ from datasets import Dataset
 from option_case import byte_level_tokenizer, sentence_piece_tokenizer
 from shared_case import base_path, lora
 from tiny import byte_tokenizer, tiny_llama
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig
 
 from trl_ext import LikertReward, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer, SharedBase
 from trl_ext.ai_feedback import likert_reward as module
 from trl_ext.ai_feedback.likert_prompts import Asked, fitted, likert_template
 from trl_ext.ai_feedback.likert_scale import mean_grades, scores_of, spread_within
 from trl_ext.ai_feedback.preference_questions import conversation_text
+from trl_ext.memory_planning.trainer_plan import run_plan
+from trl_ext.ppo.ppo_input import check_value_model
 from trl_ext.rewards.reward_callables import reward_functions
 from trl_ext.rewards.reward_columns import check_columns
 from trl_ext.rewards.reward_fingerprints import reward_settings
@@ -424,3 +426,26 @@ def test_the_default_questions():
     assert [name for name in ("{rubric}", "{prompt}", "{reference}", "{completion}") if name in whole] == sorted(
         ["{rubric}", "{prompt}", "{reference}", "{completion}"], key=whole.index
     )
+
+
+# What it costs
+
+
+def test_the_plan_counts_the_judge_of_two_rewards_once():
+    judge, tokenizer = tiny_llama(byte_tokenizer(), seed=1), byte_tokenizer()
+    one, other = (
+        LikertReward(judge, tokenizer=tokenizer, rubric=said, name=said, batch_size=5) for said in ("x", "y")
+    )
+    args = SFTConfig("unused", use_cpu=True, bf16=False)
+    plans = [
+        run_plan("grpo", tiny_llama(tokenizer), args, prompt_length=4, completion_length=4, rewards=rewards).settings
+        for rewards in ([], [one], [one, other])
+    ]
+    assert [(plan.reward_models, plan.reward_batch) for plan in plans] == [(0, 1), (1, 5), (1, 5)]
+    assert [plan.shared for plan in plans] == [True, False, False]
+
+
+def test_a_judge_is_no_value_model():
+    reward, args = reward_of(), PPOConfig(output_dir="unused", use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="also one of reward_funcs"):
+        check_value_model(reward.model, [reward], args)

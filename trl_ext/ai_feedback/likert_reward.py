@@ -104,6 +104,10 @@ class LikertReward:
         self._tell(asked, log_probs.logsumexp(1).exp(), grades, cut, log_metric)
         return scores_of(grades).tolist()
 
+    def held_model(self) -> Judge:
+        """The judge; one at a path is loaded."""
+        return self._judge().model
+
     def check_columns(self, columns: Columns, rows: Sequence[int]) -> None:
         """Raise a ValueError where a reference is missing, or the judge, or it has no grades."""
         given = columns.get("reference")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
-from trl_ext.rewards.learned_reward import LearnedReward, learned_in
+from trl_ext.rewards.reward_columns import HoldsModel, holders_in
 from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
@@ -19,9 +19,12 @@ from trl_ext.trainer_kit.passes import under_adapter
 UNKNOWN_LENGTH = 512  # of the prompts of a stream
 
 
-def reward_modules(rewards: Iterable) -> list[LearnedReward]:
-    """The learned ones among reward functions, those of ensembles too, each once."""
-    return list(dict.fromkeys(learned for reward in rewards for learned in learned_in(reward)))
+def reward_modules(rewards: Iterable) -> list[HoldsModel]:
+    """Reward functions that hold a model, reward models and judges, those of ensembles too; of one model one."""
+    found: dict[int, HoldsModel] = {}
+    for holder in (holder for reward in rewards for holder in holders_in(reward)):
+        found.setdefault(id(holder.held_model()), holder)
+    return list(found.values())
 
 
 def run_plan(
@@ -39,7 +42,7 @@ def run_plan(
 ) -> MemoryPlan:
     """`memory_plan` for loaded models.
 
-    Reward and value models count as adapters of the policy's base where their embeddings are the policy's, else as
+    Reward models, judges and value models count as adapters of the policy's base where their embeddings are the policy's, else as
     models of the same shape with bases of their own.
 
     Args:
@@ -56,8 +59,8 @@ def run_plan(
     Raises:
         ValueError: For an architecture or kind of adapter that the plan does not know.
     """
-    base, learned = under_adapter(model), reward_modules(rewards)
-    others = [reward.module for reward in learned] + ([] if value_model is None else [value_model])
+    base, holders = under_adapter(model), reward_modules(rewards)
+    others = [reward.held_model() for reward in holders] + ([] if value_model is None else [value_model])
     micro_batch = args.per_device_train_batch_size
     return memory_plan(
         base,
@@ -69,8 +72,8 @@ def run_plan(
         prompt_length=prompt_length,
         completion_length=completion_length,
         value_model=value_model is not None,
-        reward_models=len(learned),
-        reward_batch=max([reward.batch_size for reward in learned], default=1),
+        reward_models=len(holders),
+        reward_batch=max([reward.batch_size for reward in holders], default=1),
         autocast=base.dtype == torch.float32 and bool(args.bf16 or args.fp16),
         shared=all(_on_same_base(other, base) for other in others),
         **settings,

@@ -8,9 +8,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
-from trl_ext.rewards.learned_reward import learned_in
 from trl_ext.rewards.reward_callables import Reward
-from trl_ext.rewards.reward_columns import check_reward_columns
+from trl_ext.rewards.reward_columns import check_reward_columns, holders_in
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
@@ -67,7 +66,7 @@ def check_value_model(value_model: object, rewards: Reward | Sequence[Reward] | 
             "value loss could reach the policy's. Leave one of the two out."
         )
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
-        modules = [reward, *(learned.module for learned in learned_in(reward))]
+        modules = [reward, *(holder.held_model() for holder in holders_in(reward))]
         if not isinstance(value_model, str | None) and any(module is value_model for module in modules):
             raise ValueError(  # a path is loaded anew
                 f"PPOTrainer(value_model={type(value_model).__name__}): it is also one of reward_funcs, and training it "

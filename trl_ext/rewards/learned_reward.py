@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.rewards.reward_columns import Columns, HasReaders, check_counts
+from trl_ext.rewards.reward_columns import Columns, check_counts
 from trl_ext.rewards.reward_models import load_scorer, score_sequences
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.template_check import check_has_template
@@ -132,6 +132,9 @@ class LearnedReward:
         """Raise a ValueError for messages that its tokenizer has no chat template for."""
         check_has_template(columns.get("prompts", ())[:1] if rows else (), self.tokenizer, call=self._call)
 
+    def held_model(self) -> PreTrainedModel | PeftModel:
+        return self.module
+
     def token_ids(self, prompt: Text, completion: Text, ended: bool = True) -> list[int]:
         """The tokens of prompt and completion as the reward model was trained to read them."""
         return whole_ids(prompt, completion, self.tokenizer, ended=ended)
@@ -149,14 +152,6 @@ class LearnedReward:
                 stacklevel=3,
             )
         return [row[-self.max_length :] for row in ids]
-
-
-def learned_in(reward: object) -> list[LearnedReward]:
-    """The reward model that a reward is, or those that it asks, below the checks that wrap them."""
-    inner = getattr(reward, "__wrapped__", reward)
-    if isinstance(inner, HasReaders):
-        return [learned for reader in inner.column_readers for learned in learned_in(reader)]
-    return [inner] if isinstance(inner, LearnedReward) else []
 
 
 def check_options(*, batch_size: int = 1, max_length: int | None = None, **others) -> tuple[int, int | None]:

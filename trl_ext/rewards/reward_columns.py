@@ -32,6 +32,25 @@ class HasReaders(Protocol):
     def column_readers(self) -> Sequence[Callable]: ...
 
 
+@runtime_checkable
+class HoldsModel(Protocol):
+    """A reward that asks a model, which is in memory for the whole run; so many completions a pass."""
+
+    batch_size: int
+
+    def held_model(self) -> Any:
+        """That model, loaded."""
+        ...
+
+
+def holders_in(reward: object) -> list[HoldsModel]:
+    """The reward that holds a model, or those that a reward asks, below the checks that wrap them."""
+    inner = getattr(reward, "__wrapped__", reward)
+    if isinstance(inner, HasReaders):
+        return [holder for reader in inner.column_readers for holder in holders_in(reader)]
+    return [inner] if isinstance(inner, HoldsModel) and not isinstance(inner, type) else []
+
+
 def check_reward_columns(rewards: Iterable[Callable], dataset: Dataset | IterableDataset | None, *, call: str) -> None:
     """Raise a ValueError for the first reward that lacks a column of the data set, or cannot read it.
 
