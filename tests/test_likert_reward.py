@@ -152,6 +152,21 @@ def test_batches_and_repetitions_change_nothing():
     assert all(-1 <= score <= 1 for score in together) and reward(prompts=[], completions=[]) == []
 
 
+def test_a_long_prompt_is_read_once_for_its_completions():
+    """Of three prompts of 400 letters, five completions each: the grades stay, and under a third of the tokens is read."""
+    reward, read = reward_of(), []
+    hook = reward.model.model.embed_tokens.register_forward_hook(
+        lambda module, args, out: read.append(args[0].numel())
+    )
+    prompts = [letter * 400 for letter in "abc" for _ in range(5)]
+    completions = [f"{i}" for i in range(15)]
+    together = reward(prompts=prompts, completions=completions)
+    first, read[:] = sum(read), []
+    alone = [reward(prompts=[p], completions=[c])[0] for p, c in zip(prompts, completions, strict=True)]
+    hook.remove()
+    assert together == pytest.approx(alone, abs=1e-6) and first < sum(read) / 3
+
+
 def test_rubric_and_reference_are_asked_about(monkeypatch):
     reward = reward_of(rubric="정확하고 공손한가?", reference=True)
     asked = asked_by(reward, monkeypatch)
