@@ -190,3 +190,9 @@ def test_a_missing_key(here, capsys, monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     assert "Set OPENAI_API_KEY there" in refused(capsys, *LABEL, "--endpoint")
+    typed = ["label", "--query_types", "pairs.jsonl", "--output", "typed.parquet", "--endpoint", "--model", "m"]
+    assert "--base_url: OpenAI's own server" in refused(capsys, *typed)
+
+
+def test_what_is_no_address_of_a_server(here, capsys):
+    assert "--base_url" in refused(capsys, *LABEL, "--endpoint", "--base_url", "localhost:8000")

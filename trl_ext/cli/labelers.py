@@ -1,5 +1,6 @@
 """Who labels for `trl-ext label`, and what it is told."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def query_labeler(who: LabelerArguments) -> Labeler:
 
 
 def check_endpoint(who: LabelerArguments) -> None:
-    """Raise a ValueError for an option that would do nothing: of a server without one, of a model beside one."""
+    """Raise a ValueError for an option that would do nothing, of a server without one or a model beside one; or for no key."""
     default = LabelerArguments()
     ours, others = (
         ("load_in_8bit", "load_in_4bit", "batch_size"),
@@ -119,6 +120,11 @@ def check_endpoint(who: LabelerArguments) -> None:
         beside = "beside --endpoint: the server loads its model" if who.endpoint else "without --endpoint"
         raise ValueError(
             f"--{idle[0]}: it does nothing {beside}. Leave it out{'' if who.endpoint else ', or add --endpoint'}."
+        )
+    if who.endpoint and not (who.base_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+        raise ValueError(
+            "--base_url: OpenAI's own server needs a key, which is read from the environment alone. Set OPENAI_API_KEY there, "
+            "or give the base_url of another server."
         )
 
 

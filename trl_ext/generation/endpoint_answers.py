@@ -92,7 +92,7 @@ def public_url(url: str) -> str:
     return scheme + separator + host.rpartition("@")[2] + slash + path
 
 
-def address_and_query(url: str) -> tuple[str, dict[str, str]]:
+def address_and_query(url: str, *, call: str) -> tuple[str, dict[str, str]]:
     """A server's address without its query, and the query, which each request repeats behind its own path.
 
     Raises:
@@ -105,7 +105,7 @@ def address_and_query(url: str) -> tuple[str, dict[str, str]]:
         good = False
     if not good:
         raise ValueError(
-            f"EndpointGenerator(base_url={public_url(url)!r}): expected an address such as 'http://localhost:8000/v1'."
+            f"{call}(base_url={public_url(url)!r}): expected an address such as 'http://localhost:8000/v1'."
         )
     return parts._replace(query="", fragment="").geturl(), dict(parse_qsl(parts.query, keep_blank_values=True))
 

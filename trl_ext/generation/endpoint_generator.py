@@ -80,7 +80,7 @@ class EndpointGenerator:
         self.extra_body = checked_extra_body(extra_body, call=call)
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
-        self._client = _client(base_url, api_key, timeout=timeout, max_retries=max_retries)
+        self._client = _client(base_url, api_key, call=call, timeout=timeout, max_retries=max_retries)
         self._secrets = Secrets(base_url or "", api_key)
         self._warned = False
 
@@ -218,17 +218,17 @@ def request_options(sampling: Sampling) -> dict[str, Any]:
     return options | ({"extra_body": changed} if changed else {})
 
 
-def _client(base_url: str | None, api_key: str | None, *, timeout: float, max_retries: int):
+def _client(base_url: str | None, api_key: str | None, *, call: str, timeout: float, max_retries: int):
     try:
         import openai
     except ImportError as error:
-        raise ImportError('EndpointGenerator needs the openai client: pip install "trl-ext[endpoint]"') from error
+        raise ImportError(f'{call} needs the openai client: pip install "trl-ext[endpoint]"') from error
     if api_key is None and base_url is None:
         raise ValueError(
-            "EndpointGenerator(base_url=None, api_key=None): OpenAI's own server needs a key. Give api_key, set "
+            f"{call}(base_url=None, api_key=None): OpenAI's own server needs a key. Give api_key, set "
             "OPENAI_API_KEY, or give the base_url of another server."
         )
-    address, query = (None, None) if base_url is None else address_and_query(base_url)
+    address, query = (None, None) if base_url is None else address_and_query(base_url, call=call)
     return openai.OpenAI(
         base_url=address, default_query=query, api_key=api_key or "none", timeout=timeout, max_retries=max_retries
     )
