@@ -31,7 +31,9 @@ import torch
 import transformers
 from datasets import Dataset
 from from_nothing_endpoint import RecordedEndpoint, recorded, world_judge
+from from_nothing_record import CONFIG, RECORDED, SEEDS
 from from_nothing_stages import dpo, ppo, raft, reward_model, sampled_pairs, supervised
+from from_nothing_truth import decided, known_pairs, labels_right, qualities, reward_right, share
 from rich.console import Console
 from rich.table import Table
 
@@ -47,8 +49,6 @@ from trl_ext.trainer_kit.own_folders import claim_folder
 from trl_ext.trainer_kit.seeds import check_seed
 
 FOLDER = Path(__file__).parent
-SEEDS, RECORDED = FOLDER / "from_nothing_seeds.jsonl", FOLDER / "from_nothing_recorded.jsonl"
-RECORDED_CONFIG = SelfInstructConfig(num_instructions=30, max_instances=8, batch_size=2, num_examples=4)
 AS_QUESTIONS = {"prompt_with_input": "{input}"}  # the demo's policy knows questions, and no instructions before them
 IMPROVE = {"raft": raft, "ppo": ppo}
 MARK, OWN = (
@@ -105,7 +105,7 @@ def teacher(options: argparse.Namespace, open_servers: ExitStack) -> Teacher:
     """The live endpoint, or the recorded one."""
     if options.endpoint is None:
         url = open_servers.enter_context(RecordedEndpoint(recorded(RECORDED), world_judge(load_world()))).url
-        server, config = SameServer("recorded", url, chat=False), RECORDED_CONFIG
+        server, config = SameServer("recorded", url, chat=False), CONFIG
     else:
         server = EndpointLogProbs(options.endpoint_model, options.endpoint)
         config = SelfInstructConfig(num_instructions=options.instructions, chat=True)
@@ -124,10 +124,12 @@ def run(options: argparse.Namespace, given: Teacher, console: Console) -> list[d
     policy, pairs = supervised(options, completed(made, given), out / "sft"), []
     rows: list[dict] = []
     for number in range(1, options.rounds + 1):
-        fresh = sampled_pairs(options, policy, asked, number)
-        pairs += given.labeler.label(fresh, keep=out / "labels.jsonl").to_list()
+        fresh = given.labeler.label(sampled_pairs(options, policy, asked, number), keep=out / "labels.jsonl").to_list()
+        pairs += decided(fresh)
         console.print(f"round {number}: {given.labeler.report}")
         judge = reward_model(options, pairs, out / "sft", out / f"reward-{number}")
+        if not options.model:
+            say_how_true(options, fresh, judge, held_out, console)
         rows = rows or [measured("SFT", policy, held_out, options)]
         folder = out / f"policy-{number}"
         if options.method == "dpo":
@@ -136,6 +138,20 @@ def run(options: argparse.Namespace, given: Teacher, console: Console) -> list[d
             policy = IMPROVE[options.method](options, judge, asked, policy, folder)
         rows.append(measured(f"round {number}", policy, held_out, options))
     return rows
+
+
+def say_how_true(
+    options: argparse.Namespace, labels: list[dict], judge: LearnedReward, held_out: Dataset, console: Console
+) -> None:
+    """How often labels, and the reward model about pairs of the start's answers to held-out questions, are right."""
+    of = qualities(load_world())
+    facts = {row["prompt"] for row in held_out if row["query_type"] == "closed"}
+    known = known_pairs(sampled_pairs(options, options.output_dir / "sft", held_out, 0), of, facts)
+    right = reward_right(judge, known)
+    console.print(f"labels right, where the truth differs   {share(labels_right(labels, of))}; chance 0.5")
+    console.print(f"reward model right, held-out questions  {share(right)}; chance 0.5")
+    of_facts = [told for told, pair in zip(right, known, strict=True) if pair.is_fact]
+    console.print(f"  of one right fact and one wrong       {share(of_facts)}; chance 0.5")
 
 
 def completed(made: MadeTasks, given: Teacher) -> Dataset:

@@ -131,7 +131,7 @@ def world_judge(world: list[Entity]) -> Judge:
 
 def quality(row: dict, answer: str, entity: Entity) -> float:
     """Of an answer: right or not where one fact is asked for; else the facts that it has; less what else it says."""
-    sentences = [sentence.strip() for sentence in re.findall(r"[^.]+\.?", answer)]
+    sentences = [sentence.strip() for sentence in re.findall(r"[^.]+\.?", answer) if sentence.strip()]
     if row["query_type"] == "closed":
         right = answered_right(answer, attribute=row["attribute"], answer=row["answer"])
         return 2.0 * right - 0.5 * max(len(sentences) - 1, 0)

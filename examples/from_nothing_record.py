@@ -22,7 +22,8 @@ from trl_ext.trainer_kit.seeds import stable_seed
 
 FOLDER = Path(__file__).parent
 SEEDS, RECORDED = FOLDER / "from_nothing_seeds.jsonl", FOLDER / "from_nothing_recorded.jsonl"
-CONFIG = SelfInstructConfig(num_instructions=30, max_instances=8, batch_size=2, num_examples=4)
+INSTANCES = 24  # of an instruction, where the world has so many
+CONFIG = SelfInstructConfig(num_instructions=30, max_instances=INSTANCES, batch_size=2, num_examples=4)
 WORDING = TaskWording()
 SEED_TASKS = {  # instruction: what is asked about
     "Answer the question about a home with one sentence.": "person.town",
@@ -98,7 +99,7 @@ class Writer:
         instruction = prompt.rpartition(f"{WORDING.task}: ")[2].splitlines()[0]
         if prompt.startswith(WORDING.question):
             return f" {WORDING.yes if is_labelled(instruction) else WORDING.no}"
-        rows = instances(self.world, instruction, MADE_TASKS[instruction], 8, rng)
+        rows = instances(self.world, instruction, MADE_TASKS[instruction], INSTANCES, rng)
         if is_labelled(instruction):
             return "\n".join(f"{WORDING.label}: {row['output']}\n{WORDING.input}: {row['input']}" for row in rows)
         return "\n".join(
@@ -117,7 +118,7 @@ def instances(world: list[Entity], instruction: str, kind: str, number: int, rng
     """Questions of a kind, no two about one of the world, with answers."""
     species, _, name = (None, None, OPEN) if kind == OPEN else kind.partition(".")
     asked = [entity for entity in world if species in (None, entity.kind) and (name or OPEN) not in entity.held_out]
-    return [_instance(entity, name, instruction, world, rng) for entity in rng.sample(asked, number)]
+    return [_instance(entity, name, instruction, world, rng) for entity in rng.sample(asked, min(number, len(asked)))]
 
 
 def _instance(entity: Entity, name: str, instruction: str, world: list[Entity], rng: random.Random) -> dict:

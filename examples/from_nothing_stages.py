@@ -27,7 +27,7 @@ from trl_ext.trainer_kit.seeds import stable_seed
 
 SAMPLES = 6  # answers of which neighbours are compared
 BATCH = 32
-RATES = {"sft": 1e-3, "reward": 1e-3, "raft": 5e-4, "ppo": 3e-4, "dpo": 1e-4}  # of the demo's small policy
+RATES = {"sft": 1e-3, "reward": 1e-3, "raft": 2e-4, "ppo": 3e-4, "dpo": 1e-4}  # of the demo's small policy
 OWN_RATES = {"sft": 2e-5, "reward": 1e-5, "raft": 1e-5, "ppo": 1e-6, "dpo": 1e-6}
 
 
@@ -58,16 +58,18 @@ def sampled_pairs(options: argparse.Namespace, policy: Path, prompts: Dataset, n
 def reward_model(options: argparse.Namespace, pairs: list[dict], start: Path, folder: Path) -> LearnedReward:
     """Learns from soft labels, from the start's trunk."""
     rows = Dataset.from_list(pairs).select_columns(["prompt", "chosen", "rejected", "chosen_probability"])
-    args = ImitationRewardConfig(**settings(options, folder, "reward", epochs=2), max_length=256)
+    args = ImitationRewardConfig(**settings(options, folder, "reward", epochs=4), max_length=256)
     return LearnedReward(str(trained(ImitationRewardTrainer(str(start), args, train_dataset=rows), folder)))
 
 
 def raft(options: argparse.Namespace, judge: LearnedReward, prompts: Dataset, policy: Path, folder: Path) -> Path:
-    """The best of eight answers to each prompt by the reward model, in stages."""
+    """The better half of eight answers to each prompt by the reward model, once: of the best alone many please it and are wrong."""
     args = RAFTConfig(
         **settings(options, folder, "raft"),
-        num_stages=1 if options.quick else 3,
+        num_stages=1,
         num_generations=8,
+        acceptance_ratio=0.5,
+        improve_epochs=1.0,
         stage_batch_size=8 if options.quick else None,
         max_completion_length=options.completion_length,
     )

@@ -6,6 +6,7 @@ import random
 import pytest
 from from_nothing_endpoint import FIRST_PLACE, quality, recorded, world_judge
 from from_nothing_record import CONFIG, RECORDED, SEEDS, Writer
+from from_nothing_truth import Known, decided, known_pairs, labels_right, qualities, reward_right, share
 
 from trl_ext.demo.answers import good_open, preference_rows
 from trl_ext.demo.world import load_world, questions
@@ -22,7 +23,7 @@ def test_quality_by_hand():
     entity = entities[closed["subject"]]
     assert quality(closed, f" {closed['reference']}", entity) == 2.0
     assert quality(closed, f" {closed['reference']} I do not know.", entity) == 1.5  # a sentence too many
-    assert quality(closed, " I do not know.", entity) == 0.0
+    assert quality(closed, " I do not know.", entity) == quality(closed, " I do not know. ", entity) == 0.0
     opened = next(row for row in rows if row["query_type"] == "open" and row["subject"] in entities)
     entity = entities[opened["subject"]]
     facts = [entity.sentence(name) for name in entity.facts]
@@ -72,10 +73,35 @@ def test_the_recording_is_what_the_script_writes(tmp_path):
     assert shown and not shown & held_out
 
 
+def test_how_true_labels_and_rewards_are_by_hand():
+    row = next(row for row in questions(WORLD, held_out=True) if row["query_type"] == "closed")
+    right, wrong, longer = f" {row['reference']}", " I do not know.", f" {row['reference']} I do not know."
+    of, asked = qualities(WORLD), {"prompt": row["prompt"]}
+    assert [of(row["prompt"], text) for text in (right, wrong, longer)] == [2.0, 0.0, 1.5]
+    pairs = [asked | {"completion_1": one, "completion_2": two} for one, two in ((wrong, right), (right, longer))]
+    tie = asked | {"completion_1": wrong, "completion_2": wrong + " "}
+    known = known_pairs([*pairs, tie], of, {row["prompt"]})
+    assert known == [Known(row["prompt"], right, wrong, True), Known(row["prompt"], right, longer, False)]
+
+    def by_length(*, prompts, completions):
+        return [len(text) for text in completions]
+
+    assert reward_right(by_length, known) == [len(right) > len(wrong), False]
+    labels = [
+        asked | {"chosen": one, "rejected": two, "chosen_probability": p}
+        for one, two, p in ((right, wrong, 0.9), (wrong, right, 0.7), (wrong, wrong + " ", 0.52))
+    ]
+    assert labels_right(labels, of) == [True, False]  # a tie has no truth
+    assert decided(labels) == labels[:2]
+    with pytest.raises(ValueError, match="of 1 labels none says which answer is better"):
+        decided(labels[2:])
+    assert of("What is love?", " A baby.") == 0.0
+    assert share([True, False]) == "0.500 ± 0.354 of 2" and share([]) == "none to tell by"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["raft", "ppo", "dpo"])
 def test_the_whole_loop_in_a_few_steps(tmp_path, method):
-    pytest.importorskip("trl_ext.ai_feedback")
     import from_nothing
 
     rows = from_nothing.main(["--output-dir", str(tmp_path), "--quick", "--rounds", "2", "--with", method])
@@ -89,7 +115,6 @@ def test_the_whole_loop_in_a_few_steps(tmp_path, method):
 
 
 def test_what_is_refused(tmp_path, capsys):
-    pytest.importorskip("trl_ext.ai_feedback")
     import from_nothing
 
     for arguments in (["--rounds", "0"], ["--model", "mine"]):
