@@ -1,4 +1,4 @@
-"""From a few seeds to a better policy: Self-Instruct → SFT → labels → reward model → RAFT, PPO or DPO → report, in rounds.
+"""From a few seeds to a policy that AI feedback has trained: Self-Instruct → SFT → labels → reward model → RAFT, PPO or DPO → report.
 
     python examples/from_nothing.py --output-dir OUT                      offline, on the demo's world
     python examples/from_nothing.py --output-dir OUT --rounds 3 --with dpo
@@ -7,8 +7,12 @@
 1. Instructions and instances are made from the seeds, and prompts get their query type.
 2. SFT on them: the start.
 3. Each round: the policy as it is now answers the prompts, two answers of each pair are labelled in both orders, a reward
-   model learns from the soft labels of all rounds, and the policy improves: RAFT or PPO by the reward model, DPO by the pairs.
+   model learns from the soft labels of all rounds, undecided ones left out, and the policy is trained: RAFT or PPO by the reward
+   model, DPO by the pairs. Offline it is printed how often labels and reward model are right, beside chance.
 4. A table of all policies on held-out questions, and a page of the runs.
+
+Whether the policy is better for it is not promised, and is what the table tells: see "From nothing" in
+benchmarks/ai_feedback/README.md, also for settings that made it worse.
 
 Offline the policy is the demo's, of 254 thousand parameters, which writes no instructions and judges no answers. Both come from a server on
 this machine: what it says of instructions was recorded in `from_nothing_recorded.jsonl`, and played by a script rather than

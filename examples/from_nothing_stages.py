@@ -58,7 +58,7 @@ def sampled_pairs(options: argparse.Namespace, policy: Path, prompts: Dataset, n
 def reward_model(options: argparse.Namespace, pairs: list[dict], start: Path, folder: Path) -> LearnedReward:
     """Learns from soft labels, from the start's trunk."""
     rows = Dataset.from_list(pairs).select_columns(["prompt", "chosen", "rejected", "chosen_probability"])
-    args = ImitationRewardConfig(**settings(options, folder, "reward", epochs=4), max_length=256)
+    args = ImitationRewardConfig(**settings(options, folder, "reward", epochs=4), max_length=256, imitation_coef=0.0)
     return LearnedReward(str(trained(ImitationRewardTrainer(str(start), args, train_dataset=rows), folder)))
 
 
