@@ -63,7 +63,6 @@ def test_the_same_rows_are_compared():
 
 
 def test_all_kinds_are_compared(file, tmp_path, capsys):
-    pytest.importorskip("bm25s")
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def shorter(completions, **_):\n    return [-float(len(text)) for text in completions]\n")
     arguments = ["--data", str(file), "--encoder", saved_bert(tmp_path / "bert"), "--reward", f"{rewards}:shorter"]
@@ -78,7 +77,6 @@ def test_all_kinds_are_compared(file, tmp_path, capsys):
 
 def test_an_answer_finds_its_own_prompt_by_its_words():
     """The second has no word, and a share of each prompt; the third is nobody's, though all share `is`."""
-    pytest.importorskip("bm25s")
     rows = [
         {"query": "Where is the cat?", "completions": ["A cat is indoors.", "", "It is."]},
         {"query": "What is bread made of?", "completions": ["Bread: flour.", "?!", "Of water."]},
@@ -89,7 +87,6 @@ def test_an_answer_finds_its_own_prompt_by_its_words():
 
 
 def test_word_overlap_counts_rare_words_more():
-    pytest.importorskip("bm25s")
     rare, *common = relevance.bm25(["the axolotl"] * 4, ["axolotl here", "the here", "the there", "the end"])
     assert rare > max(common) and min(common) >= 0
 
