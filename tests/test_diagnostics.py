@@ -269,6 +269,13 @@ def test_the_folder_of_a_run(tmp_path):
         ([ROWS[0] | {"step": 1}, ROWS[1]], "`step`, got None in row 1"),
         ([ROWS[0] | {"step": "1"}], "`step`, got '1' in row 0"),
         ([ROWS[0], {"prompt": "a", "score": 1.0}], "row 1"),
+        ([ROWS[0] | {"ended": "true"}], "True or False in the column `ended`, got 'true' in row 0"),
+        (
+            [ROWS[0] | {"completion_ids": "[1, 2]"}],
+            r"lists of token ids in the column `completion_ids`, got '\[1, 2\]'",
+        ),
+        ([ROWS[0], 7], r"diagnose\(\['dict', 'int'\]\): expected rows, or a list of files"),
+        (("nowhere.parquet",), "there is none"),
         ("nowhere.parquet", "there is none"),
         (7, "expected a file, a data frame"),
     ],
@@ -276,6 +283,31 @@ def test_the_folder_of_a_run(tmp_path):
 def test_what_is_no_completions_is_refused(rows, said):
     with pytest.raises(ValueError, match=said):
         diagnose(rows)
+
+
+@pytest.mark.parametrize("ended", [[True, False] * 2, [1, 0] * 2, np.array([True, False] * 2)])
+def test_what_ended_is_read_in_each_form(ended):
+    rows = [row | {"ended": end} for row, end in zip(ROWS, ended, strict=True)]
+    assert diagnose(rows).measures["no_eos"] == 0.5
+
+
+def test_a_data_set_in_another_order_is_refused():
+    """Its references would be other prompts'."""
+    prompts = list(dict.fromkeys(row["prompt"] for row in ROWS))
+    rows, data = [row | {"row": prompts.index(row["prompt"])} for row in ROWS], Dataset.from_dict({"prompt": prompts})
+    assert diagnose(rows, dataset=data).measures == diagnose(ROWS).measures
+    with pytest.raises(ValueError, match=r"diagnose\(dataset=…\): completion 0 is of the prompt .* in that order"):
+        diagnose(rows, dataset=data.select([1, 0]))
+    with pytest.raises(ValueError, match=r"diagnose\(dataset=…\): expected a Dataset, got list"):
+        diagnose(rows, dataset=data.to_list())
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}, 3]))
+    with pytest.raises(ValueError, match=r"rows\.json.*expected a log with diagnostics/gold"):
+        proxy_against_gold(tmp_path / "rows.json")
+    with pytest.raises(ValueError, match=r"proxy_against_gold\(NoneType\): expected trainer\.state\.log_history"):
+        proxy_against_gold(None)
 
 
 def test_a_reward_without_any_score_is_refused():

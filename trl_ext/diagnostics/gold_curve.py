@@ -119,7 +119,8 @@ def proxy_against_gold(log: Iterable[Mapping[str, Any]] | str | PathLike) -> Gol
     Raises:
         ValueError: Where nothing of a gold reward was logged.
     """
-    entries = [entry for entry in _entries(log) if is_number(entry.get(f"{PREFIX}gold"))]
+    entries = [entry for entry in _entries(log) if isinstance(entry, Mapping)]
+    entries = [entry for entry in entries if is_number(entry.get(f"{PREFIX}gold"))]
     if not entries:
         raise ValueError(
             f"proxy_against_gold({_named(log)}): expected a log with {PREFIX}gold, and there is none in it. Train with "
@@ -132,6 +133,10 @@ def proxy_against_gold(log: Iterable[Mapping[str, Any]] | str | PathLike) -> Gol
 
 
 def _entries(log: Iterable[Mapping[str, Any]] | str | PathLike) -> list[Mapping[str, Any]]:
+    if not isinstance(log, str | PathLike | Iterable):
+        raise ValueError(
+            f"proxy_against_gold({type(log).__name__}): expected trainer.state.log_history, or a run's folder. Give one."
+        )
     if not isinstance(log, str | PathLike):
         return list(log)
     path = Path(log)
@@ -141,7 +146,8 @@ def _entries(log: Iterable[Mapping[str, Any]] | str | PathLike) -> list[Mapping[
             f"proxy_against_gold({_named(log)}): there is no run's log. Give the folder that a trainer wrote to."
         )
     if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return state.get("log_history", []) if isinstance(state, dict) else state
     return [line for line in lines(path) if line["kind"] == "log"]
 
 

@@ -1,6 +1,6 @@
 """Looks at completions that lie in files, data frames and data sets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl_ext.diagnostics.diagnosis import Diagnosis
 from trl_ext.diagnostics.gold_curve import PREFIX
 from trl_ext.diagnostics.gold_reward import GoldReward, products
-from trl_ext.diagnostics.look import Look
+from trl_ext.diagnostics.look import Look, key_of
 from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_all_columns
 from trl_ext.rewards.routed_product import RoutedProduct, watched_factors
@@ -23,6 +23,10 @@ from trl_ext.trainer_kit.run_log import LOG, lines
 
 REWARD = "reward/"  # names of rewards' columns in a Grow begin so
 GIVEN = ("prompt", "completion", "completion_ids", "ended", "score", "step")
+READ = {  # what else is read of a row, where it is there
+    "completion_ids": (lambda value: isinstance(value, Sized) and not isinstance(value, str), "lists of token ids"),
+    "ended": (lambda value: not isinstance(value, str | Sized) and value in (0, 1), "True or False"),
+}
 Completions = str | PathLike | Dataset | pd.DataFrame | Sequence[Mapping[str, Any]]
 
 
@@ -63,6 +67,8 @@ def diagnose(
     for number, rows in enumerate(_parts(completions)):
         check_rows(rows, call=call)
         columns = columns_of(rows) | ({} if dataset is None else of_dataset(dataset, rows))
+        if dataset is not None:
+            _check_same_prompts(dataset, rows)
         others = {name: values for name, values in columns.items() if name not in ("prompts", "completions")}
         check_all_columns([*rewards, *([judge.function] if judge else [])], others, range(len(rows)), call=call)
         look = _scored(rows, number, rewards, columns, score)
@@ -126,6 +132,10 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list]:
 
 def of_dataset(dataset: Dataset, rows: list[dict[str, Any]]) -> dict[str, list]:
     """The columns of the prompts' data set that rewards read, row for row."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"diagnose(dataset=…): expected a Dataset, got {type(dataset).__name__}. Make one: Dataset.from_list(rows)."
+        )
     names = [name for name in dataset.column_names if name not in GIVEN]
     numbers = [row.get("row") for row in rows]
     if not all(isinstance(number, int) and 0 <= number < len(dataset) for number in numbers):
@@ -134,6 +144,19 @@ def of_dataset(dataset: Dataset, rows: list[dict[str, Any]]) -> dict[str, list]:
             "Give the data set that they were sampled for, or leave it out."
         )
     return {name: list(values) for name, values in dataset.select_columns(names)[numbers].items()} if names else {}
+
+
+def _check_same_prompts(dataset: Dataset, rows: list[dict[str, Any]]) -> None:
+    """A data set in another order would lend its references to other prompts' completions."""
+    if "prompt" not in dataset.column_names:
+        return
+    theirs = dataset.with_format(None)["prompt"][[row["row"] for row in rows]]
+    for i, (row, prompt) in enumerate(zip(rows, theirs, strict=True)):
+        if key_of(row["prompt"]) != key_of(with_text(prompt)):
+            raise ValueError(
+                f"diagnose(dataset=…): completion {i} is of the prompt {row['prompt']!r:.80}, and row {row['row']} of the data set "
+                f"asks {prompt!r:.80}. Give the data set that they were sampled for, in that order, or leave it out."
+            )
 
 
 def check_rows(rows: list[dict[str, Any]], *, call: str) -> None:
@@ -146,6 +169,13 @@ def check_rows(rows: list[dict[str, Any]], *, call: str) -> None:
     prompts = [row.get("prompt") for row in rows]
     check_prompts(prompts, call=call, may_be_empty=True)
     check_completions(prompts, [row.get("completion") for row in rows], call=call)
+    for name, (is_one, expected) in READ.items():
+        for number, row in enumerate(rows):
+            if row.get(name) is not None and not is_one(row[name]):
+                raise ValueError(
+                    f"{call}: expected {expected} in the column `{name}`, got {row[name]!r:.60} in row {number}. Mend the column, "
+                    "or leave it out."
+                )
 
 
 def _scored(rows: list, number: int, rewards: list, columns: dict[str, Any], score: str) -> Look:
@@ -172,7 +202,7 @@ def _parts(completions: Any) -> list[list[dict[str, Any]]]:
     """The rows of each look."""
     if isinstance(completions, str | PathLike) and Path(completions).is_dir():
         completions = sorted(Path(completions).glob("grow-*.parquet")) or Path(completions) / LOG
-    if isinstance(completions, list) and completions and isinstance(completions[0], str | PathLike):
+    if isinstance(completions, list | tuple) and completions and isinstance(completions[0], str | PathLike):
         return [part for path in completions for part in _parts(path)]
     rows = _rows(completions)
     if all(row.get("step") is None for row in rows):
@@ -196,6 +226,9 @@ def _rows(completions: Any) -> list[dict[str, Any]]:
         path = Path(completions)
         completions = logged_samples(path) if path.name == LOG else _read(path)
     elif isinstance(completions, Sequence):
+        if not all(isinstance(row, Mapping) for row in completions):
+            kinds = sorted({type(row).__name__ for row in completions})
+            raise ValueError(f"diagnose({kinds}): expected rows, or a list of files. Give all of one kind.")
         return [dict(row) for row in completions]
     elif isinstance(completions, pd.DataFrame):
         completions = Dataset.from_pandas(completions, preserve_index=False)
