@@ -202,6 +202,25 @@ def test_a_drive_that_shows_files_late_is_waited_for(tmp_path, monkeypatch):
             partial.write_text("content")
 
 
+def test_a_folder_that_cannot_be_opened_is_no_fault(tmp_path, monkeypatch):
+    """Windows opens none; a file that cannot be opened is one."""
+    opened = os.open
+
+    def open_files_only(path, flags, *mode):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_files_only)
+    with written_whole(tmp_path / "new" / "a.txt") as partial:
+        partial.write_text("a")
+    assert (tmp_path / "new" / "a.txt").read_text() == "a"
+    monkeypatch.setattr(os, "open", lambda path, *_: open_files_only(tmp_path, 0))
+    with pytest.raises(PermissionError), written_whole(tmp_path / "b.txt") as partial:
+        partial.write_text("b")
+    assert not (tmp_path / "b.txt").exists()
+
+
 @pytest.mark.parametrize("renames", [True, False])
 @pytest.mark.parametrize(("number", "written"), [(errno.EINVAL, True), (errno.EIO, False)])
 def test_a_drive_that_cannot_sync_is_no_disk_that_fails(tmp_path, monkeypatch, request, number, written, renames):

@@ -124,7 +124,13 @@ def _undo(partial: Path, is_new: bool) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows syncs no file that is only read
+    except PermissionError:
+        if is_folder:
+            return  # Windows opens none
+        raise
     try:
         _sync(descriptor)
     finally:
