@@ -19,9 +19,9 @@ from trl_ext.reward_evaluation.pair_rows import Compared, Pairs, chosen_groups, 
 from trl_ext.reward_evaluation.pair_statistics import log_losses, reliability
 from trl_ext.reward_evaluation.scored_pairs import ScoredPairs
 from trl_ext.reward_evaluation.shown_findings import RewardEvaluation
-from trl_ext.rewards.learned_reward import learned_in
+from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward, reward_functions
-from trl_ext.rewards.reward_columns import GIVEN, SAMPLED, check_all_columns
+from trl_ext.rewards.reward_columns import GIVEN, SAMPLED, check_all_columns, holders_in
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.texts import text_of
 from trl_ext.trainer_kit.config_checks import checked
@@ -132,7 +132,8 @@ def _scores(function, compared: list[Compared]) -> list[list[float | None]]:
 
 
 def _template_note(function: Callable, compared: list[Compared]) -> list[str]:
-    templates = [learned.tokenizer.chat_template for learned in learned_in(function)]
+    learned = [holder for holder in holders_in(function) if isinstance(holder, LearnedReward)]
+    templates = [each.tokenizer.chat_template for each in learned]
     if not any(templates) or not isinstance(compared[0].prompt, str):
         return []
     return [
