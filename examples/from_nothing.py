@@ -11,7 +11,7 @@
    model, DPO by the pairs. Offline it is printed how often labels and reward model are right, beside chance.
 4. A table of all policies on held-out questions, and a page of the runs.
 
-Whether the policy is better for it is not promised, and is what the table tells: see "From nothing" in
+Over three seeds two rounds neither helped nor harmed the demo's policy by what could be told: see "From nothing" in
 benchmarks/ai_feedback/README.md, also for settings that made it worse.
 
 Offline the policy is the demo's, of 254 thousand parameters, which writes no instructions and judges no answers. Both come from a server on
