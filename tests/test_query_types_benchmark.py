@@ -4,18 +4,10 @@ import numpy as np
 import pytest
 from tiny import byte_tokenizer, tiny_llama
 
-from examples.benchmarks.r3.query_types import (
-    FEW,
-    CachedLabeler,
-    asks,
-    calibration_error,
-    confusion,
-    interval,
-    n_words,
-    stump,
-)
+from examples.benchmarks.r3.query_types import FEW, asks, calibration_error, confusion, interval, n_words, stump
 from examples.query_types.train_classifier import Row
 from trl_ext import LanguageModelLabeler
+from trl_ext.sequences import option_log_probs
 
 
 def test_calibration_error_by_hand():
@@ -45,13 +37,18 @@ def test_rules_are_learned():
     assert stump(rows, asks)(["Where is it", "Tell me.", "Well?"]).tolist() == [0, 1, 0]
 
 
-def test_a_cached_instruction_changes_no_label():
+def test_a_cached_instruction_changes_no_label(monkeypatch):
+    """What all questions share is read once, against each question read whole."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     tokenizer.add_tokens([" A", " B", "\n\n"])  # of bytes the letters would be two, and lines would not melt
     model = tiny_llama(tokenizer, max_position_embeddings=8192)
     queries = ["\nWhy?", "Write a song.", "2 + 2"]
     for examples in ((), FEW):
-        slow, fast = (kind(model, tokenizer, examples=examples) for kind in (LanguageModelLabeler, CachedLabeler))
-        for (_, one), (_, other) in zip(slow.label(queries), fast.label(queries), strict=True):
+        labeler = LanguageModelLabeler(model, tokenizer, examples=examples)
+        fast = list(labeler.label(queries))
+        with monkeypatch.context() as without:
+            without.setattr(option_log_probs, "can_share", lambda module: False)
+            slow = list(labeler.label(queries))
+        for (_, one), (_, other) in zip(slow, fast, strict=True):
             assert one.query_type == other.query_type and one.confidence == pytest.approx(other.confidence, abs=1e-5)

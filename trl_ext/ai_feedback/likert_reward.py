@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.ai_feedback.likert_judge import Judge, LikertJudge, given_judge
 from trl_ext.ai_feedback.likert_prompts import Asked, asked_of, checked_template, filled, likert_template
 from trl_ext.ai_feedback.likert_scale import mean_grades, scores_of, spread_within
-from trl_ext.rewards.reward_columns import Columns, check_counts
+from trl_ext.rewards.reward_columns import Columns, check_counts, checked_references
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
 from trl_ext.sequences.texts import Text
 from trl_ext.trainer_kit.config_checks import check_config
@@ -132,18 +132,10 @@ class LikertReward:
         """What stands in the column in some rows; None for each where it is not read."""
         if not self.reference:
             return [None] * len(rows)
-        if reference is None:
-            raise ValueError(
-                "LikertReward(reference=True) expected a column `reference` with right answers, and there is none. Add it, or "
-                "leave reference=True out."
-            )
-        for row, text in zip(rows, reference, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f"LikertReward(reference=True) expected a text in the column `reference`, got {text!r} in row {row}. Fill "
-                    "it in, or drop such rows."
-                )
-        return reference
+        missing = "right answers, and there is none. Add it, or leave reference=True out."
+        places = (f"in row {row}" for row in rows)
+        call = "LikertReward(reference=True)"
+        return checked_references(reference, places, call=call, missing=missing, instead="drop such rows")
 
     def _tell(self, asked: list[Asked], masses: Tensor, grades: Tensor, cut: int, log_metric: Callable | None) -> None:
         """Log the mass on the grades and the spread of s within prompts, and warn once of what is wrong."""

@@ -19,7 +19,7 @@ from trl_ext.rewards.encoder import (
     load_encoder,
 )
 from trl_ext.rewards.relevance_cache import kept_vectors
-from trl_ext.rewards.reward_columns import Columns, check_counts
+from trl_ext.rewards.reward_columns import Columns, check_counts, checked_references
 from trl_ext.rewards.similarities import mean_to_others, places, similarities
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.texts import last_user_text, last_user_texts, text_of
@@ -172,18 +172,10 @@ class RelevanceReward:
         return load_encoder(os.fspath(self.encoder), device, self.dtype or torch.float32)
 
     def _references(self, reference: list | None, places: list[str]) -> list[str]:
-        if reference is None:
-            raise ValueError(
-                "RelevanceReward(to='reference') expected a column `reference` with the right answers, and the dataset "
-                "has none. Add it, or measure relevance to the prompt."
-            )
-        for text, place in zip(reference, places, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f"RelevanceReward(to='reference') expected a text in the column `reference`, got {text!r} {place}. "
-                    f"Fill it in, or give the row a query type that needs no reference."
-                )
-        return list(reference)
+        missing = "the right answers, and the dataset has none. Add it, or measure relevance to the prompt."
+        instead = "give the row a query type that needs no reference"
+        call = "RelevanceReward(to='reference')"
+        return list(checked_references(reference, places, call=call, missing=missing, instead=instead))
 
     def _check_choices(self) -> None:
         for option, choices in {"to": ("prompt", "reference"), "similarity": ("dot", "cosine")}.items():

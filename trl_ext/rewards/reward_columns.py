@@ -102,6 +102,28 @@ give the parameter a default.
         )
 
 
+def checked_references(
+    reference: Sequence | None, places: Iterable[str], *, call: str, missing: str, instead: str
+) -> Sequence[str]:
+    """The column `reference`, or a ValueError unless it is there with a text for each place.
+
+    Args:
+        reference: The column's values; None where there is no column.
+        places: Where each stands, as a message says it, e.g. "in row 3".
+        call: Of whom it is asked.
+        missing: The end of the message where there is no column.
+        instead: What to do but filling in a text.
+    """
+    if reference is None:
+        raise ValueError(f"{call} expected a column `reference` with {missing}")
+    for text, place in zip(reference, places, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"{call} expected a text in the column `reference`, got {text!r} {place}. Fill it in, or {instead}."
+            )
+    return reference
+
+
 def check_counts(columns: Mapping[str, Any], *, call: str) -> None:
     """Raise a ValueError for a column that has not one value for each of the `completions`.
 

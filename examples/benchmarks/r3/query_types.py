@@ -10,27 +10,21 @@ source also leaves out those that come from where its own rows come from.
 """
 
 import argparse
-import copy
 import re
 import time
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
-from transformers import Cache
 
 from examples.query_types.train_classifier import Row, held_out, shipped_rows, trained
 from trl_ext.query_types import LanguageModelLabeler, QueryTypeClassifier
-from trl_ext.query_types.query_questions import ORDERS, letter_of, question_text
 from trl_ext.reward_evaluation import pair_statistics
-from trl_ext.sequences.common_prefix import common_length
 from trl_ext.trainer_kit.row_files import json_rows
 
 SOURCES = {  # and the sources of training rows that theirs are from
@@ -175,40 +169,10 @@ def print_training_sources(rows: list[Row]) -> None:
         print(f"| {source} | {size} | {shown((logits[own] >= 0) == is_open[own])} | {' | '.join(cells)} |")
 
 
-class CachedLabeler(LanguageModelLabeler):
-    """The same labels, sooner on a CPU: the instruction and the examples, which all questions share, run once per order.
-
-    For a model without a chat template whose letters are one token each.
-    """
-
-    @torch.no_grad()
-    def _p_open(self, queries: list[str]) -> list[float]:
-        odds = np.mean([[self._odds(query, order) for query in queries] for order in ORDERS], axis=0)
-        return (1 / (1 + np.exp(-odds))).tolist()
-
-    def _odds(self, query: str, order: tuple[str, str]) -> float:
-        ids = self.tokenizer(question_text(query, order, self.examples))["input_ids"]
-        shared, cache = self._shared(order)
-        assert ids[: len(shared)] == shared
-        rest = torch.tensor([ids[len(shared) :]])
-        log_probs = self.model(rest, past_key_values=copy.deepcopy(cache), logits_to_keep=1).logits[0, -1]
-        open_, closed = (
-            self.tokenizer(f" {letter_of(kind, order)}", add_special_tokens=False)["input_ids"]
-            for kind in ("open", "closed")
-        )
-        return float(log_probs[open_[0]] - log_probs[closed[0]])
-
-    @lru_cache  # noqa: B019
-    def _shared(self, order: tuple[str, str]) -> tuple[list[int], Cache]:
-        both = [self.tokenizer(question_text(query, order, self.examples))["input_ids"] for query in ("Why", "2")]
-        shared = both[0][: common_length(both) - 1]  # the last may be one with what a query begins with
-        return shared, self.model(torch.tensor([shared]), use_cache=True, logits_to_keep=1).past_key_values
-
-
 def print_model(path: str, data: Path, classifier: QueryTypeClassifier, count: int) -> None:
     """Of each source the first `count` rows by a fixed shuffle, by all three."""
-    plain = CachedLabeler(path)
-    few = CachedLabeler(plain.model, plain.tokenizer, examples=FEW)
+    plain = LanguageModelLabeler(path)
+    few = LanguageModelLabeler(plain.model, plain.tokenizer, examples=FEW)
     print(
         f"\nlanguage model, {count} queries of each\n\n| source | method | accuracy | said open | CPU per query |\n|---|---|---|---|---|"
     )
