@@ -9,6 +9,7 @@ from tiny import byte_tokenizer, tiny_llama
 from trl_ext.generation.decoding import complete
 from trl_ext.generation.drawing import seeded_uniforms
 from trl_ext.generation.protocol import Sampling
+from trl_ext.sequences.log_probs import completion_log_probs
 from trl_ext.trainer_kit.passes import states_as_one_matrix, under_adapter
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
@@ -26,9 +27,14 @@ def given_to_head(model) -> list[torch.Tensor]:
     return given
 
 
-def sampled(model) -> list[list[int]]:
-    uniforms = torch.stack([seeded_uniforms(i, 3) for i in range(2)])
-    return complete(model, PROMPTS, uniforms, sampling=Sampling(max_completion_length=3), end_ids=frozenset({1}))
+def is_one_matrix(states: torch.Tensor) -> bool:
+    """By the strides themselves: a slice of one row is called contiguous, and is read as slowly as others."""
+    return states.stride() == torch.empty(states.shape).stride()
+
+
+def sampled(model, prompts=PROMPTS) -> list[list[int]]:
+    uniforms = torch.stack([seeded_uniforms(i, 3) for i in range(len(prompts))])
+    return complete(model, prompts, uniforms, sampling=Sampling(max_completion_length=3), end_ids=frozenset({1}))
 
 
 def test_a_slice_of_states_is_what_transformers_gives_its_head():
@@ -45,6 +51,23 @@ def test_our_sampler_s_head_reads_one_matrix():
     given = given_to_head(model)
     assert sampled(model) == before
     assert given[0].shape == (2, 1, 16) and all(states.is_contiguous() for states in given)
+    assert all(map(is_one_matrix, given))
+
+
+def test_of_a_single_prompt_too():
+    model = frozen()
+    given = given_to_head(model)
+    sampled(model, PROMPTS[:1])
+    assert given[0].shape == (1, 1, 16) and all(map(is_one_matrix, given))
+
+
+def test_log_probabilities_give_the_head_one_matrix():
+    """The whole model's own call is answered from its states, and the head is given the least that it can be."""
+    model = frozen()
+    given = given_to_head(model)
+    rows = [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in PROMPTS]
+    completion_log_probs(model, rows, pad_token_id=0, batch_size=2, device=torch.device("cpu"))
+    assert (1, 1, 16) in [states.shape for states in given] and all(map(is_one_matrix, given))
 
 
 def test_the_block_changes_no_number_and_leaves_nothing():
@@ -67,5 +90,5 @@ def test_ppo_s_rollouts_too(tmp_path):
     given = given_to_head(trainer.model)
     trainer.train()
     asked = [states for states in given if states.dim() == 3 and states.size(1) == 1]
-    assert asked and all(states.is_contiguous() for states in asked)
+    assert asked and all(states.is_contiguous() for states in asked) and all(map(is_one_matrix, asked))
     assert not under_adapter(trainer.model).get_output_embeddings()._forward_pre_hooks

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trl_ext.trainer_kit.passes import as_one_matrix
+
 
 def logits_of(states: Tensor, model: PreTrainedModel) -> Tensor:
     """What the model's own `forward` makes of its trunk's last hidden states, `(…, …, H)`: head, scale, soft cap and all."""
@@ -41,7 +43,7 @@ def answering(model: PreTrainedModel, whole: nn.Module, read: Callable[[Tensor],
     def behind_trunk(trunk, args, output):
         first.remove()  # `read` calls the trunk again
         answers.append(read(output.last_hidden_state))
-        return TrunkOutput(output.last_hidden_state[:1, :1])  # the least that the head can be given
+        return TrunkOutput(as_one_matrix(output.last_hidden_state[:1, :1]))  # the least that the head can be given
 
     def behind_whole(whole, args, output):
         output.logits = answers.pop()
