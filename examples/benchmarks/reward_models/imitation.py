@@ -22,6 +22,7 @@ What is in the output folder is not trained again. After each model, the CPU min
 import argparse
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -138,14 +139,9 @@ def run(
     rows = [row for row in rows if row["chosen_ids"] != row["rejected_ids"]]  # by being cut
     store(trunk, rows)
     began = time.process_time()
-    trainer = train(
-        trunk,
-        rows,
-        options.output_dir / "run",
-        coefficient=coefficient,
-        seed=seed,
-        learning_rate=options.learning_rate,
-    )
+    asked_for = {"coefficient": coefficient, "seed": seed, "learning_rate": options.learning_rate}
+    with tempfile.TemporaryDirectory(dir=options.output_dir) as folder:  # a model that was stopped is trained anew
+        trainer = train(trunk, rows, Path(folder), **asked_for)
     found = {"seconds": time.process_time() - began, "learned": len(rows)}
     found["scores"] = {name: scores(trainer.model, rows, trunk.pad) for name, rows in asked.items()}
     found["chosen_nll"] = chosen_nll(trainer.model, like_learned(asked), trunk.pad)
