@@ -1,1 +1,19 @@
 """The whole chain on a CPU, offline: a small world, its tiny models, and the stages that `trl-ext demo` runs."""
+
+from typing import TYPE_CHECKING
+
+from trl_ext.trainer_kit.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from trl_ext.demo.answers import preference_rows as preference_rows
+    from trl_ext.demo.answers import sample_questions as sample_questions
+    from trl_ext.demo.answers import sft_rows as sft_rows
+    from trl_ext.demo.stages import closed_right as closed_right
+    from trl_ext.demo.stages import r3 as r3
+    from trl_ext.demo.world import ASSETS as ASSETS
+    from trl_ext.demo.world import Entity as Entity
+    from trl_ext.demo.world import answered_right as answered_right
+    from trl_ext.demo.world import load_world as load_world
+    from trl_ext.demo.world import questions as questions
+
+lazy_exports(__name__)
