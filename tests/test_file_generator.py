@@ -51,7 +51,7 @@ def grown(path, rows, fingerprint, prompts=("a",)):
     """A file as a Grow writes it."""
     defaults = {"row": 0, "sample": 0, "ended": True, "generator": "transformers", "seed": 9}
     path.parent.mkdir(exist_ok=True)
-    schema = sample_schema(list(prompts), fingerprint)
+    schema = sample_schema(pa.infer_type(list(prompts)), fingerprint)
     pq.write_table(pa.Table.from_pylist([defaults | row for row in rows], schema=schema), path)
     return path
 

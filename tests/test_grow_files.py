@@ -40,7 +40,7 @@ def samples(rows, *, messages: bool = False) -> list[Sample]:
 def written(folder, *, messages: bool = False) -> GrowFiles:
     """Two sampled parts."""
     files = GrowFiles(folder, stage=0)
-    schema = sample_schema([samples([0], messages=messages)[0]["prompt"]], "fingerprint")
+    schema = sample_schema(pa.infer_type([samples([0], messages=messages)[0]["prompt"]]), "fingerprint")
     for part, rows in enumerate(([0, 1], [2])):
         files.write_sampled(part, samples(rows, messages=messages), schema)
     return files

@@ -108,7 +108,7 @@ def test_random_numbers_of_a_reward_follow_from_the_part_and_disturb_nobody():
 
 def test_what_a_prompt_has_already_is_marked():
     rows = samples("a", "b", "a") + samples("a", row=1)
-    table = pa.Table.from_pylist(rows, schema=sample_schema(["?"], "fingerprint"))
+    table = pa.Table.from_pylist(rows, schema=sample_schema(pa.string(), "fingerprint"))
     scored = with_scores(table, Scorer([length], [1.0]), Dataset.from_dict({"answer": ["0", "1"]}), 0)
     assert scored["duplicate"].to_pylist() == [False, False, True, False]  # another prompt may say the same
 

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_ext import ReSTTrainer
 from trl_ext.self_training import stage_loop
-from trl_ext.sequences.training_rows import IGNORED
+from trl_ext.sequences.training_rows import IGNORED, training_row
 
 
 def grow(one, stage: int) -> list[dict]:
@@ -618,7 +618,9 @@ def test_what_is_logged_of_a_grow(tmp_path):
         and entry["grow/truncated"] == sum(not row["ended"] for row in rows)
     )
     assert entry["grow/length"] == pytest.approx(sum(len(row["completion_ids"]) for row in rows) / 32)
-    assert one.grower.files(0).kept_samples(0) == kept
+    learned = [training_row(row["prompt_ids"], row["completion_ids"]) for row in kept]
+    assert list(one.grower.kept_rows(0, 0)) == learned
+    assert not one.grower.files(0).parts.exists()  # once it is open, nobody needs its name
 
 
 def test_every_logged_name_is_in_the_glossary(tmp_path):

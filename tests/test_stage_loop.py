@@ -2,10 +2,14 @@
 
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from trl_ext.self_training.improve_rows import ImproveRows, kept_row
+from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.improve_rows import ImproveRows, KeptRows
 from trl_ext.self_training.schedule import Schedule
 from trl_ext.self_training.stage_loop import StageLoop
 from trl_ext.self_training.stage_table import ImproveEntry, StageTable
@@ -75,7 +79,41 @@ def test_a_step_without_rows_moves_nothing_and_leaves_the_improve():
     assert state.global_step == 10 and not one.skipping
 
 
-def test_what_is_learned_of_a_sample():
-    sample = {"prompt_ids": [5, 6], "completion_ids": [7], "log_probs": [-0.5]}
-    assert kept_row(sample, importance=False) == {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}
-    assert kept_row(sample, importance=True)["old_log_probs"] == [-0.5]
+def kept_rows(folder, *, importance: bool, improve: int = 0) -> KeptRows:
+    """Of a finished Grow of two pieces, each read as the other was not there."""
+    columns = {"prompt_ids": [[5, 6], [8], [9, 9]], "completion_ids": [[7], [4, 1], [2]], "kept": [2, 0, 1]}
+    table, files = pa.table(columns | {"log_probs": [[-0.5], [-1.0, -2.0], [-0.25]]}), GrowFiles(folder, 0)
+    pq.write_table(table, files.finished, row_group_size=2)
+    files.write_kept(improve, importance=importance)
+    return KeptRows(files.kept(improve))
+
+
+def test_what_is_learned_of_what_is_kept(tmp_path):
+    one = {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}
+    rows = kept_rows(tmp_path, importance=False)
+    assert list(rows) == [one, {"input_ids": [9, 9, 2], "labels": [-100, -100, 2]}]
+    assert list(kept_rows(tmp_path, importance=False, improve=1)) == [one]
+    assert [row["old_log_probs"] for row in kept_rows(tmp_path, importance=True)] == [[-0.5], [-0.25]]
+
+
+def test_nothing_kept_is_no_row(tmp_path):
+    assert not kept_rows(tmp_path, importance=False, improve=2)
+
+
+def test_kept_rows_outlive_their_file_and_take_no_memory(tmp_path):
+    """They are read through a memory map: not a byte of them is the process's own."""
+    before = pa.total_allocated_bytes()
+    rows = kept_rows(tmp_path, importance=False)
+    assert pa.total_allocated_bytes() == before
+    GrowFiles(tmp_path, 0).tidy()
+    assert rows[1]["input_ids"] == [9, 9, 2] and not GrowFiles(tmp_path, 0).parts.exists()
+
+
+def test_rows_that_are_over_are_let_go():
+    rows = ImproveRows(3, {"input_ids": [1], "labels": [1]})
+    rows.set_rows([{"input_ids": [2], "labels": [2]}, {"input_ids": [3], "labels": [3]}], [1, 0, 1])
+    assert [row["input_ids"] for row in (rows[place] for place in range(3))] == [[3], [2], [3]]
+    rows.release()
+    assert rows[2]["input_ids"] == [1] and len(rows) == 3
+    with pytest.raises(ValueError, match="expected an order of 3 places, got 1"):
+        rows.set_rows([{"input_ids": [2], "labels": [2]}], [0])

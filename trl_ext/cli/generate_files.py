@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from trl_ext.generation.protocol import Policy
-from trl_ext.generation.sample_files import PART_NAME, TOKENIZER_KEY, SampleFiles, sample_schema
+from trl_ext.generation.sample_files import PART_NAME, TOKENIZER_KEY, SampleFiles, prompt_type, sample_schema
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.trainer_kit.run_changes import check_unchanged
 from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
@@ -29,7 +29,7 @@ RECORD_KEY = b"trl-ext generate"  # of the schema's metadata
 def sampled_schema(prompts: Dataset, policy: Policy, record: dict[str, Any]) -> pa.Schema:
     """Of a part: a Grow's, with the record. The tokenizer is named where samples have ids of one."""
     tokenizer = None if policy.tokenizer is None else tokenizer_fingerprint(policy.tokenizer)
-    schema = sample_schema(list(prompts["prompt"]), tokenizer or "")
+    schema = sample_schema(prompt_type(prompts), tokenizer or "")
     metadata = {RECORD_KEY: json.dumps(record, sort_keys=True).encode()}
     return schema.with_metadata(metadata | ({TOKENIZER_KEY: tokenizer.encode()} if tokenizer else {}))
 

@@ -49,7 +49,7 @@ def generate(args: Namespace) -> None:
     check_parts(files, record)
     scorer = make_scorer(args)
     check_reward_columns(scorer.rewards, prompts, call=f"--prompts {args.prompts}")
-    parts = make_parts(list(range(len(prompts))), list(prompts["prompt"]), size=args.prompts_per_part)
+    parts = make_parts(list(range(len(prompts))), prompts["prompt"][:], size=args.prompts_per_part)
     if not all(files.is_sampled(part.index) for part in parts):
         policy = make_policy(args)
         write_record(files.parts, record)  # only now that all else is in order

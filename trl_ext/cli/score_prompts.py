@@ -29,7 +29,7 @@ class PromptColumns:
     def __init__(self, path: Path, column: str):
         self.call = f"--prompts {path}"
         self.dataset = read_prompts(path, column, flag="--prompts_column")
-        self.keys = [key_of(prompt) for prompt in self.dataset["prompt"]]
+        self.keys = [key_of(prompt) for prompt in self.dataset["prompt"][:]]
         self.rows: dict[str, list[int]] = {}
         for row, key in enumerate(self.keys):
             self.rows.setdefault(key, []).append(row)

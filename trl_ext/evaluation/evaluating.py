@@ -130,14 +130,14 @@ def _rows_that_fit(asked: Policy, start, dataset: Dataset, column: str | None, l
     kwargs, tokenizer = asked.chat_template_kwargs, asked.tokenizer
     room = {"max_completion_length": longest, "call": CALL, "template_kwargs": kwargs}
     for model in [asked.model] if start is None else [asked.model, start]:
-        check_windows(dataset["prompt"], tokenizer, model.config, **room)
+        check_windows(dataset["prompt"][:], tokenizer, model.config, **room)
     if column not in dataset.column_names:
         return {}
-    return answer_rows(dataset["prompt"], dataset[column], tokenizer, asked.model.config, kwargs, call=CALL)
+    return answer_rows(dataset["prompt"][:], dataset[column][:], tokenizer, asked.model.config, kwargs, call=CALL)
 
 
 def _sampled(generator: Generator, dataset: Dataset, sampling: Sampling, asked: Policy) -> list[Sample]:
-    part = Part(0, tuple(range(len(dataset))), tuple(dataset["prompt"]))
+    part = Part(0, tuple(range(len(dataset))), tuple(dataset["prompt"][:]))
     samples = [sample for _, samples in finished_parts(generator, [part], sampling, asked) for sample in samples]
     if not (samples := tokenised(samples, asked)):
         raise ValueError(f"evaluate(generator={generator.name!r}): it gave no completion to any prompt.")

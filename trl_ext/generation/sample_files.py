@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset
 
 from trl_ext.generation.given_generator import finished_parts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
@@ -21,24 +22,24 @@ from trl_ext.sequences.texts import Text
 from trl_ext.trainer_kit.run_record import RECORD_NAME
 from trl_ext.trainer_kit.whole_files import remove_leftovers, written_whole
 
-PART_NAME = re.compile(r"(sampled|scored)-\d{5,}\.parquet")
+PART_NAME = re.compile(r"(sampled|scored)-\d{5,}\.parquet|kept-\d+\.arrow")
 TOKENIZER_KEY = b"tokenizer"  # of the schema's metadata: the fingerprint of the vocabulary that the ids belong to
 
 
-def sample_schema(prompts: list[Text], tokenizer: str) -> pa.Schema:
+def sample_schema(prompt: pa.DataType, tokenizer: str) -> pa.Schema:
     """The columns of samples before they are scored.
 
     Args:
-        prompts: All prompts of the Grow, text or messages, from which the type of both text columns follows.
+        prompt: Type of a prompt, text or messages, from which that of the completions follows; see `prompt_type`.
         tokenizer: Fingerprint of the vocabulary, kept as metadata.
     """
-    is_text = isinstance(prompts[0], str)
+    is_text = not pa.types.is_nested(prompt)
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     return pa.schema(
         [
             ("row", pa.int32()),
             ("sample", pa.int32()),
-            ("prompt", pa.string() if is_text else pa.infer_type(prompts)),
+            ("prompt", pa.string() if is_text else prompt),
             ("completion", pa.string() if is_text else pa.list_(message)),
             ("prompt_ids", pa.list_(pa.int32())),
             ("completion_ids", pa.list_(pa.int32())),
@@ -48,6 +49,11 @@ def sample_schema(prompts: list[Text], tokenizer: str) -> pa.Schema:
         ],
         metadata={TOKENIZER_KEY: tokenizer.encode()},
     )
+
+
+def prompt_type(dataset: Dataset) -> pa.DataType:
+    """Arrow's type of a data set's prompts, which holds for all rows; no row is read."""
+    return dataset.features.arrow_schema.field("prompt").type
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -32,7 +32,7 @@ class PromptChecks:
         check_vocabulary(self.tokenizer, self.config, call="PPOTrainer(model=…)", pad_token_id=pad)
         for name, rows in datasets.items():
             if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
-                self._check_lengths(rows["prompt"], name)
+                self._check_lengths(rows["prompt"][:], name)
 
     def read_batch(self, inputs: list[dict]) -> list[dict]:
         """A batch of rollouts, looked at again: of a stream, this is where its rows are first seen."""

@@ -123,7 +123,7 @@ def best_of_n(
             "call": CALL,
             "template_kwargs": asked.chat_template_kwargs,
         }
-        check_windows(dataset["prompt"], asked.tokenizer, asked.model.config, **room)
+        check_windows(dataset["prompt"][:], asked.tokenizer, asked.model.config, **room)
         check_policy(generator, asked, sampling, dataset)
         rows = list(_scored(generator, dataset, sampling, asked, dict(zip(names, functions, strict=True))))
     rows.sort(key=lambda row: (row["row"], row["sample"]))
@@ -144,7 +144,7 @@ def _scored(
 ) -> Iterator[dict[str, Any]]:
     """Every sample with its proxy and gold, some prompts at a time: of 1024 samples each few are in a pass together."""
     size, count = max(1, TOGETHER // sampling.num_generations), len(dataset)
-    texts = dataset["prompt"]
+    texts = dataset["prompt"][:]
     parts = [
         Part(index, tuple(range(start, min(start + size, count))), tuple(texts[start : start + size]))
         for index, start in enumerate(range(0, count, size))

@@ -6,7 +6,7 @@ selected, kept        key, kept                                         grow-000
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from trl_ext.generation.protocol import Generator, Part, Policy
-from trl_ext.generation.sample_files import make_parts, sample_missing, sample_schema
+from trl_ext.generation.sample_files import make_parts, prompt_type, sample_missing, sample_schema
 from trl_ext.generation.tokenising import tokenised
 from trl_ext.rewards.reward_columns import reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer
 from trl_ext.self_training.grow_files import GrowFiles
+from trl_ext.self_training.improve_rows import KeptRows
 from trl_ext.self_training.schedule import Schedule, steps_per_improve
 from trl_ext.self_training.selection import first_of_each
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
@@ -82,6 +83,19 @@ class Grower:
         self.accelerator.wait_for_everyone()
         return files
 
+    def kept_rows(self, stage: int, improve: int) -> KeptRows:
+        """What an Improve of a stage whose Grow is finished learns from; on disk once for all processes of a machine."""
+        files = self.files(stage)
+        with together(self.accelerator):
+            if self.accelerator.is_local_main_process:
+                files.write_kept(improve, importance=self.args.importance_clip is not None)
+        with together(self.accelerator):
+            rows = KeptRows(files.kept(improve))
+        if self.accelerator.is_local_main_process:
+            with suppress(PermissionError):  # Windows keeps what is open; the next Grow, or resuming, removes it
+                files.tidy()
+        return rows
+
     def _make(self, files: GrowFiles, stage: int) -> None:
         rows = self.schedule.stage_rows(stage)
         parts = make_parts(rows, self.dataset[rows]["prompt"], size=self.args.prompts_per_part)
@@ -100,7 +114,7 @@ class Grower:
                 self._select(files, len(parts), stage)
 
     def _sample(self, files: GrowFiles, parts: list[Part], stage: int) -> None:
-        schema = sample_schema(list(self.dataset["prompt"]), tokenizer_fingerprint(self.policy.tokenizer))
+        schema = sample_schema(prompt_type(self.dataset), tokenizer_fingerprint(self.policy.tokenizer))
         sampling = self.args.sampling(stage=stage)
         where = f"stage {stage + 1}/{self.args.num_stages}"
         self._tell(f"{where}: sampling")

@@ -3,12 +3,14 @@
 grow-000/sampled-00003.parquet    a part's samples, before they are scored
 grow-000/scored-00003.parquet     the same with scores and log-probabilities
 grow-000.parquet                  all of them, with the ranking key and what was kept
+grow-000/kept-0.arrow             tokens of what an Improve learns from, while the processes open it
 """
 
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,18 @@ import pyarrow.parquet as pq
 
 from trl_ext.generation.sample_files import SampleFiles
 from trl_ext.self_training.stage_selection import Scored, Selected
-from trl_ext.sequences.samples import Sample
+from trl_ext.trainer_kit.whole_files import written_whole
 
 GROW_NAME = re.compile(r"grow-\d{3,}")
 DROPPED = b"dropped"  # of a finished file's metadata: how many samples were left out before ranking, by reason
+
+
+def write_batches(file: pa.NativeFile, batches: Iterator[pa.RecordBatch]) -> None:
+    """Write batches, at least one, in Arrow's format for files."""
+    first = next(batches)
+    with pa.ipc.new_file(file, first.schema) as writer:
+        for batch in chain([first], batches):
+            writer.write_batch(batch)
 
 
 @dataclass(frozen=True, init=False)
@@ -67,10 +77,15 @@ class GrowFiles(SampleFiles):
     def table(self, columns: list[str]) -> pa.Table:
         return pa.Table.from_batches(self.batches(columns))
 
-    def kept_samples(self, improve: int) -> list[Sample]:
-        """What a stage's Improve learns from, with the samples' log-probabilities if there are any."""
-        kept = (batch.filter(pc.greater(batch["kept"], improve)) for batch in self.batches())
-        return [sample for batch in kept for sample in batch.to_pylist()]
+    def kept(self, improve: int) -> Path:
+        return self.parts / f"kept-{improve}.arrow"
+
+    def write_kept(self, improve: int, *, importance: bool) -> None:
+        """Write the tokens that a stage's Improve learns from, and for RAFT++ the samples' log-probabilities."""
+        names = ["prompt_ids", "completion_ids", *(["log_probs"] if importance else [])]
+        with written_whole(self.kept(improve)) as partial, pa.OSFile(str(partial), "wb") as file:
+            kept = (batch.filter(pc.greater(batch["kept"], improve)) for batch in self.batches([*names, "kept"]))
+            write_batches(file, (batch.select(names) for batch in kept))
 
     def dropped(self) -> dict[str, int]:
         """How many samples were left out before ranking, each by the first reason that it met."""

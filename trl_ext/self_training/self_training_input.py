@@ -131,7 +131,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
         check_reward_columns(grower.scorer.rewards, dataset, call=f"{trainer}({name}=…)")
         if dataset is not None:
             check_windows(
-                dataset["prompt"],
+                dataset["prompt"][:],
                 policy.tokenizer,
                 policy.model.config,
                 max_completion_length=args.max_completion_length,
@@ -143,7 +143,7 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
 def _check_mixed(dataset: Dataset, trainer: str) -> None:
     """Raise a ValueError for a data set without an answer to mix in."""
     there = "completion" in dataset.column_names
-    if not there or all(answer is None for answer in dataset["completion"]):
+    if not there or all(answer is None for answer in dataset["completion"][:]):
         what = "its column `completion` is None in all rows" if there else "it has no column `completion` to mix in"
         raise ValueError(
             f"{trainer}(train_dataset=…) with mix_dataset=True: {what}. Add {'answers' if there else 'one'}, or leave mix_dataset "

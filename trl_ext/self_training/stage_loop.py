@@ -13,7 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_texts, mean_score, nothing_kept
-from trl_ext.self_training.improve_rows import ImproveRows, kept_row
+from trl_ext.self_training.improve_rows import ImproveRows, KeptRows
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.stage_table import ImproveEntry, StageTable, saved_tables
 from trl_ext.self_training.weights import (
@@ -24,7 +24,6 @@ from trl_ext.self_training.weights import (
     set_weights,
     trainable_weights,
 )
-from trl_ext.sequences.samples import Sample
 
 
 @dataclass(eq=False)
@@ -71,18 +70,19 @@ class StageLoop(TrainerCallback):
         if self.is_over(step):  # the run that is gone on with has ended here
             control.should_training_stop = True
             return
+        self.rows.release()
         files = self.grower.grow(stage)
         if is_new and i == 0:
             self._begin_stage(stage, files, model, optimizer)
-        samples = files.kept_samples(i)
+        kept = self.grower.kept_rows(stage, i)
         if is_new:
-            passes = self.schedule.rows_per_improve / len(samples) if samples else 0.0
-            self.table.improves.append(ImproveEntry(improve, stage, step, len(samples), passes))
-            self.log({"improve/kept": len(samples), "improve/passes": passes})
-        if not samples and i == 0:
+            passes = self.schedule.rows_per_improve / len(kept) if kept else 0.0
+            self.table.improves.append(ImproveEntry(improve, stage, step, len(kept), passes))
+            self.log({"improve/kept": len(kept), "improve/passes": passes})
+        if not kept and i == 0:
             call = f"{self.trainer}, selection={args.selection!r}, thresholds={args.thresholds}"
             raise ValueError(f"{call}: {nothing_kept(files)}")
-        self._set_rows(samples, improve)
+        self._set_rows(kept, improve)
 
     def _begin_stage(self, stage: int, files: GrowFiles, model: nn.Module, optimizer: Optimizer) -> None:
         if self.args.restart_from_base:
@@ -100,15 +100,14 @@ class StageLoop(TrainerCallback):
             if warning and self.grower.accelerator.is_main_process:
                 warnings.warn(f"{self.trainer}, stage {stage + 1}: {warning}", stacklevel=2)
 
-    def _set_rows(self, samples: list[Sample], improve: int) -> None:
+    def _set_rows(self, kept: KeptRows, improve: int) -> None:
         stage, i = divmod(improve, self.schedule.improves_per_stage)
         where = f"stage {stage + 1}/{self.args.num_stages}"
-        if not samples:
+        if not kept:
             self.skipping = True
             self.say(f"{where}: nothing is above threshold {self.args.thresholds[i]}")
             return
-        rows = [kept_row(sample, importance=self.args.importance_clip is not None) for sample in samples]
-        self.rows.set_rows(rows, self.schedule.row_order(improve, len(rows)))
+        self.rows.set_rows(kept, self.schedule.row_order(improve, len(kept)))
         self.say(f"{where}, Improve {i + 1}/{self.schedule.improves_per_stage}")
 
     # Its steps
@@ -180,6 +179,7 @@ class StageLoop(TrainerCallback):
 
     def on_train_end(self, args, state, control, *, model, **kwargs):
         self.training = False
+        self.rows.release()
         if self.table.improves and not args.load_best_model_at_end:
             self._go_back_to_best(model)
 

@@ -66,6 +66,6 @@ def check_answers(
     """Raise a ValueError for the first of a data set's completions, if it has any, with a token without an embedding."""
     if dataset is None or "completion" not in dataset.column_names or not unread_tokens(tokenizer, config):
         return
-    told = zip(dataset["prompt"], dataset["completion"], strict=True)
+    told = zip(dataset["prompt"][:], dataset["completion"][:], strict=True)
     read = (prompt_and_completion_ids(*pair, tokenizer, template_kwargs)[1] for pair in told if pair[1] is not None)
     check_ids(read, tokenizer, config, call=call)

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
-from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.trainer_kit.whole_files import remove_leftovers, written_whole
 
 RECORD = "trl_ext_run.json"
 FORMER = "self_training_run.json"  # its name when only RAFT, ReST and `trl-ext generate` kept one
@@ -95,6 +95,7 @@ def as_json(values: Any) -> Any:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write it, in place of one by the former name."""
+    remove_leftovers(folder, RECORD_NAME)  # of a kill: this one takes their place
     with written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1, sort_keys=True))
     (folder / FORMER).unlink(missing_ok=True)

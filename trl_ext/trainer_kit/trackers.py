@@ -5,6 +5,7 @@ Metrics have one name in all three, since transformers sends them: `train/…` a
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from trl_ext.trainer_kit.curve_ends import LEAST
 from trl_ext.trainer_kit.findings import Finding, findings
 from trl_ext.trainer_kit.logged_run import logged_run
 from trl_ext.trainer_kit.run_log import LOG, lines
-from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.trainer_kit.whole_files import remove_leftovers, written_whole
 
 KINDS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 IN_CHECKPOINT = "trl_ext_trackers.json"
@@ -60,6 +61,7 @@ class Trackers(TrainerCallback):
     def keep(self, checkpoint: Path) -> None:
         """Leave in a checkpoint which runs of theirs it belongs to."""
         if runs := self.runs():
+            remove_leftovers(checkpoint, re.compile(re.escape(IN_CHECKPOINT)))
             with written_whole(checkpoint / IN_CHECKPOINT) as partial:
                 partial.write_text(json.dumps(runs), encoding="utf-8")
 
