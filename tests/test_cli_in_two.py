@@ -89,16 +89,16 @@ def has_made_a_step() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_are_stopped_and_go_on(launcher, here):
-    code, told = launched(launcher, until=has_made_a_step)
+@pytest.mark.parametrize(("begins", "goes_on"), [tuple(LAUNCHERS)])
+def test_two_processes_are_stopped_and_go_on(begins, goes_on, here):
+    code, told = launched(begins, until=has_made_a_step)
     assert code and told.count("Stopping after this step, with a checkpoint.") == 1, told
     assert told.count("trl-ext ppo: stopped after step ") == 1 and told.count("no accelerator is at hand") == 1, told
     (checkpoint,) = Path("out").glob("checkpoint-*")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
 
     step = int(checkpoint.name.partition("-")[2])
-    code, told = launched(launcher, "--max_steps", str(step + 2), "--accept_changes", "max_steps")
+    code, told = launched(goes_on, "--max_steps", str(step + 2), "--accept_changes", "max_steps")
     assert code == 0 and told.count("Saved in out.") == 1 and f"step {step + 2}/{step + 2}: trained" in told, told
     assert told.count(f"step {step + 1}/{step + 2}: ") == 1 and "it/s" not in told, told
     assert Path(f"out/checkpoint-{step + 2}").is_dir() and Path("out/model.safetensors").is_file()
