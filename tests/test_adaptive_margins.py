@@ -91,7 +91,7 @@ def test_too_few_members(rewards):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="member 1 is there twice"):
+    with pytest.raises(ValueError, match="member 1 is the same as member 0"):
         add_margins(PAIRS, [length, length])
     with pytest.raises(ValueError, match="'<lambda>' gives the rejected completion of row 1 no score"):
         add_margins(PAIRS, [length, lambda completions, **_: [1.0, 1.0, 1.0, None]])
@@ -106,3 +106,11 @@ def test_bad_input():
             add_margins(given, [length, good])
     with pytest.raises(ValueError, match="the differences of '<lambda>' are all alike"):
         add_margins(PAIRS, [length, lambda completions, **_: [0.0] * 4], standardize=True)
+
+
+def test_what_is_said_of_a_row_names_the_call():
+    pairs = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"], "chosen_probability": [2.0]})
+    with pytest.raises(ValueError, match=r"^add_margins: the chosen_probability of row 0 of the given dataset is 2.0"):
+        add_margins(pairs, [length, good])
+    with pytest.raises(ValueError, match=r"^add_margins: row 0 of the given dataset"):
+        add_margins(Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": [None]}), [length, good])

@@ -7,9 +7,10 @@ import warnings
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny import byte_tokenizer, reversed_tokenizer, tiny_llama, tiny_reward_model
 
-from trl_ext import EnsembleReward, LearnedReward, SharedBase
+from trl_ext import EnsembleReward, LearnedReward, SharedBase, add_margins
 from trl_ext.rewards.ensemble_standard import Standard
 from trl_ext.rewards.reward_callables import reward_functions
 from trl_ext.rewards.reward_columns import check_columns, columns_named
@@ -339,3 +340,13 @@ def test_the_value_model_may_not_be_a_member(tmp_path):
         check_value_model(members[1].module, [reward], args)
     check_value_model(judge(tmp_path, 2).module, [reward], args)
     assert reward_modules([length, reward, members[0]]) == members
+
+
+def test_one_model_by_two_paths_is_one_member(tmp_path, monkeypatch):
+    one = judge(tmp_path, 0)
+    monkeypatch.chdir(tmp_path)
+    for twice in (["rm-0", "./rm-0"], [str(tmp_path / "rm-0"), one]):
+        with pytest.raises(ValueError, match="member 1 is the same as member 0, and adds nothing"):
+            EnsembleReward(twice)
+        with pytest.raises(ValueError, match="member 1 is the same as member 0, and adds nothing"):
+            add_margins(Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}), twice)

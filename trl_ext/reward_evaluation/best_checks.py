@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from trl_ext.generation.protocol import Part, Sampling
-from trl_ext.rewards.learned_reward import LearnedReward
-from trl_ext.rewards.reward_fingerprints import reward_settings
+from trl_ext.rewards.reward_fingerprints import same_reward
 from trl_ext.sequences.samples import Sample
 
 
@@ -20,12 +19,7 @@ def check_rewards(reward: object, gold: object) -> None:
 
 def check_different(proxy: Callable, gold: Callable) -> None:
     """Raise a ValueError where both are the same, whatever forms they were given in."""
-    one, other = (getattr(function, "__wrapped__", function) for function in (proxy, gold))
-    if isinstance(one, LearnedReward) and isinstance(other, LearnedReward):
-        same = list(reward_settings([one]).values()) == list(reward_settings([other]).values())
-    else:
-        same = one is other or (type(one) is type(other) and bool(one == other))  # as value objects are
-    if same:
+    if same_reward(proxy, gold):
         raise ValueError(
             "best_of_n(reward=…, gold=…): both are the same, and would show no over-optimisation whatever there is. Give "
             "another reward as gold, or none."

@@ -10,6 +10,7 @@ from trl_ext.reward_modeling.pair_labels import MARGIN
 from trl_ext.reward_modeling.preference_data import check_pairs
 from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_all_columns
+from trl_ext.rewards.reward_fingerprints import check_distinct
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.preference_rows import SIDES, pair_prompt
 
@@ -54,7 +55,8 @@ def add_margins(
             "a list with Dataset.from_list(rows)."
         )
     functions = reward_functions(list(rewards), max_completion_length=None, call=call)
-    differences = _differences(functions, check_pairs(dataset, columns, "given"), call)
+    check_distinct(functions, call=f"{call}(rewards=…)")
+    differences = _differences(functions, check_pairs(dataset, columns, "given", call=call), call)
     if standardize:
         differences = differences / _deviations(differences, functions, call)
     margins = differences.mean(0)
@@ -70,9 +72,6 @@ def _check_members(rewards: object, call: str) -> None:
     members = list(rewards) if isinstance(rewards, list | tuple) else [rewards]
     if len(members) < 2:
         raise ValueError(f"{call}(rewards=…): expected 2 members or more, got {len(members)}. Train another.")
-    for place, member in enumerate(members):
-        if any(member is other or (isinstance(member, str) and member == other) for other in members[:place]):
-            raise ValueError(f"{call}(rewards=…): member {place} is there twice, and adds nothing. Leave it out.")
 
 
 def _differences(functions: list[Callable], pairs: Dataset, call: str) -> Tensor:

@@ -28,6 +28,7 @@ from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 from trl_ext.sequences.windows import model_window
 
+TRAINER = "ImitationRewardTrainer"
 FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
 _PAIRS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"), SIDES)
 _LOOKED_AT = {column for pair in _PAIRS for column in pair} | {PROMPT_TOKENS, "prompt", CONVERSATIONS}
@@ -64,7 +65,7 @@ def columns_of(dataset: Dataset | IterableDataset, name: str) -> list[str]:
 
 
 def check_pairs(
-    dataset: Dataset | IterableDataset, columns: list[str], name: str, *, complete: bool = True
+    dataset: Dataset | IterableDataset, columns: list[str], name: str, *, complete: bool = True, call: str = TRAINER
 ) -> Dataset | IterableDataset:
     """The same rows in TRL's shape, as `preference_row` reads them; of a stream, they are looked at as they come.
 
@@ -75,6 +76,7 @@ def check_pairs(
         columns: Those of its first row.
         name: Of the data set, for messages.
         complete: Whether each row must have two completions.
+        call: Who asks, for messages.
 
     Raises:
         ValueError: If a column is missing, for the first row that is no pair, or whose label
@@ -83,18 +85,18 @@ def check_pairs(
     pair = next((pair for pair in _PAIRS if set(pair) <= set(columns)), None)
     if pair is None:
         raise ValueError(
-            f"ImitationRewardTrainer: the {name} dataset has the columns {columns}; expected 'chosen' and 'rejected', "
+            f"{call}: the {name} dataset has the columns {columns}; expected 'chosen' and 'rejected', "
             "with or without 'prompt', or 'chosen_ids' and 'rejected_ids'; or of ranked lists 'prompt', 'completions' and "
             "'ranks'. Rename or add them."
         )
     dataset = dataset.with_format(None)  # lists, not tensors
-    read = partial(_read, pair=pair, name=name, complete=complete)
+    read = partial(_read, pair=pair, name=name, complete=complete, call=call)
     renamed = [CONVERSATIONS] if pair == SIDES and CONVERSATIONS in columns and "prompt" not in columns else []
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed)
         repeats = pair == SIDES and all(map(repeats_prompt, islice(dataset, FIRST)))
-        return _without_repeats(dataset, name) if repeats else dataset
-    check_label_columns(dataset, name)
+        return _without_repeats(dataset, name, call) if repeats else dataset
+    check_label_columns(dataset, name, call=call)
     rows = dataset.select_columns([column for column in columns if column in _LOOKED_AT])
     changes, repeats = False, pair == SIDES
     for index, row in enumerate(rows):
@@ -102,23 +104,22 @@ def check_pairs(
         changes, repeats = changes or came != row, repeats and repeats_prompt(came)
     if changes:
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed, desc=f"Reading pairs of {name}")
-    return _without_repeats(dataset, name) if repeats else dataset
+    return _without_repeats(dataset, name, call) if repeats else dataset
 
 
-def _without_repeats(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+def _without_repeats(dataset: Dataset | IterableDataset, name: str, call: str) -> Dataset | IterableDataset:
     rows = "each row" if isinstance(dataset, Dataset) else f"each of the first {FIRST} rows"
     warnings.warn(
-        f"ImitationRewardTrainer: in {rows} of the {name} dataset both completions begin with the prompt. They are read "
-        "without it.",
+        f"{call}: in {rows} of the {name} dataset both completions begin with the prompt. They are read without it.",
         stacklevel=2,
     )
     return dataset.map(without_repeat)
 
 
-def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: bool) -> dict:
+def _read(row: dict, index: int, *, pair: tuple[str, str], name: str, complete: bool, call: str) -> dict:
     """A row, which has two completions, in TRL's shape."""
-    where = f"ImitationRewardTrainer: row {index} of the {name} dataset"
-    check_labels(row, index, name)  # of a stream, whose columns cannot be read ahead
+    where = f"{call}: row {index} of the {name} dataset"
+    check_labels(row, index, name, call=call)  # of a stream, whose columns cannot be read ahead
     if complete:
         check_complete(row, pair, where)
     if pair != SIDES:

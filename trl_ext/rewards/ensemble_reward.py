@@ -15,7 +15,7 @@ from trl_ext.rewards.ensemble_standard import VARIANCE, Combine, Standard, combi
 from trl_ext.rewards.learned_reward import LearnedReward
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import Columns, check_columns, check_counts, check_lists
-from trl_ext.rewards.reward_fingerprints import reward_settings
+from trl_ext.rewards.reward_fingerprints import check_distinct, reward_settings
 from trl_ext.rewards.routed_product import LogMetric
 from trl_ext.rewards.weighted_rewards import call_all
 from trl_ext.sequences.prompt_rows import check_completions, check_prompts
@@ -57,6 +57,7 @@ class EnsembleReward:
 
     def __post_init__(self):
         members = checked_members(self.members)
+        check_distinct(members, call="EnsembleReward(members=…)")
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "variance_weight", checked_weight(self.combine, self.variance_weight))
         if not isinstance(self.standard, Standard | None) or (self.standard and self.standard.names != self.names):

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -29,6 +29,24 @@ def reward_settings(rewards: list[Callable]) -> dict[str, Any]:
     What a function does is not looked at: it may be mended between two starts of a run.
     """
     return {reward.__name__: _settings(getattr(reward, "__wrapped__", reward)) for reward in rewards}
+
+
+def same_reward(one: Callable, other: Callable) -> bool:
+    """Whether two rewards are the same, whatever forms they were given in: a reward model by its weights, not by its path."""
+    one, other = (getattr(reward, "__wrapped__", reward) for reward in (one, other))
+    if isinstance(one, LearnedReward) and isinstance(other, LearnedReward):
+        return list(reward_settings([one]).values()) == list(reward_settings([other]).values())
+    return one is other or (type(one) is type(other) and bool(one == other))  # as value objects are
+
+
+def check_distinct(rewards: Sequence[Callable], *, call: str) -> None:
+    """Raise a ValueError for the first of several rewards that is there twice."""
+    for place, reward in enumerate(rewards):
+        earlier = next((i for i, other in enumerate(rewards[:place]) if same_reward(reward, other)), None)
+        if earlier is not None:
+            raise ValueError(
+                f"{call}: member {place} is the same as member {earlier}, and adds nothing. Leave it out, or give another."
+            )
 
 
 def _settings(value: Any) -> Any:
