@@ -88,10 +88,11 @@ def main() -> None:
         "--tune", type=int, default=0, help="pairs of all files that an adapter learns from; 0: zero-shot alone"
     )
     parser.add_argument("--output-dir", type=Path, default=Path("real_judge"))
+    parser.add_argument("--dtype", default="float32", help="of the weights; an adapter's are in float32")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="PreferenceLabeler.label: the labeler gives")
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     each = -(-args.tune // len(args.data))
     asked, taught = {}, []
