@@ -139,6 +139,7 @@ def test_nothing_but_ties(stream):
     [
         ({"chosen": "", "rejected": "no"}, "'chosen' .got ''"),
         ({"chosen": "yes", "rejected": None}, "'rejected' .got None"),
+        ({"chosen": " \n", "rejected": "no"}, "'chosen'"),
         ({"chosen": [], "rejected": [assistant("no")]}, r"'chosen' .got \[\]"),
         ({"chosen": [user("Why?"), assistant("")], "rejected": [assistant("no")]}, "'chosen'"),
         ({"chosen_ids": [], "rejected_ids": [1]}, r"'chosen_ids' .got \[\]"),

@@ -346,8 +346,9 @@ def test_equal_completions_are_left_out_and_said():
         asked.label(rows.select([2]))
 
 
-def test_an_empty_completion_is_refused():
-    rows = Dataset.from_list([*pairs(1), {"prompt": "q", "completion_1": "a", "completion_2": ""}])
+@pytest.mark.parametrize("said", ["", " \n"])
+def test_an_empty_completion_is_refused(said):
+    rows = Dataset.from_list([*pairs(1), {"prompt": "q", "completion_1": "a", "completion_2": said}])
     with pytest.raises(ValueError, match=r"PreferenceLabeler.label: row 1 has no completion in column 'completion_2'"):
         labeler().label(rows)
 

@@ -77,10 +77,14 @@ def check_complete(row: Mapping[str, Any], pair: tuple[str, str], where: str) ->
 
 
 def _has_completion(completion: Any) -> bool:
-    """Whether there is text, a token, or a last message that says or calls something."""
+    """Whether there is text that is not blank, a token, or a last message that says or calls something."""
     if isinstance(completion, list) and completion and isinstance(completion[-1], Mapping):
-        return bool(completion[-1].get("content") or completion[-1].get("tool_calls"))
-    return completion is not None and completion not in ("", [])
+        return _is_said(completion[-1].get("content")) or bool(completion[-1].get("tool_calls"))
+    return _is_said(completion)
+
+
+def _is_said(content: Any) -> bool:
+    return bool(content.strip()) if isinstance(content, str) else content is not None and content != []
 
 
 def repeats_prompt(row: Mapping[str, Any]) -> bool:
