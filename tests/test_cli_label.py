@@ -14,7 +14,7 @@ from forked import start
 from log_prob_server import LogProbServer
 from tiny import byte_tokenizer, tiny_llama
 
-from trl_ext import PreferenceLabeler
+from trl_ext import LanguageModelLabeler, PreferenceLabeler
 from trl_ext.cli import main
 from trl_ext.cli.command_words import in_words_of
 from trl_ext.query_types.labelling import OTHERS
@@ -139,6 +139,24 @@ def test_progress_is_a_line_with_rate_and_cost(here, server, capsys, monkeypatch
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("labelling: ")]
     assert len(lines) == 4 and lines[-1].startswith("labelling: 4 of 4 pairs, ")
     assert "pairs/s, " in lines[-1] and lines[-1].endswith(" tokens")
+
+
+def test_query_types_show_what_they_cost(here, server, capsys, monkeypatch):
+    monkeypatch.setattr("trl_ext.cli.generate_progress.EVERY", 0.0)
+    write_rows(Path("prompts.jsonl"), [{"prompt": f"{i}?"} for i in range(3)])
+    label = ["label", "--query_types", "prompts.jsonl", "--output"]
+    costs = []
+    for output, who in (("a", ["--model", "model"]), ("b", ["--endpoint", "--model", "m", "--base_url", server.url])):
+        main([*label, f"{output}.parquet", *who])
+        last = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("labelling: 3 of 3 queries, ")
+        ][-1]
+        costs.append(int(last.rpartition(" queries/s, ")[2].removesuffix(" tokens").replace(",", "")))
+    tokens = LanguageModelLabeler("model")
+    list(tokens.label([f"{i}?" for i in range(3)]))
+    assert costs[0] == tokens.tokens > 3 * 2 * 50 and costs[1] > 0
+    main([*label, "c.parquet"])  # the classifier reads none
+    assert "tokens" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,13 @@ class WatchedLabeler:
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         self._progress.begin(len(queries), 0)
+        before = self._tokens
         for each in self._labeler.label(queries):
             yield each
-            self._progress.advance(0)
+            self._progress.advance(self._tokens - before)
+            before = self._tokens
+
+    @property
+    def _tokens(self) -> int:
+        """Of those who read any: the shipped classifier reads none."""
+        return getattr(self._labeler, "tokens", 0)

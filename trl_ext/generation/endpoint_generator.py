@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from trl_ext.generation.endpoint_answers import (
@@ -16,6 +17,7 @@ from trl_ext.generation.endpoint_answers import (
     excerpt,
     public_url,
     texts_and_ends,
+    tokens_of,
     unsaid_ends,
 )
 from trl_ext.generation.extra_fields import checked_extra_body
@@ -56,6 +58,9 @@ class EndpointGenerator:
         extra_body: Other fields of each request, that the server knows; e.g. of vLLM, for a model that would think first,
             {"chat_template_kwargs": {"enable_thinking": False}}. They are written down with what came: no place for a key.
 
+    Attributes:
+        tokens: Read and written for all that was asked so far, as the server counts them.
+
     Raises:
         EndpointError: From `generate`, a ConnectionError that names the server and what failed.
     """
@@ -83,6 +88,7 @@ class EndpointGenerator:
         self._client = _client(base_url, api_key, call=call, timeout=timeout, max_retries=max_retries)
         self._secrets = Secrets(base_url or "", api_key)
         self._warned = False
+        self.tokens, self._lock = 0, Lock()
 
     @property
     def base_url(self) -> str:
@@ -185,13 +191,20 @@ class EndpointGenerator:
                 answer = self._client.completions.with_raw_response.create(prompt=prompt, **options)
             else:
                 answer = self._client.chat.completions.with_raw_response.create(messages=prompt, **options)
+        except openai.BadRequestError as error:
+            raise self._error(
+                f"it refused {excerpt(prompt)} ({error.message}); a prompt that is too long for it must be shortened or dropped"
+            ) from None
         except openai.APIStatusError as error:
             raise self._error(f"it refused ({error.message})") from None
         except openai.APITimeoutError:
             raise self._error(f"it did not answer within {self._client.timeout} s") from None
         except openai.OpenAIError as error:
             raise self._error(f"it could not be asked ({error.__cause__ or error})") from None
-        return answer.http_response.text
+        text = answer.http_response.text
+        with self._lock:
+            self.tokens += tokens_of(text)
+        return text
 
     @property
     def _call(self) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from threading import Lock
 from typing import Any
 
 from trl_ext.generation.endpoint_answers import excerpt
@@ -33,9 +32,6 @@ class EndpointLogProbs(EndpointGenerator):
         max_retries: How often a request that failed, or an answer that cannot be read, is asked for again.
         extra_body: Other fields of each request, that the server knows; e.g. of vLLM, for a model that would think first,
             {"chat_template_kwargs": {"enable_thinking": False}}. They are written down with what came: no place for a key.
-
-    Attributes:
-        tokens: Read and written for all that was asked so far, as the server counts them.
     """
 
     def __init__(
@@ -59,7 +55,6 @@ class EndpointLogProbs(EndpointGenerator):
         self.chat = checked(call, "chat", chat, bool)
         listed = checked(call, "listed", listed, int | None, Rule(2, expected="2 or more tokens, or None"))
         self.listed = LISTED[chat] if listed is None else listed
-        self.tokens, self._lock = 0, Lock()
         super().__init__(
             model,
             base_url,
@@ -79,12 +74,6 @@ class EndpointLogProbs(EndpointGenerator):
         logprobs = {"logprobs": self.listed} if isinstance(context, str) else {"logprobs": True}
         top = {} if isinstance(context, str) else {"top_logprobs": self.listed}
         return option_bounds(self._places(context, request | logprobs | top), options)
-
-    def _answer(self, prompt: Text, options: dict[str, Any]) -> str:
-        answer = super()._answer(prompt, options)
-        with self._lock:
-            self.tokens += _tokens(answer)
-        return answer
 
     def _places(self, context: Text, request: dict[str, Any]) -> list[Place]:
         reason = ""
@@ -109,12 +98,3 @@ class EndpointLogProbs(EndpointGenerator):
             f"its answer cannot be read, {self._client.max_retries + 1} times in a row, the last one was {reason!r}; does its "
             "base_url end in /v1?"
         )
-
-
-def _tokens(answer: str) -> int:
-    """That the server says an answer has cost; 0 where it does not, or cannot be read."""
-    try:
-        count = json.loads(answer)["usage"]["total_tokens"]
-    except (ValueError, TypeError, LookupError):
-        return 0
-    return count if isinstance(count, int) else 0

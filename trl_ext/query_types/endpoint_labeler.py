@@ -65,6 +65,11 @@ class EndpointLabeler:
     def name(self) -> str:
         return f"{self._server.name} at {self._server.base_url} {asked_by()}{shown_fields(self._server.extra_body)}"
 
+    @property
+    def tokens(self) -> int:
+        """Read and written for all that was asked so far, as the server counts them."""
+        return self._server.tokens
+
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         """What was asked when the first request failed is waited for and given, then its error is raised."""
         return as_they_come(self._label, queries, concurrency=self.concurrency)

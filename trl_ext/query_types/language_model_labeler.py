@@ -31,6 +31,9 @@ class LanguageModelLabeler:
         tokenizer: None: the one beside the model.
         examples: Queries with their types that are shown before each question.
         batch_size: Queries of a pass, in either order after the other.
+
+    Attributes:
+        tokens: Read for all that was asked so far.
     """
 
     threshold = 0.5
@@ -48,6 +51,7 @@ class LanguageModelLabeler:
         self.model, place = causal_lm(model, call=call)
         self.tokenizer = tokenizer or tokenizer_beside(place, call=call)
         self.examples = _checked_examples(examples, call=call)
+        self.tokens = 0
         self.batch_size = checked(call, "batch_size", batch_size, int, AT_LEAST_1)
 
     @property
@@ -71,6 +75,7 @@ class LanguageModelLabeler:
     def _odds(self, queries: list[str], order: tuple[str, str]) -> Tensor:
         """log p(A) − log p(B); all questions of an order begin alike, which is read once."""
         choices = [self._choice(query, order) for query in queries]
+        self.tokens += sum(len(choice.context) + max(map(len, choice.options)) - 1 for choice in choices)
         return choice_log_probs(self.model, choices, batch_size=len(choices)).mv(torch.tensor([1.0, -1.0]).double())
 
     def _check_numbers(self, queries: list[str], logits: list[float]) -> None:
