@@ -1,20 +1,50 @@
 """The notebooks run through, from the first cell to the last, with their fast setting and in a folder of their own."""
 
+import importlib.util
 import json
 import math
+import re
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
+from string import Template
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.public_names import private_imports
 from trl_ext.demo.world import ASSETS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ONE_BASE = FOLDER / "one_base_rlhf.ipynb"
+ONE_BASE = FOLDER / "one_base_rlhf.ipynb"  # with tests of its own
+OTHERS = [path for path in NOTEBOOKS if path != ONE_BASE]
+URLS = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"].get("urls", {})
+ADDRESS = next(iter(URLS.values()), None)
+
+# What every notebook's first cell of code begins with; then comes its plan for 7B on 15 GiB
+FIRST_LINES = """
+from importlib.metadata import version
+from importlib.util import find_spec
+
+if find_spec("trl_ext") is None:  # a torch that is installed stays
+    kept = f"torch=={version('torch')}" if find_spec("torch") else "torch"
+    %pip install -q "SOURCE" $kept
+
+import torch
+
+from trl_ext import memory_plan
+
+GPU = torch.cuda.is_available()
+BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 has fp16 alone
+HALF = {"bf16": BF16, "fp16": GPU and not BF16}
+""".strip().replace("SOURCE", f"trl-ext[notebooks] @ git+{ADDRESS}" if ADDRESS else "..[notebooks]")
 
 OUTCOME = """
 import json
@@ -44,10 +74,15 @@ def load():  # what the notebook imports, out of the way of the garbage collecti
 load()
 del load
 """
+CPU_SECONDS = """
+import time
+from pathlib import Path
+
+Path("seconds.json").write_text(str(time.process_time()))
+"""
 HUB = """
 import datasets
-from trl_ext.demo.answers import preference_rows, sft_rows
-from trl_ext.demo.world import load_world
+from trl_ext.demo import load_world, preference_rows, sft_rows
 
 def load_dataset(name):
     make = {"trl-lib/tldr": lambda: sft_rows(load_world(), count=200, seed=0)}.get(
@@ -124,8 +159,87 @@ def test_one_base_with_the_settings_for_a_card(tmp_path, monkeypatch):
     assert outcome["dtype"] == "torch.int8"
 
 
-def test_every_notebook_is_run_here():
-    assert NOTEBOOKS == [ONE_BASE]
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_other_as_it_stands(path, tmp_path, monkeypatch):
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(WITHOUT_GARBAGE))
+    notebook.cells.append(nbformat.v4.new_code_cell(CPU_SECONDS))
+    execute(notebook, tmp_path, monkeypatch)
+    assert json.loads((tmp_path / "seconds.json").read_text()) < 60  # 25, where nothing else runs
+
+
+def code_cells(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def plain(source: str) -> str:
+    """A cell's source in Python, its magics as calls."""
+    return TransformerManager().transform_cell(source)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_only_public_names_are_imported(path):
+    assert private_imports("".join(plain(cell.source) for cell in code_cells(path))) == []
+
+
+def badge(name: str) -> str | None:
+    """What opens a notebook in Colab, once the repository has an address on GitHub."""
+    if ADDRESS is None:
+        return None
+    colab, (owner, project) = "https://colab.research.google.com", ADDRESS.rstrip("/").split("/")[-2:]
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{owner}/{project}/blob/main/notebooks/{name})"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_badge_as_soon_as_there_is_an_address(path):
+    wanted, title = badge(path.name), nbformat.read(path, as_version=4).cells[0]
+    assert title.cell_type == "markdown"
+    assert ("colab" not in path.read_text(encoding="utf-8").lower()) if wanted is None else (wanted in title.source)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_begins_alike_and_says_whether_7b_fits(path):
+    first = code_cells(path)[0]
+    assert first.source.startswith(FIRST_LINES)
+    assert "memory_plan(" in first.source and ".verdict(15 * 2**30)" in first.source
+    (output,) = first.outputs
+    assert re.fullmatch(r".*15 GiB.*(fits|does not fit|tight).*\n?", output.text)
+
+
+def begin(monkeypatch, *, missing: tuple[str, ...] = (), card: str | None = None) -> tuple[list[str], dict]:
+    """What the first lines install, and what they set, where modules are missing, on a card or none."""
+    find, installed = importlib.util.find_spec, []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+    # as torch on a T4: it would compute bf16, by emulation
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or card != "T4"
+    )
+    names = {}
+    shell = SimpleNamespace(run_line_magic=lambda _, line: installed.append(Template(line).substitute(names)))
+    names["get_ipython"] = lambda: shell
+    exec(plain(FIRST_LINES), names)
+    return installed, names["HALF"]
+
+
+def test_the_first_lines_install_only_what_is_missing(monkeypatch):
+    assert begin(monkeypatch)[0] == []
+
+
+def test_the_first_lines_keep_the_torch_that_is_there(monkeypatch):
+    ((line,), _) = begin(monkeypatch, missing=("trl_ext",))
+    assert line.startswith("install ") and line.endswith(f" torch=={version('torch')}")
+
+
+def test_the_first_lines_bring_a_torch_where_there_is_none(monkeypatch):
+    ((line,), _) = begin(monkeypatch, missing=("trl_ext", "torch"))
+    assert line.endswith(" torch")
+
+
+@pytest.mark.parametrize(("card", "half"), [(None, None), ("T4", "fp16"), ("L4", "bf16")])
+def test_the_first_lines_choose_the_half_precision_of_the_card(monkeypatch, card, half):
+    assert begin(monkeypatch, card=card)[1] == {name: name == half for name in ("bf16", "fp16")}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
