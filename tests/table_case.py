@@ -18,9 +18,11 @@ from ppo_case import even_letters, ppo_trainer
 from safetensors.torch import save_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from two_processes import leave
 
 from trl_ext import PPOTrainer
+from trl_ext.trainer_kit.sharding import whole
 
 # Lengths differ, so that the halves of a batch have unequal numbers of tokens; two rows end themselves.
 TABLE = {
@@ -56,20 +58,24 @@ def adapter(seed: int, task_type: str, model):
     return get_peft_model(model, config)
 
 
-def table_trainer(folder: str | Path, *, kind: str = "head", with_log_probs: bool = False, **options) -> PPOTrainer:
+def table_trainer(
+    folder: str | Path, *, kind: str = "head", full: bool = False, with_log_probs: bool = False, **options
+) -> PPOTrainer:
     """Three steps over completions from the table.
 
     Args:
         folder: For outputs.
         kind: Of critic: "head", or "model", which has an adapter too.
+        full: Whether all weights are trained, without adapters.
         with_log_probs: Whether the table says how probable its tokens are.
         options: Of PPOConfig or PPOTrainer.
     """
     tokenizer = byte_tokenizer()
+    adapted = (lambda seed, task_type, model: model) if full else adapter
     text = Dataset.from_dict({"text": ["the first line", "a second", "and", "one more to read"]})
     settings = {
-        "model": adapter(0, "CAUSAL_LM", tiny_llama(tokenizer)),
-        "value_model": adapter(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None,
+        "model": adapted(0, "CAUSAL_LM", tiny_llama(tokenizer)),
+        "value_model": adapted(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None,
         "reward_funcs": even_unless_short,
         "prompts": [*TABLE],
         "rollout_func": completions_with_log_probs if with_log_probs else completions_of,
@@ -82,20 +88,39 @@ def table_trainer(folder: str | Path, *, kind: str = "head", with_log_probs: boo
     return ppo_trainer(folder, **settings | options)
 
 
-def run(folder: str | Path, **options) -> dict[str, Tensor]:
-    """Train in float64: each rollout's tensors by row of the table, and the trained weights of policy and critic."""
+def run(folder: str | Path, *, resume: str | None = None, after=lambda trainer: {}, **options) -> dict[str, Tensor]:
+    """Train in float64: each rollout's tensors by row of the table, and the trained weights of policy and critic.
+
+    Args:
+        folder: For outputs.
+        resume: The checkpoint to go on from.
+        after: What more to do, and to tell, when the trainer has trained.
+        options: Of `table_trainer`.
+    """
     with default_dtype(torch.float64):
         trainer = table_trainer(folder, **options)
         rollouts = watch_rollouts(trainer)
-        trainer.train()
-    return rollouts | weights(trainer)
+        trainer.train(resume_from_checkpoint=resume)
+        told = after(trainer)
+    assert isinstance(trainer.model, FSDPModule) == trainer.critic.is_inside
+    return rollouts | weights(trainer) | told
+
+
+def saved_and_evaluated(trainer: PPOTrainer) -> dict[str, Tensor]:
+    """Saves the policy; tells what an evaluation says of the table's completions."""
+    trainer.save_model(Path(trainer.args.output_dir, "saved"))
+    said = trainer.evaluate(Dataset.from_dict({"prompt": [*TABLE][:8]}))
+    names = ("eval_loss", "eval_score", "eval_kl", "eval_explained_variance", "eval_value_loss")
+    said |= {name: value for name, value in trainer.state.log_history[-1].items() if name in names}
+    return {name: torch.tensor(said[name], dtype=torch.float64) for name in names}
 
 
 def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
     """What has been trained."""
-    policy = [(f"policy.{name}", p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    learned = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    policy = [(f"policy.{name}", p) for name, p in learned if not name.startswith("ppo_critic.")]
     critic = [(f"critic.{name}", p) for name, p in trainer.critic._named()]
-    return {name: parameter.detach().clone() for name, parameter in [*policy, *critic]}
+    return {name: whole(parameter.detach()).clone() for name, parameter in [*policy, *critic]}
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 It lives outside `trainer.model`, so that weight syncs, adapters and saved policies do not contain it. Trainer looks
 after `trainer.model` only; `Critic` does for the value function what Trainer does for that: place it, join the
-optimizer, clip, zero, save, load.
+optimizer, clip, zero, save, load. Where FSDP2 shards, it lives inside `trainer.model` (`critic_inside.py`), so that one
+engine shards both, and is taken out of what is saved and clipped as the policy's.
 """
 
 from pathlib import Path
@@ -13,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from trl_ext.ppo.critic_inside import PolicyAlone, put_inside
 from trl_ext.trainer_kit.passes import seen_in
+from trl_ext.trainer_kit.sharding import copy_whole, whole
 
 CRITIC_FILE = "ppo_critic.safetensors"
 
@@ -64,12 +67,28 @@ class Critic:
         module: A `ValueHead` or a `ValueModel`.
         accelerator: The trainer's.
         learning_rate: Peak learning rate of the value function; the trainer's scheduler applies to it.
+        inside: The policy that it becomes a part of, which FSDP2 will shard; None: it is outside.
+
+    Attributes:
+        is_inside: Whether it is a part of the policy.
     """
 
-    def __init__(self, module: ValueHead | ValueModel, accelerator: Accelerator, *, learning_rate: float):
-        self.learning_rate = learning_rate
-        self.module = accelerator.prepare_model(module)
+    def __init__(
+        self,
+        module: ValueHead | ValueModel,
+        accelerator: Accelerator,
+        *,
+        learning_rate: float,
+        inside: PreTrainedModel | None = None,
+    ):
+        self.learning_rate, self.is_inside = learning_rate, inside is not None
+        self._may_run = inside is None
+        if inside is not None:
+            put_inside(module, inside, accelerator)
+            inside.register_forward_hook(self._follow)
+        self.module = accelerator.prepare_model(module) if inside is None else module
         self._bare = accelerator.unwrap_model(self.module)
+        self._joined = False
 
     @property
     def reads_policy(self) -> bool:
@@ -100,10 +119,22 @@ class Critic:
         Returns:
             `(B, T)` in float32.
         """
+        if not self._may_run:
+            raise RuntimeError(
+                "Critic.values under FSDP2: the policy must run once before its critic, a part of it, can."
+            )
         return self.module(**inputs)[:, -completion_length - 1 : -1]
 
+    def _follow(self, policy: nn.Module, args: tuple, output: object) -> None:
+        self._may_run = True
+
     def join(self, optimizer: torch.optim.Optimizer, *, weight_decay: float) -> None:
-        """Let the policy's optimizer train the critic too, unless it does already."""
+        """Let the policy's optimizer train the critic too, at its own rate, unless it does already."""
+        if self.is_inside and not self._joined:  # Trainer has taken it for the policy's
+            own = {id(parameter) for parameter in self.parameters()}
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+        self._joined = True
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         new = [parameter for parameter in self.parameters() if id(parameter) not in known]
         for params, decay in (
@@ -113,10 +144,18 @@ class Critic:
             if params:
                 optimizer.add_param_group({"params": params, "lr": self.learning_rate, "weight_decay": decay})
 
-    def save(self, folder: str | Path) -> None:
-        """Write what is trained to `ppo_critic.safetensors` in `folder`."""
-        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
-        save_file(weights, Path(folder) / CRITIC_FILE)
+    def save(self, folder: str | Path, *, writes: bool = True) -> None:
+        """Write what is trained to `ppo_critic.safetensors` in `folder`; where it is sharded, all processes take part.
+
+        Args:
+            folder: The checkpoint's.
+            writes: Whether this process does.
+        """
+        if not (writes or self.is_inside):
+            return
+        weights = {name: whole(parameter.detach()).cpu().contiguous() for name, parameter in self._named()}
+        if writes:
+            save_file(weights, Path(folder) / CRITIC_FILE)
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote, or raise a ValueError if it came from another kind of critic."""
@@ -129,9 +168,12 @@ class Critic:
                 f"{len(other)} differ, e.g. {other[0]!r}, of shape {then.get(other[0], 'none')} there and "
                 f"{now.get(other[0], 'none')} here. Resume with the same `value_model`."
             )
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(saved[name])
+        for name, parameter in mine.items():
+            copy_whole(parameter, saved[name])
+
+    def policy_of(self, model: nn.Module) -> nn.Module | PolicyAlone:
+        """What of `trainer.model` is the policy: its parameters are clipped, and rest, apart from the critic's."""
+        return PolicyAlone(model) if self.is_inside else model
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self._bare.named_parameters() if parameter.requires_grad]
@@ -158,7 +200,7 @@ class CriticCallback(TrainerCallback):
         if args.max_grad_norm is not None and args.max_grad_norm > 0:  # as Trainer does for the policy's
             nn.utils.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
         if self.policy_rests():
-            model.zero_grad()  # no gradient, no step: not even weight decay
+            self.critic.policy_of(model).zero_grad()  # no gradient, no step: not even weight decay
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         for parameter in self.critic.parameters():

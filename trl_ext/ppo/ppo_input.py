@@ -7,12 +7,14 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from trl_ext.ppo.engine_checks import CRITIC_OUTSIDE, FSDP2
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns, holders_in
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.template_check import check_template_is_asked
-from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler, refuse_sharding
+from trl_ext.trainer_kit.sharding import engine_asked, refuse_engine
+from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
 
 Rows = Dataset | IterableDataset
 EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows]
@@ -37,6 +39,8 @@ def checked_args(
             raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
     why = "the scheduler does not know the critic's weights, which join the optimizer"
     refuse_scheduler(optimizers, trainer="PPOTrainer", why=why)
+    if (engine := engine_asked(args)) and not engine.startswith("FSDP"):  # which may leave no weights to begin from
+        refuse_engine(engine, trainer="PPOTrainer", why=CRITIC_OUTSIDE, instead=FSDP2)
     args = given_or_default(args, PPOConfig, model, method="PPO")
     if not isinstance(args, PPOConfig):
         raise ValueError(
@@ -49,10 +53,8 @@ def checked_args(
     return args
 
 
-def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool, sharded: bool = False) -> None:
-    """Raise a ValueError for an architecture, or a way to spread it over devices, that PPO cannot train here."""
-    why = "the critic is outside the model that DeepSpeed and FSDP shard"
-    refuse_sharding(sharded, trainer="PPOTrainer", why=why)
+def check_policy(model: PreTrainedModel | PeftModel, *, sees_images: bool) -> None:
+    """Raise a ValueError for an architecture that PPO cannot train."""
     check_decoder(model, sees_images=sees_images, trainer="PPOTrainer")
 
 

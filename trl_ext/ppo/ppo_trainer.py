@@ -18,6 +18,8 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
+from trl_ext.ppo.critic_inside import sample_in_step, taken_out, without_critic
+from trl_ext.ppo.engine_checks import shards_policy
 from trl_ext.ppo.like_lengths import TOKEN_MEANS, LikeLengths, joined, weigh
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
@@ -63,6 +65,7 @@ from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import states_as_one_matrix
 from trl_ext.trainer_kit.rates import RATES
+from trl_ext.trainer_kit.sharding import whole
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
@@ -193,7 +196,9 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             )
         self._take_policy(adapters, named_rows(train_dataset, eval_dataset))
         ask(rollouts, self)
-        self.critic = make_critic(value_model, self.model, self._tokenizer, args, self.accelerator)
+        self.critic = make_critic(
+            value_model, self.model, self._tokenizer, args, self.accelerator, sharded=shards_policy(self)
+        )
         self.rollouts = RolloutState(args)
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights, sampler_name(self))
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
@@ -209,7 +214,9 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             adapters: Their tensors as they were given, before TRL cast them.
             datasets: By the argument that they came in.
         """
-        check_policy(self.model, sees_images=self._is_vlm, sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        check_policy(self.model, sees_images=self._is_vlm)
+        if shards_policy(self):
+            sample_in_step(self.model)
         if self.args.disable_dropout:
             turn_off_dropout(self.model)
         complete_reference(self.model)
@@ -245,11 +252,25 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         self.critic.join(self.optimizer, weight_decay=self.args.weight_decay)
         return self.optimizer
 
+    def _clip_grad_norm(self, model):
+        return whole(super()._clip_grad_norm(self.critic.policy_of(model)))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        return whole(super()._get_grad_norm(self.critic.policy_of(model), grad_norm))
+
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
         if self.shuffle_dataset:  # accelerate calls this at the start of each epoch, also of a resumed one
             sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
+
+    def evaluate(self, *args, **kwargs):
+        if self.critic.is_inside and self.optimizer is None:
+            raise ValueError(
+                "PPOTrainer.evaluate() under FSDP2, before train(): accelerate shards a model with its optimizer only. Set "
+                "eval_on_start=True, or evaluate the saved policy in one process."
+            )
+        return super().evaluate(*args, **kwargs)
 
     # Rollouts
 
@@ -346,7 +367,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
     # What is not finite
 
     def _learners(self):
-        return super()._learners() | {"value model": self.accelerator.unwrap_model(self.critic.module)}
+        beside = {} if self.critic.is_inside else {"value model": self.accelerator.unwrap_model(self.critic.module)}
+        return super()._learners() | beside
 
     def _row_losses(self, term, batches, k):
         if term == "text loss":
@@ -385,6 +407,11 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         Raises:
             ValueError: If the folder holds another model, or a head on the policy cannot be written as `score`.
         """
+        if self.critic.is_inside:
+            raise ValueError(
+                f"PPOTrainer.save_value_model({str(output_dir)!r}) under FSDP2: the trunk is in pieces. Each checkpoint's "
+                f"{CRITIC_FILE} has the critic's trained weights, whole."
+            )
         if self.accelerator.is_main_process:
             policy = self.accelerator.unwrap_model(self.model)
             save_value_model(self.critic, policy, self._tokenizer, output_dir, facts=self._facts())
@@ -392,8 +419,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.accelerator.is_main_process:
-            self.critic.save(output_dir)
+        self.critic.save(output_dir, writes=self.accelerator.is_main_process)
         process = self.accelerator.process_index
         self.rollouts.save(output_dir, process, step=self._step, batches=self._buffered_inputs)
 
@@ -411,5 +437,5 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
-        with without_reference(self.model):
-            super()._save(output_dir, state_dict)
+        with without_reference(self.model), taken_out(self.model):
+            super()._save(output_dir, without_critic(state_dict))

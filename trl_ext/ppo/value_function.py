@@ -27,14 +27,19 @@ def make_critic(
     tokenizer: PreTrainedTokenizerBase,
     args: PPOConfig,
     accelerator: Accelerator,
+    *,
+    sharded: bool = False,
 ) -> Critic:
-    """The `value_function` and what trains it: a head at ten times the policy's learning rate, unless it is told its own."""
+    """The `value_function` and what trains it: a head at ten times the policy's learning rate, unless it is told its own.
+
+    Where FSDP2 shards the policy, the critic is inside it.
+    """
     rate = args.learning_rate * (10 if value_model is None else 1)
     if args.critic_learning_rate is not None:
         rate = args.critic_learning_rate
     module = value_function(value_model, policy, tokenizer, args)
     keep_4_bit_layout(module)
-    return Critic(module, accelerator, learning_rate=rate)
+    return Critic(module, accelerator, learning_rate=rate, inside=policy if sharded else None)
 
 
 @contextmanager

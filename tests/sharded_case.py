@@ -1,0 +1,81 @@
+"""PPO runs whose policy FSDP2 shards over two CPU processes: `sharded_case.py FOLDER WHAT '{"kind": "head"}'`.
+
+WHAT is a function below; what it returns is written to FOLDER, one file per process.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cpu_sharding import shard_on_cpu
+from safetensors.torch import save_file
+from table_case import run, saved_and_evaluated, table_trainer, weights
+from torch import Tensor
+from two_processes import leave
+
+from trl_ext.ppo.policy import whole_sequences
+
+
+def trained(folder: Path, **options) -> dict[str, Tensor]:
+    """Three steps over the table's completions."""
+    return run(folder, **options)
+
+
+def used(folder: Path, **options) -> dict[str, Tensor]:
+    """The same, then saved and evaluated."""
+    return run(folder, after=saved_and_evaluated, **options)
+
+
+def sampled(folder: Path, **options) -> dict[str, Tensor]:
+    """TRL samples, and the processes' longest completions differ: those of the second all end at once."""
+    trainer = table_trainer(folder, rollout_func=None, **options)
+    rank, generate = trainer.accelerator.process_index, trainer._generate_single_turn
+    lengths = []
+
+    def one_token_or_five(*args, **kwargs):
+        trainer.generation_config.max_new_tokens = 1 if rank else 5
+        completions, *others = generate(*args, **kwargs)
+        lengths.append(max(map(len, completions)))
+        return completions, *others
+
+    trainer._generate_single_turn = one_token_or_five
+    trainer.train()
+    return weights(trainer) | {f"length.{rank}": torch.tensor(lengths)}
+
+
+def values_first(folder: Path, **options) -> dict[str, Tensor]:
+    """The critic is asked before the policy has run once."""
+    trainer = table_trainer(folder, beta=0.0, max_steps=1, **options)  # no pass of a reference
+    make = trainer._evaluate_policy
+
+    def values_before(rollout):
+        tokens = whole_sequences(rollout)
+        shape = (*tokens["input_ids"].shape, trainer.model.config.hidden_size)
+        with pytest.raises(RuntimeError, match="the policy must run once before its critic"):
+            trainer.critic.values(1, hidden_states=torch.zeros(shape), **tokens)
+        return make(rollout)
+
+    trainer._evaluate_policy = values_before
+    trainer.train()
+    return weights(trainer)
+
+
+def refused(folder: Path, **options) -> dict[str, Tensor]:
+    """What is said where FSDP2 cannot do it."""
+    trainer = table_trainer(folder, **options)
+    with pytest.raises(ValueError, match=r"evaluate\(\) under FSDP2, before train"):
+        trainer.evaluate(trainer.train_dataset)
+    with pytest.raises(ValueError, match=r"save_value_model\('x'\) under FSDP2: the trunk is in pieces"):
+        trainer.save_value_model("x")
+    return {}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    shard_on_cpu()
+    target, what, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    results = globals()[what](target, ddp_backend="gloo", **options)
+    save_file(results, target / f"process-{torch.distributed.get_rank()}.safetensors")
+    leave()

@@ -1,0 +1,85 @@
+"""Two processes between which FSDP2 shards policy and critic must take PPO's steps as one process does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from table_case import TABLE, run, saved_and_evaluated
+from tiny import byte_tokenizer, tiny_llama
+from transformers import LlamaForCausalLM
+from two_processes import run_in_two
+
+# Attention's softmax and the logits' are in float32, whatever the weights are; AdamW magnifies what is left of that.
+CLOSE = {"rtol": 0, "atol": 5e-6}
+
+
+def in_two(folder: Path, what: str = "trained", **options) -> dict[str, torch.Tensor]:
+    """What both processes tell together."""
+    folder.mkdir()
+    done = run_in_two(Path(__file__).parent / "sharded_case.py", folder, what, json.dumps(options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(folder / f"process-{process}.safetensors") for process in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in learned(first))
+    return first | second
+
+
+def learned(told: dict) -> list[str]:
+    return [name for name in told if name.startswith(("policy.", "critic."))]
+
+
+CASES = {
+    "head, full": {"kind": "head", "full": True},
+    "head, adapter": {"kind": "head"},
+    "model, full": {"kind": "model", "full": True},
+    "model, adapter": {"kind": "model"},
+    "adaptive, clipped": {"kind": "head", "full": True, "adaptive_kl": True, "kl_target": 1.0, "max_grad_norm": 0.1},
+    "warm-up": {"kind": "model", "full": True, "critic_warmup_rollouts": 1},
+    "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
+    "attached": {"kind": "head", "full": True, "detach_critic": False},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_step_like_one(tmp_path, case):
+    """Advantages, returns and values of each completion, and the weights after three steps, in float64."""
+    options = CASES[case]
+    pieces = options.get("gradient_accumulation_steps", 1)
+    one = run(tmp_path / "one", per_device_train_batch_size=8 // pieces, **options)
+    both = in_two(tmp_path / "two", per_device_train_batch_size=4 // pieces, **options)
+    assert len(one) - len(learned(one)) == 4 * len(TABLE)
+    torch.testing.assert_close(both, one, **CLOSE)
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "adapter"])
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_saved_evaluated_and_resumed(tmp_path, kind, full):
+    """The saved policy is whole and without its critic; what goes on from a checkpoint ends where the run did."""
+    options = {"kind": kind, "full": full, "save_strategy": "steps", "save_steps": 1}
+    one = run(tmp_path / "one", after=saved_and_evaluated, per_device_train_batch_size=8, **options)
+    two = tmp_path / "two"
+    both = in_two(two, "used", per_device_train_batch_size=4, **options)
+    torch.testing.assert_close(both, one, **CLOSE)
+    name = "model.safetensors" if full else "adapter_model.safetensors"
+    saved, expected = (load_file(folder / "saved" / name) for folder in (two, tmp_path / "one"))
+    torch.testing.assert_close(saved, expected, **CLOSE)
+    base = tiny_llama(byte_tokenizer())
+    loaded = (
+        LlamaForCausalLM.from_pretrained(two / "saved") if full else PeftModel.from_pretrained(base, two / "saved")
+    )
+    assert not [key for key in loaded.state_dict() if "ppo_critic" in key]
+    resume = str(two / "checkpoint-1")
+    again = in_two(tmp_path / "again", resume=resume, per_device_train_batch_size=4, **options)
+    assert all(torch.equal(again[name], both[name]) for name in learned(both))
+
+
+def test_processes_that_sample_unlike_lengths_wait_for_each_other(tmp_path):
+    told = in_two(tmp_path / "two", "sampled", per_device_train_batch_size=4)
+    assert told["length.0"].max() == 5 and (told["length.1"] == 1).all()
+
+
+@pytest.mark.parametrize("what", ["values_first", "refused"])
+def test_what_is_refused_while_it_is_sharded(tmp_path, what):
+    in_two(tmp_path / "two", what, per_device_train_batch_size=4)

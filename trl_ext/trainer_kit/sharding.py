@@ -1,0 +1,96 @@
+"""Which engine spreads a model's weights over processes: read from accelerate's own state, and refused by its name.
+
+FSDP and DeepSpeed may be asked for by a trainer's config, by the file or flags of `accelerate launch`, or by an accelerator
+that was made before; all of them end up in accelerate's state, but some trainers are built from whole weights before that
+is there, which is why it is asked twice.
+"""
+
+import os
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import Trainer
+
+LAUNCHED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}  # what `accelerate launch` tells its processes by
+TYPES = {
+    DistributedType.DEEPSPEED: "DeepSpeed",
+    DistributedType.FSDP: "FSDP",
+    DistributedType.MEGATRON_LM: "Megatron-LM",
+}
+DDP = (
+    "Launch it with data parallelism, `accelerate launch --multi_gpu`. A model too large for that may train an adapter on a "
+    "base in 8 or 4 bits (SharedBase)"
+)
+
+
+def engine_asked(args: Any = None) -> str | None:
+    """What is to spread the weights, before a trainer has an accelerator; None: nothing.
+
+    Args:
+        args: A trainer's config, where there is one.
+    """
+    for name, engine in (("deepspeed", "DeepSpeed"), ("fsdp", "FSDP")):
+        if args is not None and getattr(args, name):
+            return engine
+    state = AcceleratorState._shared_state
+    if state:
+        return _engine_in(state)
+    return next((engine for name, engine in LAUNCHED.items() if os.environ.get(name, "").lower() == "true"), None)
+
+
+def engine_of(trainer: Trainer) -> str | None:
+    """What spreads the weights that a trainer trains, with its version or stage; None: nothing."""
+    engine = _engine_in(trainer.accelerator.state._shared_state)
+    asked = (("FSDP", trainer.is_fsdp_enabled), ("DeepSpeed", trainer.is_deepspeed_enabled))
+    return engine or next((name for name, is_on in asked if is_on), None)
+
+
+def _engine_in(state: dict[str, Any]) -> str | None:
+    fsdp, deepspeed = state.get("fsdp_plugin"), state.get("deepspeed_plugins")
+    if fsdp is not None:
+        return f"FSDP{fsdp.fsdp_version}"
+    if deepspeed:
+        (plugin, *_) = deepspeed.values()
+        return f"DeepSpeed ZeRO-{plugin.zero_stage}"
+    parallel = state.get("parallelism_config")
+    split = [
+        kind for kind in ("tp", "cp", "sp") if parallel is not None and getattr(parallel, f"{kind}_enabled", False)
+    ]
+    if split:
+        return f"accelerate's parallelism_config ({', '.join(split)})"
+    return TYPES.get(state.get("distributed_type"))
+
+
+def refuse_engine(engine: str | None, *, trainer: str, why: str, instead: str = DDP) -> None:
+    """Raise a ValueError where an engine spreads the weights, which this trainer cannot work with.
+
+    Args:
+        engine: `engine_asked` or `engine_of`.
+        trainer: Who refuses.
+        why: What it needs that the engine takes away.
+        instead: What to do, without the full stop.
+    """
+    if engine is not None:
+        raise ValueError(f"{trainer} under {engine}: {why}. {instead}.")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has cut, put together; all processes must ask for it. Any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_whole(parameter: Tensor, values: Tensor) -> None:
+    """Give a parameter, cut or not, the values that it has as a whole; each process has all of them."""
+    if isinstance(parameter, DTensor):
+        values = values.to(parameter.device, parameter.dtype)
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)
