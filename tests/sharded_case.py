@@ -4,17 +4,21 @@ WHAT is a function below; what it returns is written to FOLDER, one file per pro
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from cpu_sharding import shard_on_cpu
+from cpu_sharding import FSDP2, shard_on_cpu
 from safetensors.torch import save_file
+from self_training_case import trainer as raft_trainer
 from table_case import run, saved_and_evaluated, table_trainer, weights
+from tiny import byte_tokenizer, tiny_llama
 from torch import Tensor
 from two_processes import leave
 
+from trl_ext import SharedBase, TransformersGenerator
 from trl_ext.ppo.policy import whole_sequences
 
 
@@ -63,7 +67,7 @@ def values_first(folder: Path, **options) -> dict[str, Tensor]:
 
 
 def refused(folder: Path, **options) -> dict[str, Tensor]:
-    """What is said where FSDP2 cannot do it."""
+    """What a trainer says that cannot do it while it is sharded."""
     trainer = table_trainer(folder, **options)
     with pytest.raises(ValueError, match=r"evaluate\(\) under FSDP2, before train"):
         trainer.evaluate(trainer.train_dataset)
@@ -72,10 +76,49 @@ def refused(folder: Path, **options) -> dict[str, Tensor]:
     return {}
 
 
+SETTINGS = {
+    "FSDP_STATE_DICT_TYPE": ("SHARDED_STATE_DICT", "save_model would write no weights. Set it to FULL_STATE_DICT"),
+    "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", "the critic would be in one unit with the policy"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("true", "each process has read, and but one would have read it"),
+    "FSDP_OFFLOAD_PARAMS": ("true", "fsdp_offload_params=true: it was never tried"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("true", r"fsdp_activation_checkpointing.*gradient_checkpointing=True"),
+    "FSDP_VERSION": ("1", "PPOTrainer runs on one device, with data parallelism or under FSDP2, not under FSDP1"),
+}
+OPTIONS = {
+    "torch_compile": "torch_compile=True: it was never tried",
+    "use_transformers_continuous_batching": "it samples with weights that are not whole",
+}
+
+
+def refused_to_begin(folder: Path) -> dict[str, Tensor]:
+    """What each trainer of the package says where accelerate, and not its config, asks for what it cannot do."""
+    for name, (value, message) in SETTINGS.items():
+        before = FSDP2 | {"FSDP_VERSION": "2"} | ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"} if value == "1" else {})
+        os.environ.update(before | {name: value})
+        with pytest.raises(ValueError, match=message):
+            table_trainer(folder)
+    os.environ.update(FSDP2)
+    for name, message in OPTIONS.items():
+        with pytest.raises(ValueError, match=message):
+            table_trainer(folder, **{name: True}, rollout_func=None)
+    with pytest.raises(ValueError, match=r"RAFTTrainer runs on .*, not under FSDP2: .*--multi_gpu.*EndpointGenerator"):
+        raft_trainer(folder, use_cpu=False)
+    with pytest.raises(ValueError, match=r"a generator is given the whole model.*Let TRL sample"):
+        table_trainer(folder, generator=TransformersGenerator(), rollout_func=None)
+    base = SharedBase(tiny_llama(byte_tokenizer()), byte_tokenizer())
+    role = base.policy()
+    with pytest.raises(
+        ValueError, match=r"SharedBase with several roles runs on .*, not under FSDP2: it cuts the base"
+    ):
+        base.value_model()
+    assert base.roles() == {"policy policy": role}
+    return {}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shard_on_cpu()
     target, what, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-    results = globals()[what](target, ddp_backend="gloo", **options)
+    results = globals()[what](target, **options)
     save_file(results, target / f"process-{torch.distributed.get_rank()}.safetensors")
     leave()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_imitation_reward_trainer import config, logged, trainer_of, weights
+from tiny import byte_tokenizer
+from torch import nn
 from two_processes import run_in_two
 
 STEP = {"imitation_coef": 1.0, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
@@ -24,9 +26,27 @@ leave()
 """
 
 
-def step_in_two(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+SHARDED = f"""
+from cpu_sharding import shard_on_cpu
+from test_imitation_processes import own_head
+from torch.distributed.fsdp import FSDPModule
+
+shard_on_cpu()
+{SCRIPT.replace("**options)", "use_cpu=False, **options), imitation_head=own_head()").replace("leave()", "")}
+assert isinstance(trainer.model, FSDPModule)
+leave()
+"""
+
+
+def own_head() -> nn.Linear:
+    """A vocabulary head that is not the model's."""
+    torch.manual_seed(3)
+    return nn.Linear(16, len(byte_tokenizer()), bias=False)
+
+
+def step_in_two(folder: Path, text: str = SCRIPT) -> tuple[float, dict[str, torch.Tensor]]:
     script = folder / "step.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     done = run_in_two(script, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     (loss,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("imitation_loss")]
@@ -38,5 +58,15 @@ def test_two_processes_step_like_one(tmp_path, tokenizer):
     one = trainer_of(tmp_path, tokenizer, args=config(tmp_path, per_device_train_batch_size=8, **STEP))
     one.train()
     loss, trained = step_in_two(tmp_path)
+    assert loss == pytest.approx(logged(one, "imitation_loss")[0], rel=1e-5)
+    torch.testing.assert_close(trained, weights(one), atol=1e-6, rtol=1e-4)
+
+
+def test_two_processes_that_share_the_weights_step_like_one(tmp_path, tokenizer):
+    """Under FSDP2, where the head is not a piece of what is cut."""
+    args = config(tmp_path, per_device_train_batch_size=8, **STEP)
+    one = trainer_of(tmp_path, tokenizer, args=args, imitation_head=own_head())
+    one.train()
+    loss, trained = step_in_two(tmp_path, SHARDED)
     assert loss == pytest.approx(logged(one, "imitation_loss")[0], rel=1e-5)
     torch.testing.assert_close(trained, weights(one), atol=1e-6, rtol=1e-4)

@@ -83,3 +83,7 @@ def test_processes_that_sample_unlike_lengths_wait_for_each_other(tmp_path):
 @pytest.mark.parametrize("what", ["values_first", "refused"])
 def test_what_is_refused_while_it_is_sharded(tmp_path, what):
     in_two(tmp_path / "two", what, per_device_train_batch_size=4)
+
+
+def test_what_is_refused_before_it_is_sharded(tmp_path):
+    in_two(tmp_path / "two", "refused_to_begin")

@@ -16,7 +16,7 @@ from trl_ext.trainer_kit.adapters import keep_4_bit_layout
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.seeds import stable_seed
-from trl_ext.trainer_kit.trainer_input import refuse_sharding
+from trl_ext.trainer_kit.sharding import DDP, engine_of, refuse_engine
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ TRLS_OWN = {
     "cache_implementation": "TRL does not sample",
     "transformers_continuous_batching_config": "TRL does not sample",
 }
+WHOLE = "a generator is given the whole model, which DeepSpeed and FSDP shard"
 TRLS_VLLM = "it is of TRL's vLLM, which does not run; those of a VLLMGenerator are its own arguments"
 
 
@@ -96,8 +97,7 @@ class GeneratorRollouts:
     def check(self, trainer: "GRPOTrainer") -> None:
         """Raise a ValueError for a trainer that cannot be sampled for, or whose policy the generator cannot serve."""
         refuse_trls_own(trainer.args, call=self.call)
-        why = "a generator is given the whole model, which DeepSpeed and FSDP shard"
-        refuse_sharding(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled, trainer=self.call, why=why)
+        refuse_engine(engine_of(trainer), trainer=self.call, why=WHOLE, instead=f"Let TRL sample. {DDP}")
         if trainer.tools:
             raise ValueError(
                 f"{self.call}: tools and environments are not supported. Let TRL sample, or leave them out."

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from trl import GRPOTrainer
 
-CRITIC_OUTSIDE = "of the engines that shard the policy, it can have its critic inside with FSDP2 only"
-FSDP2 = "Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. " + DDP
+REFUSAL = {
+    "trainer": "PPOTrainer",
+    "runs": "on one device, with data parallelism or under FSDP2",
+    "why": "its critic is inside the model that FSDP2 shards, and outside for the other engines",
+    "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}",
+}
 
 
 def shards_policy(trainer: "GRPOTrainer") -> bool:
@@ -22,7 +26,7 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
     if engine is None:
         return False
     if engine != "FSDP2":
-        refuse_engine(engine, trainer="PPOTrainer", why=CRITIC_OUTSIDE, instead=FSDP2)
+        refuse_engine(engine, **REFUSAL)
     plugin = trainer.accelerator.state.fsdp_plugin
     for is_so, came, why, instead in (*_of_plugin(plugin), *_of_trainer(trainer)):
         if is_so:

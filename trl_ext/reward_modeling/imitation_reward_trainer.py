@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
@@ -60,7 +59,14 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
+from trl_ext.trainer_kit.sharding import but_fsdp2, engine_asked, engine_of, refuse_engine
 from trl_ext.trainer_kit.trainer_input import check_offloading, given_or_default
+
+REFUSAL = {
+    "trainer": "ImitationRewardTrainer",
+    "runs": "on one device, with data parallelism or, with an imitation_head of its own, under FSDP2",
+    "why": "the vocabulary head that it reads the trunk with is in pieces, or read before they are put together",
+}
 
 
 class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
@@ -135,6 +141,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         load = partial(load_scorer, trainable=True)
         model, processing_class = adapter_at(model, processing_class, args, quantization_config, load=load)
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
+        if _imitates(args):
+            refuse_engine(but_fsdp2(engine_asked(args)), **REFUSAL)  # while there are whole weights
         check_offloading(args)
         check_one_label(model, args.model_init_kwargs)
         check_data(train_dataset, eval_dataset)
@@ -166,6 +174,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         keep_4_bit_layout(self.model)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
+            refuse_engine(but_fsdp2(engine_of(self)), **REFUSAL)
             check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
@@ -344,8 +353,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         return under_adapter(self.accelerator.unwrap_model(self.model)).score
 
     def _imitation_head(self, given: nn.Module | str | None) -> VocabularyHead:
-        is_cut = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         revision = (self.args.model_init_kwargs or {}).get("revision")
+        is_cut = engine_of(self) is not None
         return imitation_head_of(self.model, given, self.processing_class, revision=revision, is_cut=is_cut)
 
 

@@ -62,6 +62,7 @@ from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.run_record import by_new_names
+from trl_ext.trainer_kit.sharding import engine_of
 from trl_ext.trainer_kit.trl_versions import count_tokens
 
 Config = TypeVar("Config", bound=SelfTrainingConfig)
@@ -176,8 +177,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
 
     def _take_policy(self, adapters: dict[str, Tensor], dataset: Dataset) -> None:
         """Check the policy, and make it ready to be trained; `adapters`: their tensors before TRL cast them."""
-        name, sharded = type(self).__name__, self.is_deepspeed_enabled or self.is_fsdp_enabled
-        check_model(self.model, self.processing_class, trainer=name, sharded=sharded)
+        name = type(self).__name__
+        check_model(self.model, self.processing_class, trainer=name, engine=engine_of(self))
         if not isinstance(dataset["prompt"][0], str):
             end_with_turn(self.model, self.processing_class, call=name, **(self.args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)

@@ -22,7 +22,9 @@ from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_de
 from trl_ext.trainer_kit.loading import loading
 from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.trainer_kit.seeds import check_seed
+from trl_ext.trainer_kit.sharding import engine_asked, refuse_engine
 
+CUT = "it cuts the base into pieces as the part of one role, and the others' passes would find those"
 Bits = Literal[8, 4] | None
 Adapter = str | os.PathLike | LoraConfig | None
 
@@ -183,6 +185,8 @@ class SharedBase:
     ) -> PeftModel:
         """Make a role, know it by its name, and let it guard the base."""
         self.check_frozen()
+        if self._roles:
+            refuse_engine(engine_asked(), trainer="SharedBase with several roles", why=CUT)
         key = f"{kind} {name or _default_name(kind, adapter)}"
         self._check_name(key)
         saved = _saved(adapter)

@@ -26,8 +26,8 @@ TYPES = {
     DistributedType.MEGATRON_LM: "Megatron-LM",
 }
 DDP = (
-    "Launch it with data parallelism, `accelerate launch --multi_gpu`. A model too large for that may train an adapter on a "
-    "base in 8 or 4 bits (SharedBase)"
+    "Launch it with `accelerate launch --multi_gpu`; a model too large for that may train an adapter on a base in 8 or 4 bits "
+    "(SharedBase)"
 )
 
 
@@ -43,7 +43,15 @@ def engine_asked(args: Any = None) -> str | None:
     state = AcceleratorState._shared_state
     if state:
         return _engine_in(state)
-    return next((engine for name, engine in LAUNCHED.items() if os.environ.get(name, "").lower() == "true"), None)
+    launched = [engine for name, engine in LAUNCHED.items() if os.environ.get(name, "").lower() == "true"]
+    if launched == ["FSDP"]:
+        return f"FSDP{os.environ.get('FSDP_VERSION', '1')}"
+    return launched[0] if launched else None
+
+
+def but_fsdp2(engine: str | None) -> str | None:
+    """An engine, unless it is FSDP2, or FSDP of which nobody has said the version yet."""
+    return None if engine in ("FSDP", "FSDP2") else engine
 
 
 def engine_of(trainer: Trainer) -> str | None:
@@ -69,17 +77,25 @@ def _engine_in(state: dict[str, Any]) -> str | None:
     return TYPES.get(state.get("distributed_type"))
 
 
-def refuse_engine(engine: str | None, *, trainer: str, why: str, instead: str = DDP) -> None:
+def refuse_engine(
+    engine: str | None,
+    *,
+    trainer: str,
+    why: str,
+    runs: str = "on one device or with data parallelism",
+    instead: str = DDP,
+) -> None:
     """Raise a ValueError where an engine spreads the weights, which this trainer cannot work with.
 
     Args:
         engine: `engine_asked` or `engine_of`.
         trainer: Who refuses.
         why: What it needs that the engine takes away.
+        runs: How it does run.
         instead: What to do, without the full stop.
     """
     if engine is not None:
-        raise ValueError(f"{trainer} under {engine}: {why}. {instead}.")
+        raise ValueError(f"{trainer} runs {runs}, not under {engine}: {why}. {instead}.")
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -46,9 +46,3 @@ def check_decoder(model: PreTrainedModel | PeftModel, *, sees_images: bool, trai
         kind = "a vision-language" if sees_images else "an encoder–decoder"
         raise ValueError(f"{trainer}(model=…): {kind} model is not supported. Give a decoder of text.")
     check_head(model, trainer=trainer)
-
-
-def refuse_sharding(asked: object, *, trainer: str, why: str) -> None:
-    """Raise a ValueError where DeepSpeed or FSDP is asked for, by the config or by what accelerate was launched with."""
-    if asked:
-        raise ValueError(f"{trainer} runs on one device or with data parallelism: {why}. Launch it without them.")

@@ -1,0 +1,96 @@
+"""Which engine spreads a model's weights, before and after a trainer has an accelerator, and who refuses it by its name."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from ppo_case import ppo_trainer
+from self_training_case import trainer as raft_trainer
+from test_imitation_reward_trainer import config, trainer_of
+
+from trl_ext.trainer_kit import sharding
+from trl_ext.trainer_kit.sharding import but_fsdp2, copy_whole, engine_asked, refuse_engine, whole
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The environment of a process that `accelerate launch` has started, and that has no accelerator yet."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    return lambda **said: [monkeypatch.setenv(name, value) for name, value in said.items()]
+
+
+@pytest.mark.parametrize(
+    ("said", "engine"),
+    [
+        ({}, None),
+        ({"ACCELERATE_USE_FSDP": "false"}, None),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP2"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+    ],
+)
+def test_what_was_launched(launched, said, engine):
+    launched(**said)
+    assert engine_asked() == engine
+
+
+def test_a_config_asks_first(launched):
+    launched(ACCELERATE_USE_FSDP="true")
+    assert engine_asked(SimpleNamespace(deepspeed="zero3.json", fsdp=None)) == "DeepSpeed"
+    assert engine_asked(SimpleNamespace(deepspeed=None, fsdp=True)) == "FSDP"
+
+
+@pytest.mark.parametrize(
+    ("state", "engine"),
+    [
+        ({"distributed_type": "MULTI_GPU"}, None),
+        ({"fsdp_plugin": SimpleNamespace(fsdp_version=2)}, "FSDP2"),
+        ({"deepspeed_plugins": {"default": SimpleNamespace(zero_stage=3)}}, "DeepSpeed ZeRO-3"),
+        ({"distributed_type": "MEGATRON_LM"}, "Megatron-LM"),
+        ({"parallelism_config": SimpleNamespace(tp_enabled=True)}, r"accelerate's parallelism_config (tp)"),
+    ],
+)
+def test_accelerates_state_knows_best(launched, monkeypatch, state, engine):
+    """It is there before some trainers are, and tells whether what was asked for was to be had."""
+    launched(ACCELERATE_USE_FSDP="true")
+    monkeypatch.setattr(AcceleratorState, "_shared_state", state)
+    assert engine_asked() == engine
+
+
+def test_fsdp2_among_engines():
+    assert [but_fsdp2(engine) for engine in ("FSDP", "FSDP2", None)] == [None] * 3
+    assert [but_fsdp2(engine) for engine in ("FSDP1", "DeepSpeed ZeRO-2")] == ["FSDP1", "DeepSpeed ZeRO-2"]
+
+
+def test_a_refusal_names_the_engine_and_the_way_round():
+    refuse_engine(None, trainer="X", why="y")
+    with pytest.raises(
+        ValueError, match=r"X runs on one device.*, not under DeepSpeed: y\. Launch it with .*--multi_gpu"
+    ):
+        refuse_engine("DeepSpeed", trainer="X", why="y")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda folder, tokenizer: ppo_trainer(folder), "PPOTrainer"),
+        (lambda folder, tokenizer: raft_trainer(folder), "RAFTTrainer"),
+        (lambda folder, tokenizer: trainer_of(folder, tokenizer, args=config(folder)), "ImitationRewardTrainer"),
+    ],
+)
+def test_deepspeed_is_refused_before_it_takes_the_weights(tmp_path, tokenizer, monkeypatch, make, name):
+    """ZeRO-3 leaves a trainer that is built empty tensors, so that it failed in them before it could say a word."""
+    monkeypatch.setattr(sharding, "AcceleratorState", SimpleNamespace(_shared_state={}))
+    monkeypatch.setattr(sharding, "LAUNCHED", {"LAUNCHED_SO": "DeepSpeed"})  # whose own name transformers acts upon
+    monkeypatch.setenv("LAUNCHED_SO", "true")
+    monkeypatch.setattr("transformers.Trainer.__init__", lambda *args, **kwargs: pytest.fail("it was built"))
+    with pytest.raises(ValueError, match=f"{name} runs on .*, not under DeepSpeed: "):
+        make(tmp_path, tokenizer)
+
+
+def test_a_tensor_that_nobody_has_cut():
+    parameter, values = torch.zeros(2, 3, requires_grad=True), torch.arange(6.0).view(2, 3)
+    copy_whole(parameter, values)
+    assert whole(parameter) is parameter and torch.equal(parameter, values)
