@@ -1,5 +1,6 @@
 """How the benchmark tunes a real judge, counts what it is right about, and goes on after a stop."""
 
+import argparse
 import json
 import math
 
@@ -49,6 +50,16 @@ def test_tuning_teaches_the_lessons(judge):
     assert sum(real_judge.answer_loss(learned, *each).item() for each in taught[:2]) < before - 1
     left = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters() if "lora" not in name}
     assert all(torch.equal(weights[name], left[name]) for name in weights)
+
+
+def test_no_prompt_is_both_asked_and_taught(tmp_path):
+    rows = [pair | {"chosen": pair["chosen"] + mark} for pair in PAIRS for mark in "ab"]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = argparse.Namespace(data=[tmp_path / "pairs.jsonl"], pairs=6, tune=4, longest=100, seed=0)
+    asked, taught = real_judge.split(args)
+    [asked] = asked.values()
+    assert (len(asked), len(taught)) == (6, 4)
+    assert not {row["prompt"] for row in asked} & {row["prompt"] for row in taught}
 
 
 def test_what_all_takes_follows_from_the_first_file():

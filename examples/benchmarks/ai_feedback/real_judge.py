@@ -140,11 +140,13 @@ def settings(args: argparse.Namespace) -> dict:
 
 
 def split(args: argparse.Namespace) -> tuple[dict[str, list[dict]], list[dict]]:
-    """Of each file the pairs that are asked, and of all together those that are taught."""
+    """Of each file the pairs that are asked, and of all together those that are taught: none with a prompt that is asked."""
     each, asked, taught = -(-args.tune // len(args.data)), {}, []
     for file in args.data:
-        rows = drawn(file, count=args.pairs + each, longest=args.longest, seed=args.seed)
-        asked[file.parent.name], taught = rows[: args.pairs], [*taught, *rows[args.pairs :]]
+        rows = drawn(file, count=sys.maxsize, longest=args.longest, seed=args.seed)
+        asked[file.parent.name] = rows[: args.pairs]
+        known = {row["prompt"] for row in rows[: args.pairs]}
+        taught += [row for row in rows[args.pairs :] if row["prompt"] not in known][:each]
     return asked, taught[: args.tune]
 
 
