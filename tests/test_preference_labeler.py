@@ -353,6 +353,18 @@ def test_an_empty_completion_is_refused(said):
         labeler().label(rows)
 
 
+@pytest.mark.parametrize("blank", [" ", "\n\t", [{"role": "assistant", "content": " "}]])
+def test_a_blank_completion_is_an_empty_one(blank):
+    other = "a" if isinstance(blank, str) else [{"role": "assistant", "content": "a"}]
+    prompt = "q" if isinstance(blank, str) else [{"role": "user", "content": "q"}]
+    with pytest.raises(ValueError, match=r"PreferenceLabeler.label: row 0 has no text in column 'rejected'"):
+        labeler().label([{"prompt": prompt, "chosen": other, "rejected": blank}])
+
+
+def test_rows_are_labelled_as_a_dataset_of_them():
+    assert labeler().label(pairs(3).to_list()).to_list() == labeler().label(pairs(3)).to_list()
+
+
 def test_a_long_prompt_loses_its_beginning_and_it_is_said(monkeypatch):
     rows = pairs(3).to_list()
     rows[1]["prompt"] = "beginning " * 40 + "the end"
@@ -443,7 +455,10 @@ def test_answers_that_are_one_word_are_refused():
 @pytest.mark.parametrize(
     "dataset, message",
     [
-        ([{"prompt": "q"}], "expected a Dataset, got list"),
+        ([{"prompt": "q"}], r"has the columns \['prompt'\]"),
+        ([], "has the columns"),
+        ([{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": 1}], "rows are not of one kind"),
+        ("pairs.jsonl", "expected a Dataset, or a list of dicts, a row each; got str"),
         (Dataset.from_list([{"prompt": "q", "completion": "a"}]), r"has the columns \['prompt', 'completion'\]"),
         (Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}), "has no rows"),
         (

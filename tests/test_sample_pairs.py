@@ -57,6 +57,11 @@ def test_prompts_without_a_pair():
         sample_pairs(samples(p=["a", "a"]))
 
 
+def test_a_list_of_rows_is_drawn_from_alike():
+    rows = samples(p=["a", "b", "c"], q=["d", "e"])
+    assert sample_pairs([row | {"row": 0} for row in rows.to_list()]).to_list() == sample_pairs(rows).to_list()
+
+
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [

@@ -19,14 +19,14 @@ CALL = "sample_pairs"
 NEEDED = ("prompt", "completion")
 
 
-def sample_pairs(samples: Dataset, *, per_prompt: int = 1, seed: int = 0) -> Dataset:
+def sample_pairs(samples: Dataset | list[dict], *, per_prompt: int = 1, seed: int = 0) -> Dataset:
     """Pairs of different completions of one prompt, drawn: `prompt`, `completion_1`, `completion_2`.
 
         samples = Dataset.from_parquet("samples.parquet")     # of `trl-ext generate`, or a Grow's
         PreferenceLabeler("my-judge").label(sample_pairs(samples))
 
     Args:
-        samples: With `prompt` and `completion`, text or messages; those of one prompt may stand anywhere.
+        samples: Or a list of rows, with `prompt` and `completion`, text or messages; those of one prompt may stand anywhere.
         per_prompt: How many; of n different completions there are at most n (n − 1) / 2.
         seed: Of the draw, which is each prompt's own: more prompts change none.
 
@@ -51,9 +51,11 @@ def sample_pairs(samples: Dataset, *, per_prompt: int = 1, seed: int = 0) -> Dat
     return Dataset.from_list(pairs)
 
 
-def _by_prompt(samples: Dataset) -> dict[str, tuple[Text, dict[str, Text]]]:
+def _by_prompt(samples: Dataset | list[dict]) -> dict[str, tuple[Text, dict[str, Text]]]:
     """By what is equal for equal prompts: the prompt, and its completions by their text, without empty ones."""
     one_split(samples, call=CALL)
+    if isinstance(samples, list) and samples and all(isinstance(row, dict) and {*NEEDED} <= {*row} for row in samples):
+        samples = Dataset.from_list([{name: row[name] for name in NEEDED} for row in samples])
     columns = samples.column_names if isinstance(samples, Dataset) else type(samples).__name__
     if not isinstance(samples, Dataset) or not {*NEEDED} <= {*columns}:
         raise ValueError(f"{CALL}: expected a Dataset with `prompt` and `completion`, a row a sample; got {columns}.")

@@ -94,12 +94,12 @@ class PreferenceLabeler:
         return f"{self._judge.name} {self.wording.key}{reasons}"
 
     def label(
-        self, dataset: Dataset, *, keep: str | os.PathLike | None = None, progress: Progress | None = None
+        self, dataset: Dataset | list[dict], *, keep: str | os.PathLike | None = None, progress: Progress | None = None
     ) -> Dataset:
         """The pairs with the likelier completion as `chosen`; equal completions are left out, with a warning.
 
         Args:
-            dataset: With `prompt` and two completions, text or messages, as `completion_1` and `completion_2`, or as
+            dataset: Or a list of rows, with `prompt` and two completions, text or messages, as `completion_1` and `completion_2`, or as
                 `chosen` and `rejected`, with which labels are then compared.
             keep: A .jsonl file to which answers are written as they come: the same call goes on after a kill or an error,
                 and asks for the missing ones alone. An endpoint needs it.
@@ -111,13 +111,13 @@ class PreferenceLabeler:
         )
 
     def judge(
-        self, dataset: Dataset, *, keep: str | os.PathLike | None = None, progress: Progress | None = None
+        self, dataset: Dataset | list[dict], *, keep: str | os.PathLike | None = None, progress: Progress | None = None
     ) -> list[Judgement | None]:
         """Of each row what `label` makes its label of, both orders apart; None for equal completions."""
         return self._judged(dataset, keep, progress)[1]
 
     def _judged(
-        self, dataset: Dataset, keep: str | os.PathLike | None, progress: Progress | None
+        self, dataset: Dataset | list[dict], keep: str | os.PathLike | None, progress: Progress | None
     ) -> tuple[list[Pair], list[Judgement | None]]:
         call, began = f"{CALL}.label", time.perf_counter()
         pairs = preference_pairs(dataset, call=call)

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from trl_ext.ai_feedback.preference_questions import Question, conversation_text
 from trl_ext.sequences.preference_rows import SIDES, check_complete, pair_prompt, preference_row
-from trl_ext.sequences.prompt_rows import one_split
+from trl_ext.sequences.prompt_rows import as_dataset
 from trl_ext.sequences.texts import Text, text_of
 
 COMPLETIONS = ("completion_1", "completion_2")
@@ -45,18 +45,13 @@ class Pair(NamedTuple):
         return {"prompt": self.prompt, "chosen": chosen, "rejected": rejected, PROBABILITY: likelier}
 
 
-def preference_pairs(dataset: Dataset, *, call: str) -> list[Pair]:
+def preference_pairs(dataset: Dataset | list[dict], *, call: str) -> list[Pair]:
     """Of rows with `completion_1` and `completion_2`, or with `chosen` and `rejected`, which say what is given.
 
     Raises:
         ValueError: For a data set without such columns, or its first row whose values are none, or empty.
     """
-    one_split(dataset, call=call)
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"{call}: expected a Dataset, got {type(dataset).__name__}. Make one: Dataset.from_list(rows)."
-        )
-    dataset = dataset.with_format(None)
+    dataset = as_dataset(dataset, call=call).with_format(None)
     names = next((pair for pair in (COMPLETIONS, SIDES) if {*pair} <= {*dataset.column_names}), None)
     if names is None:
         raise ValueError(
@@ -80,6 +75,12 @@ def _pair(number: int, row: dict[str, Any], names: tuple[str, str], call: str) -
         prompt, first, second = pair_prompt(read)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    for name, text in zip(names, map(text_of, (first, second)), strict=True):
+        if not text.strip():
+            raise ValueError(
+                f"{where} has no text in column {name!r} (got {row[name]!r}), and text is all that a labeler reads. Complete it, "
+                "or drop such rows with `dataset.filter`."
+            )
     return Pair(number, prompt, first, second, _given(row, where) if names == SIDES else None)
 
 

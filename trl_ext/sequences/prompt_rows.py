@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 
 from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown, with_text
@@ -81,6 +82,24 @@ def one_split(rows: object, *, call: str) -> None:
             f"{call}: expected one data set, got a {type(rows).__name__} of {list(rows)}. Give one of them, e.g. "
             f"dataset[{next(iter(rows), 'train')!r}]."
         )
+
+
+def as_dataset(rows: object, *, call: str) -> Dataset:
+    """One data set as it is, and a list of rows as one; a ValueError for anything else."""
+    one_split(rows, call=call)
+    if isinstance(rows, Dataset):
+        return rows
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f"{call}: expected a Dataset, or a list of dicts, a row each; got {type(rows).__name__}. Make one: "
+            "Dataset.from_list(rows), or of a file load_dataset."
+        )
+    try:
+        return Dataset.from_list(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"{call}: its rows are not of one kind ({error}). Give each the same columns and types."
+        ) from error
 
 
 def check_prompts(
