@@ -17,6 +17,7 @@ class LogProbServer(ThreadingHTTPServer):
         requests: Path, body and key of each.
         faults: What becomes of the next requests, in turn: a status, "cut", "slow", or a function of the answer.
         always: The same of each.
+        limit: Longest request in characters, above which it is refused; None: there is none.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
@@ -28,6 +29,7 @@ class LogProbServer(ThreadingHTTPServer):
         self.busy = self.most_busy = 0
         self.wait = 0.0
         self.slow = threading.Event()
+        self.limit: int | None = None
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self) -> None:
@@ -98,7 +100,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             self.server.slow.wait(5)
         status = fault if isinstance(fault, int) else 200
-        answer = {"error": {"message": "not now"}} if isinstance(fault, int) else self.server.answer(request)
+        said = "not now"
+        if self.server.limit is not None and len(json.dumps(request)) > self.server.limit:
+            status = fault = 400
+            said = "This model's maximum context length is exceeded."
+        answer = {"error": {"message": said}} if isinstance(fault, int) else self.server.answer(request)
         body = fault(answer) if callable(fault) else answer
         body = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)

@@ -160,6 +160,28 @@ def test_a_fault_that_stays_is_an_error_without_the_key(fault, said, server, tmp
     assert len(labels) == 3 and len(server.requests) == before + 4  # both orders of the two that were missing
 
 
+def test_a_row_that_the_server_refuses_is_named(server, tmp_path):
+    rows = pairs(3).to_list()
+    rows[1]["prompt"] = "long " * 200
+    keep = tmp_path / "kept.jsonl"
+    server.limit = 900  # characters
+    with pytest.raises(EndpointError) as caught:
+        labeler(server).label(rows, keep=keep)
+    said = str(caught.value)
+    assert said.startswith("PreferenceLabeler.label: row 1, of 1,000 characters of prompt")
+    assert "maximum context length" in said and "shorten or drop that row" in said and KEY not in said
+    labels = labeler(server).label([rows[0], rows[2]], keep=keep)
+    assert len(labels) == 2
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_what_is_no_rows_fault_names_none(status, server, tmp_path):
+    server.always = status
+    with pytest.raises(EndpointError) as caught:
+        labeler(server, max_retries=0).label(pairs(1), keep=tmp_path / "kept.jsonl")
+    assert "row" not in str(caught.value).split("Where a run")[0]
+
+
 def test_what_was_asked_meanwhile_is_kept(server, tmp_path):
     keep = tmp_path / "kept.jsonl"
     server.wait, server.faults = 0.05, [without_log_probs]

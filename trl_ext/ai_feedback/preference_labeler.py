@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.ai_feedback.endpoint_judge import EndpointJudge
+from trl_ext.ai_feedback.endpoint_judge import EndpointJudge, RefusedQuestion
 from trl_ext.ai_feedback.judging import Judge, Judgement, is_judgement, judgement_of
 from trl_ext.ai_feedback.model_judge import ModelJudge
 from trl_ext.ai_feedback.preambles import Preamble, preamble_of
@@ -125,7 +125,10 @@ class PreferenceLabeler:
         if not differ:
             raise ValueError(f"{call}: the completions of all {len(pairs)} pairs are equal. Give pairs that differ.")
         kept = self._kept(keep, call)
-        found, asked, tokens = self._answered({_one_way(pair.question) for pair in differ}, kept, progress)
+        try:
+            found, asked, tokens = self._answered({_one_way(pair.question) for pair in differ}, kept, progress)
+        except RefusedQuestion as error:
+            raise _of_row(error, differ, call) from None
         judgements = [None if pair.is_equal else _of(pair.question, found) for pair in pairs]
         told = [each for each in judgements if each is not None]
         self.report = report_of(
@@ -178,6 +181,18 @@ def _judge(
     tokenizer = tokenizer or tokenizer_beside(place, call=CALL)
     check_vocabulary(tokenizer, module.config, call=CALL)
     return ModelJudge(module, tokenizer, batch_size=batch_size)
+
+
+def _of_row(error: RefusedQuestion, pairs: list[Pair], call: str) -> RefusedQuestion:
+    """The server's refusal, with the row that it is of and what to do."""
+    row = next(pair.row for pair in pairs if _one_way(pair.question) == error.question)
+    prompt, completions = error.question
+    said = (
+        f"{call}: row {row}, of {len(prompt):,} characters of prompt and {sum(map(len, completions)):,} of completions, was not "
+        f"labelled. {error} Where it is too long for the server's model, shorten or drop that row, give fewer examples, or serve "
+        "the model with a larger window; a prompt is cut of a model in the process alone."
+    )
+    return RefusedQuestion(error.question, said)
 
 
 def _one_way(question: Question) -> Question:

@@ -28,6 +28,7 @@ from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.seeds import stable_seed
 
+REFUSALS = (400, 413, 422)  # of what was asked, and not of who asks, or how often
 EMPTY_ANSWERS = 3  # in a row, after which a prompt is given up
 KEPT = "Where a run writes them down, finished parts are kept: once it answers again, resume the run for the missing ones alone."
 
@@ -38,6 +39,10 @@ class EndpointError(ConnectionError):
 
 class NoCompletion(EndpointError):
     """An endpoint that answers, but leaves one prompt without a completion."""
+
+
+class RefusedRequest(EndpointError):
+    """An endpoint that answers, and refuses what it was asked, e.g. as too long."""
 
 
 class EndpointGenerator:
@@ -196,7 +201,8 @@ class EndpointGenerator:
                 f"it refused {excerpt(prompt)} ({error.message}); a prompt that is too long for it must be shortened or dropped"
             ) from None
         except openai.APIStatusError as error:
-            raise self._error(f"it refused ({error.message})") from None
+            kind = RefusedRequest if error.status_code in REFUSALS else EndpointError
+            raise self._error(f"it refused ({error.message})", kind) from None
         except openai.APITimeoutError:
             raise self._error(f"it did not answer within {self._client.timeout} s") from None
         except openai.OpenAIError as error:
