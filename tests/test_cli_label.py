@@ -73,9 +73,13 @@ def test_query_types_by_the_shipped_classifier_and_by_a_model(here, capsys):
     write_rows(Path("prompts.jsonl"), rows)
     main(["label", "--query_types", "prompts.jsonl", "--output", "typed.parquet"])
     assert pq.read_table("typed.parquet")["query_type"].to_pylist() == ["open", "closed"]
-    assert capsys.readouterr().out.splitlines()[-1] == "typed.parquet: 2 rows: 1 open, 1 closed"
+    cost, said = capsys.readouterr().out.splitlines()[-2:]
+    assert cost.startswith("cost: 2 asked, 0 tokens, ") and said == "typed.parquet: 2 rows: 1 open, 1 closed"
     main(["label", "--query_types", "prompts.jsonl", "--model", "model", "--output", "other.parquet"])
     assert None not in pq.read_table("other.parquet")["query_type"].to_pylist()
+    labeler = LanguageModelLabeler("model")
+    list(labeler.label([row["prompt"] for row in rows]))
+    assert f"cost: 2 asked, {labeler.tokens:,} tokens, " in capsys.readouterr().out and labeler.tokens > 4 * 20
     kept = Path("other.parquet.answers.jsonl").read_text().splitlines()
     assert len(kept) == 2 and "language model" in json.loads(kept[0])["labeler"]
 
@@ -89,13 +93,14 @@ def server(monkeypatch):
     server.close()
 
 
-def test_query_types_by_a_server(here, server, monkeypatch):
+def test_query_types_by_a_server(here, server, monkeypatch, capsys):
     """Asked in both orders; an error that passes is asked again."""
     write_rows(Path("prompts.jsonl"), [{"prompt": f"{i}?"} for i in range(3)])
     server.faults = [500]
-    monkeypatch.setattr(server, "answer", lambda request: _said(request, "A"))
+    monkeypatch.setattr(server, "answer", lambda request: _said(request, "A") | {"usage": {"total_tokens": 7}})
     options = ["label", "--query_types", "prompts.jsonl", "--output", "typed.parquet"]
     main([*options, "--endpoint", "--model", "m", "--base_url", server.url])
+    assert "cost: 3 asked, 42 tokens, " in capsys.readouterr().out
     assert len(server.requests) == 7  # "A" in both orders is no type
     assert pq.read_table("typed.parquet")["query_type"].to_pylist() == [None] * 3
     assert len(Path("typed.parquet.answers.jsonl").read_text().splitlines()) == 3

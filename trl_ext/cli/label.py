@@ -106,7 +106,7 @@ def _label_queries(
         watched = WatchedLabeler(labeler, progress)
         labels = label_query_types(dataset, watched, threshold=sure.threshold, keep=keep, relabel=sure.relabel)
     counts = Counter(kind or "without a type" for kind in labels["query_type"])
-    return f"{_written(labels, output)}: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}"
+    return f"{watched.cost()}\n{_written(labels, output)}: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}"
 
 
 def _rows(args: LabelArguments, name: str, flag: str) -> Dataset:

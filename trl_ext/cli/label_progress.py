@@ -1,8 +1,10 @@
 """How far `trl-ext label` is, how fast, and what it has cost."""
 
+import time
 from collections.abc import Iterator
 
 from trl_ext.cli.generate_progress import PartProgress
+from trl_ext.query_types import EndpointLabeler, LanguageModelLabeler
 from trl_ext.query_types.labels import Label, Labeler
 
 
@@ -59,16 +61,24 @@ class WatchedLabeler:
     def __init__(self, labeler: Labeler, progress: LabelProgress):
         self._labeler, self._progress = labeler, progress
         self.name, self.threshold, self.needs_file = labeler.name, labeler.threshold, labeler.needs_file
+        self.asked, self._start = 0, time.perf_counter()
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
         self._progress.begin(len(queries), 0)
-        before = self._tokens
+        before = self.tokens
         for each in self._labeler.label(queries):
             yield each
-            self._progress.advance(self._tokens - before)
-            before = self._tokens
+            now = self.tokens
+            self.asked += 1
+            self._progress.advance(now - before)
+            before = now
 
     @property
-    def _tokens(self) -> int:
-        """Of those who read any: the shipped classifier reads none."""
-        return getattr(self._labeler, "tokens", 0)
+    def tokens(self) -> int:
+        """Read and written so far; the classifier has none."""
+        is_counted = isinstance(self._labeler, EndpointLabeler | LanguageModelLabeler)
+        return self._labeler.tokens if is_counted else 0
+
+    def cost(self) -> str:
+        """As the report of preferences has it."""
+        return f"cost: {self.asked:,} asked, {self.tokens:,} tokens, {time.perf_counter() - self._start:,.1f} s"

@@ -62,6 +62,15 @@ def text_and_end(choice: Any) -> tuple[str, bool] | None:
     return (text, ended) if text or (text is not None and ended) else None
 
 
+def tokens_of(answer: str) -> int:
+    """That the server says an answer has cost; 0 where it does not, or cannot be read."""
+    try:
+        count = json.loads(answer)["usage"]["total_tokens"]
+    except (ValueError, TypeError, LookupError):
+        return 0
+    return count if isinstance(count, int) else 0
+
+
 def _broke(choice: Any) -> bool:
     return not isinstance(choice, dict) or choice.get("finish_reason") in ("error", "abort")
 

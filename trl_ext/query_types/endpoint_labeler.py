@@ -67,7 +67,7 @@ class EndpointLabeler:
 
     @property
     def tokens(self) -> int:
-        """Read and written for all that was asked so far, as the server counts them."""
+        """Read and written so far, as the server counts them."""
         return self._server.tokens
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:

@@ -33,7 +33,7 @@ class LanguageModelLabeler:
         batch_size: Queries of a pass, in either order after the other.
 
     Attributes:
-        tokens: Read for all that was asked so far.
+        tokens: Read so far, in either order.
     """
 
     threshold = 0.5
@@ -75,7 +75,7 @@ class LanguageModelLabeler:
     def _odds(self, queries: list[str], order: tuple[str, str]) -> Tensor:
         """log p(A) − log p(B); all questions of an order begin alike, which is read once."""
         choices = [self._choice(query, order) for query in queries]
-        self.tokens += sum(len(choice.context) + max(map(len, choice.options)) - 1 for choice in choices)
+        self.tokens += sum(len(choice.context) for choice in choices)
         return choice_log_probs(self.model, choices, batch_size=len(choices)).mv(torch.tensor([1.0, -1.0]).double())
 
     def _check_numbers(self, queries: list[str], logits: list[float]) -> None:
