@@ -15,7 +15,7 @@ from peft import LoraConfig
 from tiny import byte_tokenizer, tiny_llama
 
 from trl_ext import PreferenceLabeler, SharedBase
-from trl_ext.ai_feedback import PREAMBLES, Example, Preamble
+from trl_ext.ai_feedback import PREAMBLES, Example, Preamble, model_judge
 from trl_ext.ai_feedback.judging import Answer, judgement_of
 from trl_ext.ai_feedback.preference_pairs import Pair
 from trl_ext.ai_feedback.preference_report import report_of
@@ -485,3 +485,16 @@ def test_presets_show_the_pair_and_ask_for_its_answers():
         shown = preamble.shown("{prompt} x", "{completion_2}", "b")
         assert "{prompt} x" in shown and "{completion_2}" in shown and preamble.answers == ("1", "2")
         assert "1" in preamble.ending and "2" in preamble.ending
+
+
+def test_both_orders_of_a_long_prompt_are_read_behind_it(monkeypatch):
+    """As each alone, whose prompt is then all that both begin with; and in a pass of their own."""
+    rows = [row | {"prompt": f"{i} " + "long " * 120} for i, row in enumerate(pairs(3).to_list())]
+    asked, passes = labeler(window=2048), []
+    alone = [asked.judge([row])[0].probability for row in rows]
+    read = model_judge.choice_log_probs
+    monkeypatch.setattr(
+        model_judge, "choice_log_probs", lambda *args, **more: passes.append(len(args[1])) or read(*args, **more)
+    )
+    assert [each.probability for each in asked.judge(rows)] == pytest.approx(alone, abs=1e-5)
+    assert passes == [2, 2, 2]
