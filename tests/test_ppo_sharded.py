@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from cpu_sharding import FSDP2
 from peft import PeftModel
 from safetensors.torch import load_file
 from table_case import TABLE, run, saved_and_evaluated
@@ -26,6 +28,14 @@ def in_two(folder: Path, what: str = "trained", **options) -> dict[str, torch.Te
     return first | second
 
 
+def test_the_example_says_what_is_tested_here():
+    """By the names that `accelerate launch` gives a file's settings in its processes' environment."""
+    settings = yaml.safe_load(Path(__file__).parents[1].joinpath("examples/accelerate/fsdp2.yaml").read_text())
+    said = {name.upper(): str(value).lower() for name, value in settings["fsdp_config"].items()}
+    assert settings["distributed_type"] == "FSDP"
+    assert said == {name: value.lower() for name, value in FSDP2.items() if name.startswith("FSDP_")}
+
+
 def learned(told: dict) -> list[str]:
     return [name for name in told if name.startswith(("policy.", "critic."))]
 
@@ -38,6 +48,7 @@ CASES = {
     "adaptive, clipped": {"kind": "head", "full": True, "adaptive_kl": True, "kl_target": 1.0, "max_grad_norm": 0.1},
     "warm-up": {"kind": "model", "full": True, "critic_warmup_rollouts": 1},
     "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
+    "recomputed, not clipped": {"kind": "model", "full": True, "gradient_checkpointing": True, "max_grad_norm": 0.0},
     "attached": {"kind": "head", "full": True, "detach_critic": False},
 }
 
