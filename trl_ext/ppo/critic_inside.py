@@ -11,8 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trl_ext.trainer_kit.passes import under_adapter
-
 INSIDE = "ppo_critic"  # its name there
 
 
@@ -64,11 +62,3 @@ def taken_out(policy: PreTrainedModel) -> Iterator[None]:
 def is_critics(name: str) -> bool:
     """Whether a parameter of a policy is that of the critic inside."""
     return name.startswith(f"{INSIDE}.")
-
-
-def sample_in_step(policy: PreTrainedModel) -> None:
-    """Let all processes sample as many tokens as the slowest, since each pass of one needs the others' weights.
-
-    transformers does so for a model that it knows to be sharded, which accelerate does not tell it.
-    """
-    under_adapter(policy)._is_fsdp_managed_module = True

@@ -18,7 +18,7 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
-from trl_ext.ppo.critic_inside import sample_in_step, taken_out, without_critic
+from trl_ext.ppo.critic_inside import taken_out, without_critic
 from trl_ext.ppo.engine_checks import shards_policy
 from trl_ext.ppo.like_lengths import TOKEN_MEANS, LikeLengths, joined, weigh
 from trl_ext.ppo.metrics import PPOMetrics
@@ -215,8 +215,6 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             datasets: By the argument that they came in.
         """
         check_policy(self.model, sees_images=self._is_vlm)
-        if shards_policy(self):
-            sample_in_step(self.model)
         if self.args.disable_dropout:
             turn_off_dropout(self.model)
         complete_reference(self.model)
