@@ -196,9 +196,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             )
         self._take_policy(adapters, named_rows(train_dataset, eval_dataset))
         ask(rollouts, self)
-        self.critic = make_critic(
-            value_model, self.model, self._tokenizer, args, self.accelerator, sharded=shards_policy(self)
-        )
+        where = {"accelerator": self.accelerator, "sharded": shards_policy(self)}
+        self.critic = make_critic(value_model, self.model, self._tokenizer, args, **where)
         self.rollouts = RolloutState(args)
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights, sampler_name(self))
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
