@@ -1,8 +1,8 @@
 """`trl-ext plan`: will a run fit the card? By arithmetic from the model's configuration; nothing is loaded."""
 
-import re
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 
+from trl_ext.memory_planning.card_sizes import card_bytes, sold_size
 from trl_ext.memory_planning.plan_settings import METHODS, PlanSettings
 
 DESCRIPTION = """\
@@ -10,8 +10,6 @@ Predict the peak of memory of each phase of a run, compare it with a card, and n
 fit. MODEL is a path or hub id of any causal language model, of which config.json alone is read, or one of llama-2-7b,
 mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b. Ends with 0 if it fits or there is no card to compare with,
 1 if it does not, 2 for bad input."""
-UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 2**30, "MB": 2**20, "": 2**30}
-USABLE = 0.98  # of what a card is sold as: 24 GB hold 23.5 GiB
 NUMBERS = {
     "batch": "completions sampled at once, the batch of one step",
     "micro_batch": "sequences per pass in training; of a reward model, pairs",
@@ -144,8 +142,8 @@ def _bound_of(args: Namespace, card_name: str):
         return None
     if not card_name:
         raise ValueError('trl-ext plan --hours: there is no card here. Name one, e.g. --gpu "RTX 4090".')
-    if _size(card_name):
-        alike = [f'"{name}"' for name in sold_with(float(_size(card_name)[1]))]
+    if sold_size(card_name):
+        alike = [f'"{name}"' for name in sold_with(float(sold_size(card_name)[1]))]
         named = f"one of those with as much: {', '.join(alike)}" if alike else 'e.g. "RTX 4090"'
         raise ValueError(
             f"trl-ext plan --hours --gpu {card_name}: a size does not say how fast a card is. Give its name, {named}."
@@ -162,34 +160,3 @@ def the_card(given: str | None, *, flag: str = "trl-ext plan --gpu") -> tuple[in
     if not torch.cuda.is_available():
         return None, ""
     return torch.cuda.mem_get_info()[1], torch.cuda.get_device_name()
-
-
-def card_bytes(given: str, *, flag: str = "trl-ext plan --gpu") -> int:
-    """Bytes that a card holds: of "24GB", as sold, 98 %; of "23.5GiB" exactly those; of "RTX 4090" what torch counts.
-
-    >>> round(card_bytes("24GB") / 2**30, 2), card_bytes("23.5 GiB") / 2**30, card_bytes("RTX 4090") / 2**30
-    (23.52, 23.5, 23.5)
-    """
-    match = _size(given)
-    if match is None and re.search(r"\d", given) and not re.match(r"\s*-", given):
-        from trl_ext.memory_planning.card_speeds import card_named
-
-        return card_named(given, call=flag).bytes
-    if match is None or not float(match[1]):
-        raise ValueError(
-            f"{flag} {given!r}: expected a card's name, or a size with a unit. Give e.g. 'RTX 4090', the size as sold, "
-            "e.g. 24GB, or what it holds exactly, e.g. 23.5GiB."
-        )
-    unit = match[2].upper()
-    return int(float(match[1]) * UNITS[unit] * (1 if unit.endswith("IB") else USABLE))
-
-
-def _size(given: str) -> re.Match | None:
-    """What it says as a size; None of a name, of which some are a bare number."""
-    from trl_ext.memory_planning.card_speeds import cards_called
-
-    return (
-        None
-        if cards_called(given)
-        else re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|mib|gb|mb|)\s*", given, flags=re.IGNORECASE)
-    )
