@@ -42,15 +42,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trl_ext import LearnedReward, PreferenceLabeler, SelfInstruct, SelfInstructConfig, evaluate
-from trl_ext.demo.answers import sample_questions
-from trl_ext.demo.stages import COMPLETION_LENGTH, closed_right, r3
-from trl_ext.demo.world import load_world
+from trl_ext.demo import COMPLETION_LENGTH, closed_right, load_world, r3, sample_questions
 from trl_ext.generation import EndpointLogProbs
-from trl_ext.reporting.page import report
+from trl_ext.reporting import report
 from trl_ext.self_instruct import MadeTasks
-from trl_ext.trainer_kit.commands import ends_in_one_line
-from trl_ext.trainer_kit.own_folders import claim_folder
-from trl_ext.trainer_kit.seeds import check_seed
+from trl_ext.trainer_kit import check_seed, claim_folder, ends_in_one_line
 
 FOLDER = Path(__file__).parent
 AS_QUESTIONS = {"prompt_with_input": "{input}"}  # the demo's policy knows questions, and no instructions before them

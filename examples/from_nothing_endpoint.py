@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import exp, log
 from pathlib import Path
 
-from trl_ext.demo.world import Entity, answered_right, questions
-from trl_ext.trainer_kit.seeds import stable_seed
+from trl_ext.demo import Entity, answered_right, questions
+from trl_ext.trainer_kit import stable_seed
 
 Answers = Callable[[str], str | None]
 Judge = Callable[[str], float | None]

@@ -15,10 +15,8 @@ from pathlib import Path
 from from_nothing_endpoint import RecordedEndpoint, prompt_key
 
 from trl_ext import EndpointGenerator, SelfInstruct, SelfInstructConfig, TaskWording
-from trl_ext.demo.answers import EVASIVE, other_fact, short, wrong_value
-from trl_ext.demo.attributes import ATTRIBUTES, OPEN_QUESTIONS
-from trl_ext.demo.world import OPEN, Entity, load_world
-from trl_ext.trainer_kit.seeds import stable_seed
+from trl_ext.demo import ATTRIBUTES, EVASIVE, OPEN, OPEN_QUESTIONS, Entity, load_world, other_fact, short, wrong_value
+from trl_ext.trainer_kit import stable_seed
 
 FOLDER = Path(__file__).parent
 SEEDS, RECORDED = FOLDER / "from_nothing_seeds.jsonl", FOLDER / "from_nothing_recorded.jsonl"
@@ -158,7 +156,9 @@ def main() -> None:
         made = SelfInstruct(generator=EndpointGenerator("recorded", server.url), config=CONFIG).run(SEEDS, folder)
     made.print()
     rows = [{"prompt": key, "text": text} for key, text in writer.said.items()]
-    RECORDED.write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["prompt"])))
+    RECORDED.write_text(
+        "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["prompt"])), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from trl_ext import (
     RAFTTrainer,
     TransformersGenerator,
 )
-from trl_ext.demo.world import ASSETS
+from trl_ext.demo import ASSETS
 from trl_ext.generation import Part, Policy, Sampling
-from trl_ext.self_training.run_folder import forget_run
-from trl_ext.sequences.texts import text_of
-from trl_ext.trainer_kit.seeds import stable_seed
+from trl_ext.self_training import forget_run
+from trl_ext.sequences import text_of
+from trl_ext.trainer_kit import stable_seed
 
 SAMPLES = 6  # answers of which neighbours are compared
 BATCH = 32

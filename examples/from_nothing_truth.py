@@ -7,7 +7,7 @@ from typing import NamedTuple
 from from_nothing_endpoint import quality
 
 from trl_ext import LearnedReward
-from trl_ext.demo.world import Entity, questions
+from trl_ext.demo import Entity, questions
 
 UNDECIDED = 0.05  # |P − ½| below which a pair teaches nothing
 SIDES = ("better", "worse")

@@ -9,10 +9,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext import LearnedReward
-from trl_ext.sequences.preference_rows import repeats_prompt, without_repeat
-from trl_ext.sequences.text_shapes import shown
-from trl_ext.sequences.token_ids import prompt_ids, whole_ids
-from trl_ext.trainer_kit.row_files import UNREADABLE, json_rows
+from trl_ext.sequences import prompt_ids, repeats_prompt, shown, whole_ids, without_repeat
+from trl_ext.trainer_kit import UNREADABLE, json_rows
 
 NAME_YOURS = "Name yours with --pair-fields or --prompt-field."
 MESSAGES = (

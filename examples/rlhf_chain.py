@@ -36,14 +36,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, PPOConfig, PPOTrainer
-from trl_ext.self_training.monitors import distinct
-from trl_ext.sequences.texts import wordpunct
-from trl_ext.sequences.windows import model_window
-from trl_ext.trainer_kit.commands import ends_in_one_line
-from trl_ext.trainer_kit.loading import loading
-from trl_ext.trainer_kit.own_folders import claim_folder
-from trl_ext.trainer_kit.seeds import check_seed
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, LearnedReward, PPOConfig, PPOTrainer, wordpunct
+from trl_ext.self_training import distinct
+from trl_ext.sequences import model_window
+from trl_ext.trainer_kit import check_seed, claim_folder, ends_in_one_line
 
 PPO_EPOCHS = 4  # over each batch of rollouts
 MARK, OWN = "rlhf_chain.json", re.compile(r"seed-\d+|table\.txt|results\.json")  # in OUT: whose it is; what is written
@@ -278,9 +274,14 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     options, console = parse(arguments), Console(record=True, width=100)
     for seed in options.seeds:
         check_seed(seed, call=f"--seeds {seed}")
-    with loading(f"--model {options.model}"):
+    try:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         window = model_window(AutoConfig.from_pretrained(options.model)) or 1024
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model {options.model}: it cannot be loaded ({str(error).splitlines()[0]}). Give a folder written by "
+            "save_pretrained, or a hub id."
+        ) from error
     max_length = options.max_length or min(window, 1024)
     room = window - options.max_completion_length
     pairs = load_pairs(options.pairs, options.pair_fields, tokenizer, max_length, console)

@@ -32,13 +32,8 @@ from train_7b_stages import STAGES, on_gpu
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from trl_ext import SharedBase
-from trl_ext.cli.plan import card_bytes
-from trl_ext.memory_planning.plan_advice import Advice
-from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
-from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint
-from trl_ext.trainer_kit.commands import ends_in_one_line
-from trl_ext.trainer_kit.own_folders import claim_folder
-from trl_ext.trainer_kit.seeds import check_seed
+from trl_ext.memory_planning import Advice, MemoryPlan, card_bytes, memory_plan
+from trl_ext.trainer_kit import check_seed, claim_folder, ends_in_one_line, newest_complete_checkpoint
 
 GIB = 2**30
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "trl-ext")
@@ -198,7 +193,7 @@ def run_stage(name: str, base: SharedBase, options, plan: MemoryPlan | None) -> 
     folder = options.output_dir / name
     path = folder / "stage.json"
     if path.exists():
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         check_same(name, record["settings"], settings_of(options))
         print(f"{name}: finished before, {folder} is used as it is")
         return record
@@ -223,7 +218,7 @@ def run_stage(name: str, base: SharedBase, options, plan: MemoryPlan | None) -> 
         "peak_gib": peak_of(name, trainer),
         "curve": curve(trainer.state.log_history, CURVES[name]),
     }
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     return record
 
 

@@ -5,11 +5,8 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.sequences.prompt_rows import read_prompts
-from trl_ext.sequences.text_shapes import with_text
-from trl_ext.sequences.token_ids import prompt_ids
-from trl_ext.sequences.unread_columns import warn_of_unread
-from trl_ext.trainer_kit.row_files import READERS, read_rows
+from trl_ext.sequences import prompt_ids, read_prompts, warn_of_unread, with_text
+from trl_ext.trainer_kit import READERS, read_rows
 
 
 def load_rows(name: str, option: str, formats: list[list[str]]) -> Dataset:

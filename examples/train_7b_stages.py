@@ -18,7 +18,7 @@ from trl_ext import (
     RAFTTrainer,
     SharedBase,
 )
-from trl_ext.memory_planning.planning import MemoryPlan
+from trl_ext.memory_planning import MemoryPlan
 
 HELD_OUT = 0.05  # of the pairs, for the reward model's accuracy
 

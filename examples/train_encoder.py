@@ -32,8 +32,8 @@ from tokenizers import BertWordPieceTokenizer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from trl_ext.rewards.encoder import mean_pooled
-from trl_ext.trainer_kit.commands import ends_in_one_line
+from trl_ext.rewards import mean_pooled
+from trl_ext.trainer_kit import ends_in_one_line
 
 SPAN = (0.1, 0.5)  # of a text, Contriever's
 DROPPED = 0.1  # of a span's tokens

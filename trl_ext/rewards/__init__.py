@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from trl_ext.trainer_kit.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from trl_ext.rewards.encoder import mean_pooled as mean_pooled
     from trl_ext.rewards.ensemble_reward import EnsembleReward as EnsembleReward
     from trl_ext.rewards.learned_reward import LearnedReward as LearnedReward
     from trl_ext.rewards.length_incentive import LengthIncentive as LengthIncentive
