@@ -128,7 +128,8 @@ def _json(path: Path, found: list[RewardEvaluation], record: dict[str, Any]) -> 
         each.to_dict() | {"compared_with_first": None if each is first else _compared(each, first)} for each in found
     ]
     path.write_text(
-        json.dumps([each | {COMMAND: record} for each in said], indent=1, ensure_ascii=False, allow_nan=False)
+        json.dumps([each | {COMMAND: record} for each in said], indent=1, ensure_ascii=False, allow_nan=False),
+        encoding="utf-8",
     )
 
 

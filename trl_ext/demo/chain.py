@@ -143,10 +143,12 @@ def _timed(console: Console, stage: str):
 
 
 def _save(console: Console, output_dir: Path, measures: dict, questions: list[dict], texts: dict, logs: dict) -> None:
-    (output_dir / "measures.json").write_text(json.dumps(measures, indent=2, ensure_ascii=False))
-    (output_dir / "logs.json").write_text(json.dumps(logs, ensure_ascii=False))
+    (output_dir / "measures.json").write_text(json.dumps(measures, indent=2, ensure_ascii=False), encoding="utf-8")
+    (output_dir / "logs.json").write_text(json.dumps(logs, ensure_ascii=False), encoding="utf-8")
     rows = [row | {run: answers[i] for run, answers in texts.items()} for i, row in enumerate(questions)]
-    (output_dir / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    (output_dir / "answers.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     console.print(f"\nModels, answers and numbers: {output_dir}")
 
 

@@ -59,12 +59,12 @@ def _entity(kind: str, subject: str, rng: random.Random) -> Entity:
 
 
 def save_world(world: list[Entity], path: Path) -> None:
-    path.write_text("[\n" + ",\n".join(json.dumps(asdict(entity)) for entity in world) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(asdict(entity)) for entity in world) + "\n]\n", encoding="utf-8")
 
 
 def load_world() -> list[Entity]:
     """The world that the policy and the encoder beside it have read about."""
-    return [Entity(**entity) for entity in json.loads((ASSETS / "world.json").read_text())]
+    return [Entity(**entity) for entity in json.loads((ASSETS / "world.json").read_text(encoding="utf-8"))]
 
 
 def questions(world: list[Entity], *, held_out: bool) -> list[dict]:

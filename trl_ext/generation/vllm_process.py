@@ -41,7 +41,7 @@ class VLLMProcess:
 
     def __init__(self, engine: dict[str, Any], variables: dict[str, str], folder: Path):
         self.engine, self.variables, self.folder = engine, variables, folder
-        (folder / "engine.json").write_text(json.dumps(engine))
+        (folder / "engine.json").write_text(json.dumps(engine), encoding="utf-8")
         self.is_busy = False  # with parts that nobody has asked for yet
         self._has_answered = False  # so that vLLM can run this base
         self._children: list[subprocess.Popen] = []  # the last is alive, unless it has crashed
@@ -116,7 +116,7 @@ class VLLMProcess:
         code = self._children[-1].wait()
         if may_restart and code != REFUSED and (self._has_answered or code < 0):
             return
-        log = (self.folder / "worker.log").read_text(errors="replace")[-LOG_TAIL:]
+        log = (self.folder / "worker.log").read_text(errors="replace", encoding="utf-8")[-LOG_TAIL:]
         self.close()
         raise VLLMError(
             f"VLLMGenerator: vLLM ended with code {code} and {what}. Put right what follows, then ask again; a run "
@@ -125,7 +125,7 @@ class VLLMProcess:
 
     def _send(self, request: dict[str, Any]) -> None:
         path = self.folder / "request.json"
-        path.write_text(json.dumps(request))
+        path.write_text(json.dumps(request), encoding="utf-8")
         self._write({"do": "answer", "request": str(path)})
 
     def _tell(self, what: str) -> None:
@@ -148,7 +148,7 @@ class VLLMProcess:
         for line in self._answers:
             told, self._has_answered = json.loads(line), True
             path = part_file(self.folder, told["part"])
-            answers = json.loads(path.read_text())
+            answers = json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
             del parts[told["part"]]
             if not parts:

@@ -85,12 +85,12 @@ class Engine:
         elif command["do"] == "wake":
             self.llm.wake_up()
         else:
-            request = json.loads(Path(command["request"]).read_text())
+            request = json.loads(Path(command["request"]).read_text(encoding="utf-8"))
             with refusals():
                 self.take(request["adapter"])
             for index, answers in self.parts(request):
                 with written_whole(part_file(Path(request["folder"]), index)) as partial:
-                    partial.write_text(json.dumps(answers))
+                    partial.write_text(json.dumps(answers), encoding="utf-8")
                 say(part=index)
 
 
@@ -133,7 +133,7 @@ def main(engine_path: str, answers: int) -> None:
         os.write(answers, json.dumps(what).encode() + b"\n")
 
     with refusals():
-        engine = Engine(json.loads(Path(engine_path).read_text()))
+        engine = Engine(json.loads(Path(engine_path).read_text(encoding="utf-8")))
     while True:
         say(done=True)
         engine.do(commands.get(), say)

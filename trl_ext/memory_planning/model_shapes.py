@@ -108,7 +108,7 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 def _parsed(path: Path, call: str) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{call}(model={str(path)!r}): it is no JSON ({error}). Give a model's config.json."

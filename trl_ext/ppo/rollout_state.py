@@ -97,7 +97,7 @@ class RolloutState:
         save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, tensor_file)
         trackers = {name: {key: getattr(getattr(self, name), key) for key in keys} for name, keys in TRACKERS.items()}
         counters = {"step": step, "rollouts": self.sampled} | self._batching()
-        state_file.write_text(json.dumps({"counters": counters} | trackers))
+        state_file.write_text(json.dumps({"counters": counters} | trackers), encoding="utf-8")
 
     def load(self, folder: str | Path, process: int, device: torch.device) -> tuple[int, Batches | None]:
         """Read what `save` wrote; returns its `step` and `batches`.
@@ -112,7 +112,7 @@ class RolloutState:
                 f"PPOTrainer.train(resume_from_checkpoint={str(folder)!r}): there is no {state_file.name} in it, so it is "
                 "not a checkpoint of PPOTrainer with as many processes. To start from its weights, load them as the model."
             )
-        state = json.loads(state_file.read_text())
+        state = json.loads(state_file.read_text(encoding="utf-8"))
         self._check_batching(state["counters"], folder)
         self.sampled = state["counters"]["rollouts"]
         for name in TRACKERS:

@@ -165,7 +165,9 @@ def _check_missing(path: str, missing: set[str], new_head: bool) -> None:
 def _saved_tensor(path: str, name: str, **model_kwargs) -> torch.Tensor:
     known = {key: value for key, value in model_kwargs.items() if key in HUB_KWARGS}
     index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **known)
-    file = SAFE_WEIGHTS_NAME if index is None else json.loads(Path(index).read_text())["weight_map"][name]
+    file = (
+        SAFE_WEIGHTS_NAME if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name]
+    )
     with safe_open(cached_file(path, file, **known), "pt") as tensors:
         return tensors.get_tensor(name)
 

@@ -50,7 +50,7 @@ class RunFolder:
                 f"{call}: the weights of this trainer have moved since the run began, and there is no checkpoint to take "
                 "them from. Build the trainer anew; what was sampled and scored is used again."
             )
-        improves = json.loads(Path(checkpoint, TABLE).read_text())["improves"] if checkpoint else []
+        improves = json.loads(Path(checkpoint, TABLE).read_text(encoding="utf-8"))["improves"] if checkpoint else []
         places = [self.path, *_sources(checkpoint)] if checkpoint else []
         if improves and not any(GrowFiles(path, improves[-1]["stage"]).finished.exists() for path in places):
             name = GrowFiles(self.path, improves[-1]["stage"]).finished.name

@@ -61,7 +61,7 @@ class StageTable:
     cost: int = 0
 
     def save(self, folder: str | Path) -> None:
-        (Path(folder) / TABLE).write_text(json.dumps(asdict(self), indent=1))
+        (Path(folder) / TABLE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     def clear(self) -> None:
         self.improves, self.cost = [], 0
@@ -74,7 +74,7 @@ class StageTable:
                 f"train(resume_from_checkpoint={str(folder)!r}): there is no {TABLE} in it, so it is not a checkpoint "
                 "of RAFT or ReST. To start from its weights, load them as the model."
             )
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
         self.improves, self.cost = [ImproveEntry(**entry) for entry in table["improves"]], table["cost"]
 
 

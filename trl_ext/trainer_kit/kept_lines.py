@@ -64,7 +64,7 @@ class KeptLines:
         """Make the file, before anybody is asked for what could not be kept."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()
+            path.open("a", encoding="utf-8").close()
         except OSError as error:
             raise ValueError(
                 f"{self._asked(path)} it cannot be written ({error.strerror or error}). Give a file where you may write."

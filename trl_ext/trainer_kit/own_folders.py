@@ -63,7 +63,7 @@ def check_own_folder(folder: Path, mark: str, run: Record, *, names: re.Pattern[
 def mark_folder(folder: Path, mark: str, run: Record) -> None:
     """Say that a folder is a run's."""
     with written_whole(folder / mark) as partial:
-        partial.write_text(json.dumps(run, indent=1, sort_keys=True))
+        partial.write_text(json.dumps(run, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def claim_folder(folder: Path, mark: str, run: Record, *, names: re.Pattern[str], call: str) -> None:

@@ -97,7 +97,7 @@ def write_record(folder: Path, record: Record) -> None:
     """Write it, in place of one by the former name."""
     remove_leftovers(folder, RECORD_NAME)  # of a kill: this one takes their place
     with written_whole(folder / RECORD) as partial:
-        partial.write_text(json.dumps(record, indent=1, sort_keys=True))
+        partial.write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
     (folder / FORMER).unlink(missing_ok=True)
 
 
