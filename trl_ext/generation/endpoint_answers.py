@@ -142,12 +142,3 @@ class Secrets(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = self.hidden(record.getMessage()), None
         return True
-
-
-def tokens_of(answer: str) -> int:
-    """That the server says an answer has cost; 0 where it does not, or cannot be read."""
-    try:
-        count = json.loads(answer)["usage"]["total_tokens"]
-    except (ValueError, TypeError, LookupError):
-        return 0
-    return count if isinstance(count, int) else 0
