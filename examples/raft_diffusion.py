@@ -27,9 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from trl_ext.self_training.selection import at_most_per_prompt, best_overall, best_per_prompt, random_of_same_size
-from trl_ext.trainer_kit.seeds import seeded, stable_seed
-from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.self_training import at_most_per_prompt, best_overall, best_per_prompt, random_of_same_size
+from trl_ext.trainer_kit import seeded, stable_seed, written_whole
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")  # noise by ᾱ_t, which the loss below assumes
 PREDICTIONS = ("epsilon", "v_prediction")

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from trl_ext.trainer_kit.seeds import seeded, stable_seed
+from trl_ext.trainer_kit import seeded, stable_seed
 
 ARMS = ("start", "random", "confidence", "ink")
 MEASURES = ("held-out", "confidence", "ink", "diversity")

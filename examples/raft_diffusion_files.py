@@ -8,8 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from trl_ext.generation.sample_files import read_table, write_table
-from trl_ext.trainer_kit.whole_files import written_whole
+from trl_ext.generation import read_table, write_table
+from trl_ext.trainer_kit import written_whole
 
 Images = NDArray[np.uint8]  # (N, H, W, C)
 Condition = str | int  # a prompt, or a class

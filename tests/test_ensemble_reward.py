@@ -8,13 +8,14 @@ import warnings
 import numpy as np
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 from tiny import byte_tokenizer, reversed_tokenizer, tiny_llama, tiny_reward_model
 
 from trl_ext import EnsembleReward, LearnedReward, SharedBase, add_margins
 from trl_ext.rewards.ensemble_standard import Standard
 from trl_ext.rewards.reward_callables import reward_functions
 from trl_ext.rewards.reward_columns import check_columns, columns_named
-from trl_ext.rewards.reward_fingerprints import reward_settings
+from trl_ext.rewards.reward_fingerprints import reward_settings, same_reward
 
 PROMPTS, TEXTS = ["why? "] * 4, ["a", "bb", "ccc", "dddd"]
 
@@ -350,3 +351,17 @@ def test_one_model_by_two_paths_is_one_member(tmp_path, monkeypatch):
             EnsembleReward(twice)
         with pytest.raises(ValueError, match="member 1 is the same as member 0, and adds nothing"):
             add_margins(Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}), twice)
+
+
+def test_a_role_and_its_adapter_are_one_member(tmp_path):
+    """PEFT keeps a random head beside an adapter's own, which no score comes from."""
+    tiny_llama(byte_tokenizer()).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    base = SharedBase.from_pretrained(str(tmp_path / "base"))
+    role = base.reward_model(LoraConfig(r=2, target_modules=["q_proj"]))
+    role.module.save_pretrained(str(tmp_path / "rm"))
+    for again in (base.reward_model(str(tmp_path / "rm")), LearnedReward(str(tmp_path / "rm"))):
+        assert same_reward(role, again)
+        with pytest.raises(ValueError, match="member 1 is the same as member 0"):
+            EnsembleReward([role, again])
+    assert not same_reward(role, base.reward_model(LoraConfig(r=2, target_modules=["q_proj"]), name="other", seed=1))

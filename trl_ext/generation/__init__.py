@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trl_ext.generation.protocol import Policy as Policy
     from trl_ext.generation.protocol import Sampling as Sampling
     from trl_ext.generation.rollouts import vllm_rollouts as vllm_rollouts
+    from trl_ext.generation.sample_files import read_table as read_table
+    from trl_ext.generation.sample_files import write_table as write_table
     from trl_ext.generation.transformers_generator import TransformersGenerator as TransformersGenerator
     from trl_ext.generation.vllm_generator import VLLMGenerator as VLLMGenerator
 

@@ -20,6 +20,7 @@ from trl_ext.trainer_kit.fingerprints import model_fingerprint, tensors_fingerpr
 SPEED = {"device", "batch_size"}  # settings that change no score
 WEIGHT_FILES = {".safetensors", ".bin"}
 BEGINNING = 2**20  # bytes of such a file: names, shapes and the first numbers
+UNUSED = "original_module"  # what PEFT keeps of a head that an adapter has one of its own in place of: random, and never asked
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -51,7 +52,9 @@ def check_distinct(rewards: Sequence[Callable], *, call: str) -> None:
 
 def _settings(value: Any) -> Any:
     if isinstance(value, LearnedReward):
-        head = tensors_fingerprint(value.module.named_parameters())
+        head = tensors_fingerprint(
+            (name, p) for name, p in value.module.named_parameters() if UNUSED not in name.split(".")
+        )
         return {"weights": head, "max_length": value.max_length, "eos_token_ids": sorted(value.eos_token_ids)}
     if isinstance(value, PreTrainedTokenizerBase):
         return tokenizer_fingerprint(value)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from trl_ext.self_training.rest_config import ReSTConfig as ReSTConfig
     from trl_ext.self_training.rest_trainer import ReSTTrainer as ReSTTrainer
     from trl_ext.self_training.run_folder import forget_run as forget_run
+    from trl_ext.self_training.selection import at_most_per_prompt as at_most_per_prompt
+    from trl_ext.self_training.selection import best_overall as best_overall
+    from trl_ext.self_training.selection import best_per_prompt as best_per_prompt
+    from trl_ext.self_training.selection import random_of_same_size as random_of_same_size
     from trl_ext.self_training.self_training_config import SelfTrainingConfig as SelfTrainingConfig
     from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer as SelfTrainingTrainer
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from trl_ext.trainer_kit.row_files import json_rows as json_rows
     from trl_ext.trainer_kit.row_files import read_rows as read_rows
     from trl_ext.trainer_kit.seeds import check_seed as check_seed
+    from trl_ext.trainer_kit.seeds import seeded as seeded
     from trl_ext.trainer_kit.seeds import stable_seed as stable_seed
+    from trl_ext.trainer_kit.whole_files import written_whole as written_whole
 
 lazy_exports(__name__)
