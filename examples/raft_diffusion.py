@@ -116,12 +116,12 @@ def checked(pipeline: DiffusionPipeline) -> None:
 def _same_run(folder: Path, conditions: list[Condition], plan: Plan) -> None:
     """Write down what run a folder is of; a ValueError where it is of another."""
     told, record = json.dumps({"plan": asdict(plan), "conditions": conditions}, sort_keys=True), folder / "run.json"
-    if record.exists() and record.read_text() != told:
+    if record.exists() and record.read_text(encoding="utf-8") != told:
         raise ValueError(
             f"raft(folder={str(folder)!r}): the run there has another plan or other conditions. Give another."
         )
     with written_whole(record) as partial:
-        partial.write_text(told)
+        partial.write_text(told, encoding="utf-8")
 
 
 def grow(pipeline, conditions, reward: Reward, plan: Plan, stage: int) -> tuple[Images, list, NDArray, NDArray]:
