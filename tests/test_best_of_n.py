@@ -384,7 +384,7 @@ def test_the_demos_models_in_ten_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = Path(reward_evaluation.__file__).with_name("README.md").read_text()
     (program,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "trl_ext_demo" in code]
-    assert sum(bool(line.strip()) for line in program.splitlines()) == 10
+    assert sum(bool(line.strip()) for line in program.splitlines()) <= 10
     small = {"n=64": "n=8", "max_completion_length=48": "max_completion_length=8", "count=200": "count=20"}
     for printed, ours in small.items():
         assert printed in program

@@ -217,9 +217,3 @@ def test_what_is_refused(server):
         EndpointLogProbs("m", server.url, listed=1)
     with pytest.raises(ValueError, match=r"EndpointLogProbs\(concurrency=0\)"):
         EndpointLogProbs("m", server.url, concurrency=0)
-
-
-def test_a_prompt_that_the_server_takes_for_too_long_is_shown(server, tmp_path):
-    server.always = 400
-    with pytest.raises(EndpointError, match=r"it refused .*P q0.*too long for it must be shortened or dropped"):
-        labeler(server).label(pairs(1), keep=tmp_path / "kept.jsonl")

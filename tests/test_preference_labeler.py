@@ -357,7 +357,7 @@ def test_an_empty_completion_is_refused(said):
 def test_a_blank_completion_is_an_empty_one(blank):
     other = "a" if isinstance(blank, str) else [{"role": "assistant", "content": "a"}]
     prompt = "q" if isinstance(blank, str) else [{"role": "user", "content": "q"}]
-    with pytest.raises(ValueError, match=r"PreferenceLabeler.label: row 0 has no text in column 'rejected'"):
+    with pytest.raises(ValueError, match=r"PreferenceLabeler.label: row 0 has no completion in column 'rejected'"):
         labeler().label([{"prompt": prompt, "chosen": other, "rejected": blank}])
 
 

@@ -196,10 +196,6 @@ class EndpointGenerator:
                 answer = self._client.completions.with_raw_response.create(prompt=prompt, **options)
             else:
                 answer = self._client.chat.completions.with_raw_response.create(messages=prompt, **options)
-        except openai.BadRequestError as error:
-            raise self._error(
-                f"it refused {excerpt(prompt)} ({error.message}); a prompt that is too long for it must be shortened or dropped"
-            ) from None
         except openai.APIStatusError as error:
             kind = RefusedRequest if error.status_code in REFUSALS else EndpointError
             raise self._error(f"it refused ({error.message})", kind) from None
