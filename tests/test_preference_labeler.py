@@ -15,10 +15,11 @@ from peft import LoraConfig
 from tiny import byte_tokenizer, tiny_llama
 
 from trl_ext import PreferenceLabeler, SharedBase
-from trl_ext.ai_feedback import PREAMBLES, Example, Preamble, model_judge
+from trl_ext.ai_feedback import PREAMBLES, Example, Preamble
 from trl_ext.ai_feedback.judging import Answer, judgement_of
 from trl_ext.ai_feedback.preference_pairs import Pair
 from trl_ext.ai_feedback.preference_report import report_of
+from trl_ext.sequences import grouped_choices
 from trl_ext.sequences.option_log_probs import choice_log_probs
 
 LITTLE = pytest.mark.filterwarnings("ignore:.*of its probability to the answers")
@@ -204,7 +205,7 @@ def count_contexts(monkeypatch) -> list[int]:
         asked.append(len(choices))
         return choice_log_probs(model, choices, **options)
 
-    monkeypatch.setattr("trl_ext.ai_feedback.model_judge.choice_log_probs", counted)
+    monkeypatch.setattr("trl_ext.sequences.grouped_choices.choice_log_probs", counted)
     return asked
 
 
@@ -492,9 +493,9 @@ def test_both_orders_of_a_long_prompt_are_read_behind_it(monkeypatch):
     rows = [row | {"prompt": f"{i} " + "long " * 120} for i, row in enumerate(pairs(3).to_list())]
     asked, passes = labeler(window=2048), []
     alone = [asked.judge([row])[0].probability for row in rows]
-    read = model_judge.choice_log_probs
+    read = grouped_choices.choice_log_probs
     monkeypatch.setattr(
-        model_judge, "choice_log_probs", lambda *args, **more: passes.append(len(args[1])) or read(*args, **more)
+        grouped_choices, "choice_log_probs", lambda *args, **more: passes.append(len(args[1])) or read(*args, **more)
     )
     assert [each.probability for each in asked.judge(rows)] == pytest.approx(alone, abs=1e-5)
     assert passes == [2, 2, 2]

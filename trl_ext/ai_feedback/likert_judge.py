@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,13 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.ai_feedback.likert_prompts import Asked, fitted
-from trl_ext.sequences.common_prefix import LEAST_SAVED, common_length
-from trl_ext.sequences.option_log_probs import Choice, choice_log_probs, option_ids
+from trl_ext.sequences.grouped_choices import grouped_log_probs
+from trl_ext.sequences.option_log_probs import Choice, option_ids
 from trl_ext.sequences.vocabulary import check_ids
 from trl_ext.sequences.windows import model_window
 from trl_ext.shared_base.given_policy import given_policy
 from trl_ext.trainer_kit.device import default_device
-from trl_ext.trainer_kit.passes import can_share
 
 GRADES = tuple(str(grade) for grade in range(1, 11))
 Judge = PreTrainedModel | PeftModel
@@ -64,13 +62,7 @@ class LikertJudge:
 
     def _asked(self, prompts: list[str], choices: list[Choice]) -> Tensor:
         """log P of the options, `(N, 10)`; completions of one long prompt are read behind it, and it once."""
-        groups = groups_apart(prompts, [each.context for each in choices]) if can_share(self.model) else []
-        rest = sorted({*range(len(choices))}.difference(*groups))
-        found = torch.empty(len(choices), len(GRADES), dtype=torch.float64)
-        for rows in [*groups, *([rest] if rest else [])]:
-            own = [choices[row] for row in rows]
-            found[rows] = choice_log_probs(self.model, own, batch_size=self.batch_size)
-        return found
+        return grouped_log_probs(self.model, choices, prompts, batch_size=self.batch_size)
 
     def _read(self, asked: Asked, grades: Sequence[str] = GRADES) -> Choice:
         """The question and the grades behind it: the user's turn and the next, or text and its next word."""
@@ -93,26 +85,6 @@ class LikertJudge:
                 "with a larger window."
             )
         return short
-
-
-def groups_apart(prompts: Sequence[str], contexts: Sequence[list[int]]) -> list[list[int]]:
-    """Numbers of the contexts of one prompt that are read apart from others: where what they begin with saves more so.
-
-    All contexts share c tokens, n of one prompt share g: read together these cost n · (g − c) tokens more, and apart g.
-
-    >>> question = [0] * 40
-    >>> groups_apart(["a", "a", "b"], [question + [1] * 600 + [i, 9] for i in (5, 6)] + [question + [7]])
-    [[0, 1]]
-    """
-    common, groups = common_length([*contexts]), defaultdict(list)
-    for row, prompt in enumerate(prompts):
-        groups[prompt].append(row)
-    begin = {prompt: common_length([contexts[row] for row in rows]) for prompt, rows in groups.items()}
-    return [
-        rows
-        for prompt, rows in groups.items()
-        if len(rows) < len(contexts) and len(rows) * (begin[prompt] - common) - begin[prompt] >= LEAST_SAVED
-    ]
 
 
 def given_judge(

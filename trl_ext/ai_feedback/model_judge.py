@@ -3,21 +3,18 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.ai_feedback.judging import Answer
-from trl_ext.ai_feedback.likert_judge import groups_apart
 from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, context_number
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.sequences.causal_lms import Model, model_key
-from trl_ext.sequences.option_log_probs import Choice, choice_log_probs, option_ids
+from trl_ext.sequences.grouped_choices import grouped_log_probs
+from trl_ext.sequences.option_log_probs import Choice, option_ids
 from trl_ext.sequences.texts import Text, text_of
 from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.windows import model_window
-from trl_ext.trainer_kit.passes import can_share
 
 BATCHES = 8  # of a part, which is answered, and written down, together; what all of it begin with is read once
 SPARE = 8  # tokens that a chat template may write between a rationale and the ending
@@ -64,22 +61,13 @@ class ModelJudge:
         if reasons is not None:
             contexts, written = self._with_reasons(contexts, wording, reasons)
         choices = [option_ids(context, wording.options(self.chat), self.tokenizer) for context in contexts]
-        log_probs = self._log_probs(choices)
+        pairs_of = [str(i // 2) for i in range(len(choices))]  # both orders of a long pair are read together
+        log_probs = grouped_log_probs(self.model, choices, pairs_of, batch_size=self.batch_size)
         self._check_numbers(fitted, log_probs.isnan().any(-1).tolist())
         tokens = [_read(choices[i]) + _read(choices[i + 1]) for i in range(0, len(choices), 2)]
         tokens[0] += written
         pairs = log_probs.view(-1, 2, 2).tolist()
         return [Answer(*each) for each in zip(pairs, tokens, (each.cut for each in fitted), strict=True)]
-
-    def _log_probs(self, choices: list[Choice]) -> Tensor:
-        """Of all contexts, two of a pair; those of one long prompt are read behind it, and it once."""
-        numbers = [str(i // 2) for i in range(len(choices))]
-        groups = groups_apart(numbers, [each.context for each in choices]) if can_share(self.model) else []
-        rest = sorted({*range(len(choices))}.difference(*groups))
-        found = torch.empty(len(choices), 2, dtype=torch.float64)
-        for rows in [*groups, *([rest] if rest else [])]:
-            found[rows] = choice_log_probs(self.model, [choices[row] for row in rows], batch_size=self.batch_size)
-        return found
 
     def _with_reasons(self, contexts: list[Text], wording: Wording, reasons: Sampling) -> tuple[list[Text], int]:
         """The contexts behind rationales, and the tokens of these."""
