@@ -51,7 +51,7 @@ class PolicyCommand(TrainingCommand):
     def _check_rows(self, rows: Dataset, functions: list, facts: Facts, *, call: str) -> None:
         check_reward_columns(functions, rows, call=call)
         check_windows(
-            rows["prompt"],
+            rows["prompt"][:],
             facts.tokenizer,
             facts.config,
             max_completion_length=self.args.max_completion_length,

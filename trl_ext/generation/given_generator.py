@@ -40,7 +40,9 @@ def check_policy(generator: Generator, policy: Policy, sampling: Sampling, *data
     if isinstance(generator, ExpectsLength):
         several = [rows for data in datasets for rows in (data.values() if isinstance(data, dict) else [data])]
         read = [policy.tokenizer, policy.chat_template_kwargs]
-        longest = [longest_prompt_ids(rows["prompt"], *read) for rows in several if isinstance(rows, Dataset) and rows]
+        longest = [
+            longest_prompt_ids(rows["prompt"][:], *read) for rows in several if isinstance(rows, Dataset) and rows
+        ]
         if longest:
             generator.expect(max(longest) + sampling.max_completion_length)
 

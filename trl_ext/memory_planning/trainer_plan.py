@@ -97,7 +97,7 @@ def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template
     """Tokens of the longest prompt, text or messages; of a stream, whose end nobody knows, a guess."""
     if not isinstance(dataset, Dataset):
         return UNKNOWN_LENGTH
-    return longest_prompt_ids(dataset["prompt"], tokenizer, template_kwargs)
+    return longest_prompt_ids(dataset["prompt"][:], tokenizer, template_kwargs)
 
 
 def _rank(model: nn.Module) -> int | None:

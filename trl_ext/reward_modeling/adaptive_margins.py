@@ -82,7 +82,7 @@ def _differences(functions: list[Callable], pairs: Dataset, call: str) -> Tensor
         prompts += [prompt] * 2
         completions += [chosen, rejected]
     others = [name for name in pairs.column_names if name not in ("prompt", *SIDES)]
-    columns = {name: [value for value in pairs[name] for _ in SIDES] for name in others}
+    columns = {name: [value for value in pairs[name][:] for _ in SIDES] for name in others}
     given = {"prompts": prompts, "completions": completions, **columns}
     check_all_columns(functions, given, range(len(prompts)), call=call)
     scores = call_all(functions, given | UNHEARD)

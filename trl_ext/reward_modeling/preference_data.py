@@ -227,7 +227,7 @@ def check_pair_tokens(
     check_vocabulary(tokenizer, config, call=call, pad_token_id=tokenizer.pad_token_id)
     for dataset in datasets if unread_tokens(tokenizer, config) else ():
         for column in _token_columns(dataset):
-            rows = dataset[column]
+            rows = dataset[column][:]
             ids = chain.from_iterable(rows) if column == RANKED_IDS else rows
             check_ids(ids, tokenizer, config, call=call)
 
