@@ -146,11 +146,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         check_offloading(args)
         check_one_label(model, args.model_init_kwargs)
         check_data(train_dataset, eval_dataset)
-        if imitation_head is not None and not _imitates(args):
-            raise ValueError(
-                "ImitationRewardTrainer(imitation_head=…) without imitation: it does nothing at imitation_coef=0. Give "
-                "ImitationRewardConfig(imitation_coef=0.1), or leave it out."
-            )
+        if not _imitates(args):
+            _refuse_idle_head(imitation_head)
         adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
         super().__init__(
             model,
@@ -360,3 +357,11 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
 
 def _imitates(args: RewardConfig) -> bool:
     return isinstance(args, ImitationRewardConfig) and args.imitation_coef > 0
+
+
+def _refuse_idle_head(head: nn.Module | str | None) -> None:
+    if head is not None:
+        raise ValueError(
+            "ImitationRewardTrainer(imitation_head=…) without imitation: it does nothing at imitation_coef=0. Give "
+            "ImitationRewardConfig(imitation_coef=0.1), or leave it out."
+        )

@@ -36,7 +36,7 @@ def same_reward(one: Callable, other: Callable) -> bool:
     """Whether two rewards are the same, whatever forms they were given in: a reward model by its weights, not by its path."""
     one, other = (getattr(reward, "__wrapped__", reward) for reward in (one, other))
     if isinstance(one, LearnedReward) and isinstance(other, LearnedReward):
-        return list(reward_settings([one]).values()) == list(reward_settings([other]).values())
+        return _settings(one) == _settings(other)
     return one is other or (type(one) is type(other) and bool(one == other))  # as value objects are
 
 
