@@ -126,9 +126,13 @@ def test_a_real_judge_is_measured_and_tuned(tmp_path, monkeypatch, capsys):
     flags = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data" / "pairs.jsonl"), "--pairs", "4"]
     monkeypatch.setattr("sys.argv", ["real_judge", *flags, "--tune", "4", "--output-dir", str(tmp_path / "out")])
     real_judge.main()
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "| data, length only | 4 | 1.000 [" in printed
     assert "| data, zero-shot | 4 | " in printed and "| data, tuned on 4 pairs | 4 | " in printed
+    assert "| kept |" not in printed and "projected: " in told
+    real_judge.main()
+    again, told = capsys.readouterr()
+    assert again.count("| kept |") == 2 and "projected: " not in told  # of kept answers no time is known
 
 
 @pytest.mark.slow

@@ -100,14 +100,15 @@ def answer_loss(model, context: list[int], answer: tuple[int, ...]) -> torch.Ten
 
 
 def row_of(name: str, labeler: PreferenceLabeler, rows: list[dict], keep: Path) -> tuple[str, list[float]]:
-    """A line of the table, and of each pair whether the labeler is right."""
-    began = time.process_time()
+    """A line of the table, and of each pair whether the labeler is right. Of answers that were kept, the time is not known."""
+    began, fresh = time.process_time(), not keep.exists()
     judged = labeler.judge(Dataset.from_list(rows), keep=keep)
     found = labeler.report
     low, high = found.agreement_interval
+    seconds = f"{time.process_time() - began:.0f}" if fresh else "kept"
     line = (
         f"| {name} | {found.pairs} | {found.agreement:.3f} [{low:.3f}, {high:.3f}] | {found.position_bias:.2f} | "
-        f"{found.first_place:.2f} | {found.mass:.3f} | {found.calibration_error:.3f} | {time.process_time() - began:.0f} |"
+        f"{found.first_place:.2f} | {found.mass:.3f} | {found.calibration_error:.3f} | {seconds} |"
     )
     return line, [right(each.probability - 0.5) for each in judged]
 
@@ -153,12 +154,14 @@ def split(args: argparse.Namespace) -> tuple[dict[str, list[dict]], list[dict]]:
 def table(
     kind: str, labeler: PreferenceLabeler, asked: dict[str, list[dict]], folder: Path, *, taught: int | None = None
 ) -> list[float]:
-    """Print a row a file, and with `taught` what all will take; of each pair whether the labeler is right."""
+    """Print a row a file, and with `taught` what all will take, but of kept answers; of each pair whether the labeler is right."""
     hits, began = [], time.process_time()
     for name, rows in asked.items():
-        line, each = row_of(f"{name}, {kind}", labeler, rows, folder / f"{name}-{kind.split()[0]}.jsonl")
+        keep = folder / f"{name}-{kind.split()[0]}.jsonl"
+        projects = taught is not None and not hits and not keep.exists()
+        line, each = row_of(f"{name}, {kind}", labeler, rows, keep)
         print(line, flush=True)
-        if taught is not None and not hits:
+        if projects:
             minutes = projected(time.process_time() - began, asked, taught)
             print(f"projected: {minutes:.1f} CPU minutes of all", file=sys.stderr, flush=True)
         hits += each
