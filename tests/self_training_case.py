@@ -17,7 +17,15 @@ def even_letters(completions, **columns):
 
 
 def trainer(
-    folder, cls=RAFTTrainer, *, model=None, reward_funcs=even_letters, prompts=PROMPTS, columns=None, **options
+    folder,
+    cls=RAFTTrainer,
+    *,
+    model=None,
+    reward_funcs=even_letters,
+    prompts=PROMPTS,
+    columns=None,
+    train_dataset=None,
+    **options,
 ):
     """A trainer on the CPU; `options` go to its config or to itself, wherever they belong."""
     settings = ON_CPU | {
@@ -35,7 +43,7 @@ def trainer(
         model=tiny_llama(tokenizer) if model is None else model,
         reward_funcs=reward_funcs,
         args=cls.config_class(**settings),
-        train_dataset=Dataset.from_dict({"prompt": prompts} | (columns or {})),
+        train_dataset=train_dataset or Dataset.from_dict({"prompt": prompts} | (columns or {})),
         processing_class=tokenizer,
         **options,
     )

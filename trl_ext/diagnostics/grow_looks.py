@@ -36,7 +36,7 @@ class GrowLooks:
     def __init__(self, trainer: Grows, gold: GoldReward | None, every: int, took: Callable[[Look], None]):
         self.trainer, self.gold, self.every, self.took = trainer, gold, every, took
         self.stage = None
-        self.rows_of = trainer.grower.dataset
+        self.rows_of = trainer.grower.prompts.known
 
     def begin(self) -> None:
         self.stage = None
@@ -60,7 +60,7 @@ class GrowLooks:
         columns = {"prompts": [row["prompt"] for row in rows], "completions": [row["completion"] for row in rows]}
         columns |= {"completion_ids": [row["completion_ids"] for row in rows]}
         columns |= {"completion_ended": [row["ended"] for row in rows]}
-        columns |= of_dataset(grower.dataset, rows)
+        columns |= of_dataset(grower.stage_rows(stage).dataset, rows)
         look = with_factors(look_of(rows, stage), products(_rewards(grower.scorer)), columns)
         if self.gold is not None:
             gold = self.gold.scores(columns)

@@ -8,11 +8,12 @@ selected, kept        key, kept                                         grow-000
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from trl_ext.generation.protocol import Generator, Part, Policy
 from trl_ext.generation.sample_files import make_parts, prompt_type, sample_missing, sample_schema
@@ -24,6 +25,7 @@ from trl_ext.self_training.improve_rows import KeptRows
 from trl_ext.self_training.schedule import Schedule, steps_per_improve
 from trl_ext.self_training.selection import first_of_each
 from trl_ext.self_training.self_training_config import SelfTrainingConfig
+from trl_ext.self_training.stage_prompts import Check, SetPrompts, StageRows, StreamPrompts
 from trl_ext.self_training.stage_selection import score_bounds, select
 from trl_ext.self_training.weights import Weights, exchanged
 from trl_ext.sequences.log_probs import completion_log_probs
@@ -43,7 +45,7 @@ class Grower:
 
     Args:
         args, schedule: Of the run.
-        dataset: Rows with `prompt`, with columns for the rewards, maybe with `completion`.
+        prompts: Of all stages: rows with `prompt`, with columns for the rewards, maybe with `completion`.
         policy: Who is sampled.
         generator: Who samples.
         scorer: Who scores.
@@ -53,11 +55,12 @@ class Grower:
         say: Told what is going on, for the progress bar.
         between_parts: Called when all that was made of a Grow is on disk; it may end the run by raising.
         enter: Told which phase begins, generate, score or train, for the memory that each takes.
+        check: Told the prompts of a stage that come from a stream; it may refuse them.
     """
 
     args: SelfTrainingConfig
     schedule: Schedule
-    dataset: Dataset
+    prompts: SetPrompts | StreamPrompts
     policy: Policy
     generator: Generator
     scorer: Scorer
@@ -67,6 +70,16 @@ class Grower:
     say: Callable[[str], None]
     between_parts: Callable[[], None]
     enter: Callable[[str], None]
+    check: Check
+
+    @property
+    def dataset(self) -> Dataset | IterableDataset:
+        """All prompts, as they were given."""
+        return self.prompts.dataset
+
+    def stage_rows(self, stage: int) -> StageRows:
+        """What a stage asks, or has asked."""
+        return self.prompts.of(stage, Path(self.args.output_dir), self.schedule)
 
     def files(self, stage: int) -> GrowFiles:
         return GrowFiles(Path(self.args.output_dir), stage)
@@ -97,30 +110,32 @@ class Grower:
         return rows
 
     def _make(self, files: GrowFiles, stage: int) -> None:
-        rows = self.schedule.stage_rows(stage)
-        parts = make_parts(rows, self.dataset[rows]["prompt"], size=self.args.prompts_per_part)
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                self.prompts.prepare(stage, Path(self.args.output_dir), self.check)
+        dataset, rows = self.stage_rows(stage)
+        parts = make_parts(rows, dataset.select_columns("prompt")[rows]["prompt"], size=self.args.prompts_per_part)
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
         self.enter("generate")
         with together(self.accelerator):
-            self._sample(files, mine, stage)
+            self._sample(files, mine, stage, dataset)
         self.enter("score")
         with together(self.accelerator):
             for part in mine:
                 self._tell(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part.index + 1}/{len(parts)}")
-                self._score(files, part, stage)
+                self._score(files, part, stage, dataset)
             self.between_parts()
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self._select(files, len(parts), stage)
 
-    def _sample(self, files: GrowFiles, parts: list[Part], stage: int) -> None:
-        schema = sample_schema(prompt_type(self.dataset), tokenizer_fingerprint(self.policy.tokenizer))
+    def _sample(self, files: GrowFiles, parts: list[Part], stage: int, dataset: Dataset) -> None:
+        schema = sample_schema(prompt_type(dataset), tokenizer_fingerprint(self.policy.tokenizer))
         sampling = self.args.sampling(stage=stage)
         where = f"stage {stage + 1}/{self.args.num_stages}"
         self._tell(f"{where}: sampling")
-        done = sample_missing(
-            files, parts, self.generator, sampling, self.policy, schema=schema, complete=self._completed
-        )
+        complete = partial(self._completed, dataset=dataset)
+        done = sample_missing(files, parts, self.generator, sampling, self.policy, schema=schema, complete=complete)
         for count, _ in enumerate(done, start=1):
             self._tell(f"{where}: sampled part {count}/{len(parts)}")
 
@@ -128,26 +143,17 @@ class Grower:
         self.say(text)
         self.between_parts()
 
-    def _completed(self, part: Part, samples: list[Sample]) -> list[Sample]:
+    def _completed(self, part: Part, samples: list[Sample], dataset: Dataset) -> list[Sample]:
         """Samples with the data set's own completions among them, and token ids for all."""
-        if self.args.mix_dataset and "completion" in self.dataset.column_names:
-            samples = samples + self._own_completions(part)
+        if self.args.mix_dataset and "completion" in dataset.column_names:
+            samples = samples + _own_completions(part, dataset)
         return sorted(tokenised(samples, self.policy), key=lambda sample: (sample["row"], sample["sample"]))
 
-    def _own_completions(self, part: Part) -> list[Sample]:
-        untold = {"sample": -1, "prompt_ids": None, "completion_ids": None, "seed": -1}
-        rows = zip(part.rows, part.prompts, self.dataset[list(part.rows)]["completion"], strict=True)
-        return [
-            Sample(row=row, prompt=prompt, completion=completion, ended=True, generator="dataset", **untold)
-            for row, prompt, completion in rows
-            if completion is not None
-        ]
-
-    def _score(self, files: GrowFiles, part: Part, stage: int) -> None:
+    def _score(self, files: GrowFiles, part: Part, stage: int, dataset: Dataset) -> None:
         scorer = replace(self.scorer, seed=stable_seed(self.args.seed, "score", stage))
         needed = self.args.beta or self.args.importance_clip is not None
         log_probs = self._log_probs if needed else None
-        files.score(part.index, lambda table: with_scores(table, scorer, self.dataset, part.index, log_probs))
+        files.score(part.index, lambda table: with_scores(table, scorer, dataset, part.index, log_probs))
 
     def _log_probs(self, samples: list[Sample]) -> dict[str, list]:
         """log π of each token of a completion; for λ also log π_0, at the run's beginning, and kl = Σ_t log π − log π_0."""
@@ -199,3 +205,13 @@ def with_scores(
             kind = pa.float64() if name == "kl" else pa.list_(pa.float32())
             table = table.append_column(name, pa.array(values, kind))
     return table
+
+
+def _own_completions(part: Part, dataset: Dataset) -> list[Sample]:
+    untold = {"sample": -1, "prompt_ids": None, "completion_ids": None, "seed": -1}
+    rows = zip(part.rows, part.prompts, dataset[list(part.rows)]["completion"], strict=True)
+    return [
+        Sample(row=row, prompt=prompt, completion=completion, ended=True, generator="dataset", **untold)
+        for row, prompt, completion in rows
+        if completion is not None
+    ]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from trl_ext.generation.sample_files import PART_NAME
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GROW_NAME, GrowFiles
+from trl_ext.self_training.stage_prompts import PROMPTS_NAME
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.self_training.weights import BEST_NAME, save_weights
 from trl_ext.trainer_kit.checkpoint_files import PUSHED
@@ -18,7 +19,9 @@ from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
 from trl_ext.trainer_kit.whole_files import link_or_copy, remove_leftovers
 
 INITIAL = "initial_weights.safetensors"
-OWN_NAMES = re.compile(rf"{re.escape(INITIAL)}|{BEST_NAME.pattern}|{GROW_NAME.pattern}\.parquet")
+OWN_NAMES = re.compile(
+    rf"{re.escape(INITIAL)}|{BEST_NAME.pattern}|{GROW_NAME.pattern}\.parquet|{PROMPTS_NAME.pattern}"
+)
 FORGOTTEN = re.compile(rf"{OWN_NAMES.pattern}|{re.escape(LOG)}")
 TAKEN_NAMES = re.compile(rf"{OWN_NAMES.pattern}|{GROW_NAME.pattern}|checkpoint-\d+|{PUSHED}")  # of no new run
 
@@ -28,6 +31,7 @@ class RunFolder:
     """What is in `output_dir` beside the record and Trainer's checkpoints.
 
         grow-000.parquet, …            the Grows, and while one runs its parts
+        prompts-000.parquet, …         of a stream, what each stage asks
         initial_weights.safetensors    the weights that it began with, where it returns to them
         best-improve-….safetensors     those of an Improve's best held-out score
 

@@ -42,7 +42,9 @@ class SelfTrainingConfig(SFTConfig):
     lr_scheduler_type: str = option("linear", "How the learning rate falls within each Improve.")
 
     num_stages: int = option(10, "Stages, i.e. Grow steps, at most.", group="the stages")
-    stage_batch_size: int | None = option(None, "Prompts b per Grow. None: all prompts of the data set.")
+    stage_batch_size: int | None = option(
+        None, "Prompts b per Grow. None: all prompts of the data set; of a stream it must be said."
+    )
     improve_epochs: float = option(2.0, "Passes over b rows in an Improve; fewer kept rows are repeated.")
     improve_steps: int | None = option(None, "Optimizer steps of an Improve. None: those of `improve_epochs` passes.")
     improve_lr_factor: float = option(1.0, "Learning rate of an Improve as a multiple of the one before in its stage.")

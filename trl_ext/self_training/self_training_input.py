@@ -118,22 +118,27 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
             "so it would be over before patience is. Lower either."
         )
     if args.mix_dataset and defaults_of(args)["mix_dataset"] is False:
-        _check_mixed(grower.dataset, trainer)
-    firsts = [rows["prompt"][0] for rows in (grower.dataset, eval_dataset) if rows is not None]
+        _check_mixed(grower.prompts.known, trainer)
+    firsts = [rows["prompt"][0] for rows in (grower.prompts.known, eval_dataset) if rows is not None]
     check_template_is_asked(firsts, args.chat_template_kwargs, call=trainer)
     if eval_dataset is None:  # whose prompts the policy would complete itself
         _refuse_idle_sampling(grower, trainer)
-    for name, dataset in (("train_dataset", grower.dataset), ("eval_dataset", eval_dataset)):
-        check_reward_columns(grower.scorer.rewards, dataset, call=f"{trainer}({name}=…)")
+    for name, dataset in (("train_dataset", grower.prompts.known), ("eval_dataset", eval_dataset)):
         if dataset is not None:
-            check_windows(
-                dataset["prompt"][:],
-                policy.tokenizer,
-                policy.model.config,
-                max_completion_length=args.max_completion_length,
-                call=f"{trainer}({name}=…)",
-                template_kwargs=policy.chat_template_kwargs,
-            )
+            check_rows(grower, dataset, call=f"{trainer}({name}=…)")
+
+
+def check_rows(grower: Grower, dataset: Dataset, *, call: str) -> None:
+    """Raise a ValueError for rows that a reward cannot read, or whose prompts are too long for the policy."""
+    check_reward_columns(grower.scorer.rewards, dataset, call=call)
+    check_windows(
+        dataset["prompt"][:],
+        grower.policy.tokenizer,
+        grower.policy.model.config,
+        max_completion_length=grower.args.max_completion_length,
+        call=call,
+        template_kwargs=grower.policy.chat_template_kwargs,
+    )
 
 
 def _check_mixed(dataset: Dataset, trainer: str) -> None:

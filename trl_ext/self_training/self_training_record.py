@@ -6,7 +6,6 @@ from trl_ext.generation.given_generator import generator_record
 from trl_ext.rewards.reward_fingerprints import reward_settings
 from trl_ext.self_training.grow import Grower
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
-from trl_ext.trainer_kit.fingerprints import data_fingerprint
 
 HARMLESS = frozenset(
     {
@@ -25,7 +24,7 @@ def grow_record(grower: Grower) -> dict[str, Any]:
     """Data, tokenizer, rewards, who samples, and how steps are counted."""
     schedule = grower.schedule
     return {
-        "train_dataset": data_fingerprint(grower.dataset),
+        "train_dataset": grower.prompts.fingerprint(),
         "tokenizer": tokenizer_fingerprint(grower.policy.tokenizer),
         "reward_funcs": grower.scorer.names,
         "reward_settings": reward_settings(grower.scorer.rewards),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import Optimizer
@@ -42,16 +42,17 @@ from trl_ext.self_training.self_training_config import RENAMED, SelfTrainingConf
 from trl_ext.self_training.self_training_input import (
     check_given,
     check_model,
+    check_rows,
     check_run,
     checked_args,
     read_eval_dataset,
 )
 from trl_ext.self_training.self_training_record import FIXED, HARMLESS, grow_record
 from trl_ext.self_training.stage_loop import StageLoop
+from trl_ext.self_training.stage_prompts import SetPrompts, StreamPrompts, stage_prompts
 from trl_ext.self_training.stage_table import TABLE, StageTable
 from trl_ext.self_training.weights import trainable_weights
 from trl_ext.sequences.answer_rows import check_answers
-from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.sequences.saved_policies import policy_at
 from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
@@ -97,7 +98,8 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             the path of one, which is then a `LearnedReward`.
         args: A `RAFTConfig`, a `ReSTConfig` or a `SelfTrainingConfig`.
         train_dataset: Rows with `prompt`, text or messages; further columns reach the rewards. ReST mixes in what is
-            in a column `completion`.
+            in a column `completion`. A stream (IterableDataset) is read as it comes, `stage_batch_size` prompts a stage,
+            and anew where it ends.
         eval_dataset: Held-out prompts likewise. Their samples' mean score is `eval_score`; where they have a column
             `completion`, its loss is `eval_loss`.
         processing_class, callbacks, optimizers, optimizer_cls_and_kwargs, quantization_config, peft_config: As in
@@ -122,7 +124,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         model: str | PreTrainedModel | PeftModel,
         reward_funcs: Reward | Sequence[Reward] | None = None,
         args: Config | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -139,7 +141,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         check_given(reward_funcs, optimizers, refused, trainer=name)
         model, processing_class = policy_at(model, processing_class, args, quantization_config, trainer=name)
         args = checked_args(args, model, peft_config, trainer=name, config=self.config_class)
-        train_dataset = read_dataset(train_dataset, trainer=name, completions=args.mix_dataset)
+        prompts = stage_prompts(train_dataset, count=args.stage_batch_size, trainer=name, completions=args.mix_dataset)
         eval_dataset = read_eval_dataset(eval_dataset, args, trainer=name)
         adapters = adapter_tensors(model, trainer=name)
         super().__init__(
@@ -154,16 +156,16 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._take_policy(adapters, train_dataset)
+        self._take_policy(adapters, prompts.known)
         self.reward_funcs = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.held_out_prompts = eval_dataset
         self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
-        self.grower = self._make_grower(train_dataset, generator, self.reward_funcs)
+        self.grower = self._make_grower(prompts, generator, self.reward_funcs)
         check_run(self.grower, eval_dataset, trainer=name)
-        self._check_answers(train_dataset if args.mix_dataset else None, f"{name}(train_dataset=…)")
+        self._check_answers(prompts.known if args.mix_dataset else None, f"{name}(train_dataset=…)")
         self._check_answers(eval_dataset, f"{name}(eval_dataset=…)")
         self.schedule, self.table = self.grower.schedule, StageTable()
         self.run_folder = RunFolder(self.grower)
@@ -188,13 +190,21 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         policy = self.grower.policy
         check_answers(dataset, policy.tokenizer, self.model.config, policy.chat_template_kwargs, call=call)
 
-    def _make_grower(self, dataset: Dataset, generator: Generator | None, rewards: list[Callable]) -> Grower:
+    def _check_streamed(self, dataset: Dataset) -> None:
+        """Raise a ValueError for prompts of a stage, which are known only now, as for those that were known before the run."""
+        call = f"{type(self).__name__}(train_dataset=…)"
+        check_rows(self.grower, dataset, call=call)
+        self._check_answers(dataset if self.args.mix_dataset else None, call)
+
+    def _make_grower(
+        self, prompts: SetPrompts | StreamPrompts, generator: Generator | None, rewards: list[Callable]
+    ) -> Grower:
         args, call = self.args, f"{type(self).__name__}(generator=…)"
         returns = args.beta or args.restart_from_base
         return Grower(
             args=args,
-            schedule=schedule_of(args, len(dataset)),
-            dataset=dataset,
+            schedule=schedule_of(args, prompts.count),
+            prompts=prompts,
             policy=Policy(self.model, self.processing_class, args.chat_template_kwargs or {}),
             generator=self.sampler if generator is None else checked_generator(generator, call=call),
             scorer=Scorer(rewards, args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
@@ -204,6 +214,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             say=self._say,
             between_parts=self._between_parts,
             enter=self._enter,
+            check=self._check_streamed,
         )
 
     def _memory_plan(self) -> MemoryPlan:
