@@ -218,11 +218,11 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     written = {name: str(value) for name, value in vars(options).items() if name not in ("output_dir", "rounds")}
-    claim_folder(
-        options.output_dir, MARK, written, names=OWN, call=f"from_nothing.py --output-dir {options.output_dir}"
-    )
+    call = f"from_nothing.py --output-dir {options.output_dir}"
     with ExitStack() as open_servers:
-        rows = run(options, teacher(options, open_servers), console)
+        given = teacher(options, open_servers)  # who is there, before a folder is taken
+        claim_folder(options.output_dir, MARK, written, names=OWN, call=call)
+        rows = run(options, given, console)
     console.print(table(rows))
     save_page(options, console)
     console.save_text(str(options.output_dir / "table.txt"))

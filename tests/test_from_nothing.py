@@ -4,10 +4,15 @@ import json
 import random
 
 import pytest
+import torch
 from from_nothing_endpoint import FIRST_PLACE, quality, recorded, world_judge
+from from_nothing_endpoint import PAIR as PAIR_ASKED
 from from_nothing_record import CONFIG, RECORDED, SEEDS, Writer
 from from_nothing_truth import Known, decided, known_pairs, labels_right, qualities, reward_right, share
+from log_prob_server import LogProbServer
+from tiny import byte_tokenizer, tiny_llama
 
+from trl_ext.demo import ASSETS
 from trl_ext.demo.answers import good_open, preference_rows
 from trl_ext.demo.world import load_world, questions
 from trl_ext.self_instruct.seed_tasks import read_seeds
@@ -114,6 +119,76 @@ def test_the_whole_loop_in_a_few_steps(tmp_path, method):
     assert (tmp_path / "labels.jsonl").read_text() == labels  # nobody is asked twice
 
 
+def shorter(asked):
+    """The logit of "1" over "2" by a judge of any question."""
+    found = PAIR_ASKED.fullmatch(asked)
+    return found and (len(found[3]) - len(found[2])) / 10
+
+
+class LiveServer(LogProbServer):
+    """A chat whose instructions are played, and whose log-probabilities are a tiny model's, which hears a judge."""
+
+    def __init__(self):
+        self.writer, self.judge, tokenizer = Writer(WORLD), world_judge(WORLD), byte_tokenizer()
+        model = tiny_llama(tokenizer, max_position_embeddings=2048)
+        answers = tokenizer.convert_tokens_to_ids(["1", "2"])
+
+        def heard(module, args, output):
+            logit = self.judge(tokenizer.decode(args[0][0])) or 0.0
+            output.logits[..., answers] += torch.tensor([9 + logit / 2, 9 - logit / 2])
+
+        model.register_forward_hook(heard)
+        super().__init__(model, tokenizer)
+
+    def answer(self, request):
+        if request.get("logprobs"):
+            return super().answer(request)
+        [message] = request["messages"]
+        said = {"role": "assistant", "content": self.writer(message["content"])}
+        choice = {"index": 0, "finish_reason": "stop", "message": said}
+        return {"id": "0", "object": "x", "created": 0, "model": request["model"], "choices": [choice]}
+
+
+@pytest.fixture
+def live():
+    server = LiveServer()
+    yield server
+    server.close()
+
+
+def test_a_live_endpoint_teaches_all_of_it(tmp_path, live, capsys):
+    """Instructions and labels both come from it, as a chat; what was asked before is not asked again."""
+    import from_nothing
+
+    small = ["--quick", "--endpoint", live.url, "--endpoint-model", "tiny", "--instructions", "8", "--with", "dpo"]
+    rows = from_nothing.main(["--output-dir", str(tmp_path), *small])
+    assert [row["policy"] for row in rows] == ["SFT", "round 1"] and rows[0]["kl"][0] == 0 < rows[1]["kl"][0]
+    asked = [body for path, body, _ in live.requests if path == "/v1/chat/completions"]
+    assert len(asked) == len(live.requests) and {body["model"] for body in asked} == {"tiny"}
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert sum("logprobs" in body for body in asked) == 2 * len(labels)  # both orders
+    tasks = (tmp_path / "tasks" / "tasks.jsonl").read_text().splitlines()
+    assert len(tasks) == 8 and sum("logprobs" not in body for body in asked) >= 8
+    assert "agreement" in (said := capsys.readouterr().out) and "labels right" in said
+    from_nothing.main(["--output-dir", str(tmp_path), *small])
+    assert len(live.requests) == len(asked)
+
+
+@pytest.mark.slow
+def test_a_live_endpoint_teaches_a_model_of_ones_own(tmp_path, live):
+    """By a judge who likes what is short, and measured by the reward model that learned it, on a fifth of the prompts."""
+    import from_nothing
+
+    live.judge = shorter
+    mine = ["--model", str(ASSETS / "policy"), "--seeds", str(from_nothing.SEEDS), "--instructions", "8"]
+    rows = from_nothing.main(
+        ["--output-dir", str(tmp_path), "--quick", "--endpoint", live.url, "--rounds", "2", *mine]
+    )
+    assert [set(row) for row in rows] == [{"policy", "reward/reward-1", "kl", "length"}] * 3
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert any(abs(row["probability"] - 0.5) > 0.2 for row in labels)
+
+
 def test_what_is_refused(tmp_path, capsys):
     import from_nothing
 
@@ -121,3 +196,6 @@ def test_what_is_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             from_nothing.main(["--output-dir", str(tmp_path), *arguments])
     assert "--model and --seeds need --endpoint" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected an address such as"):
+        from_nothing.main(["--output-dir", str(tmp_path), "--endpoint", "localhost:9"])
+    assert not list(tmp_path.iterdir())  # the same folder takes the right address
