@@ -6,19 +6,10 @@ from functools import partial
 from trl_ext.ai_feedback.judging import Answer
 from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, context_number
 from trl_ext.generation.asked_together import as_they_come
-from trl_ext.generation.endpoint_generator import RefusedRequest
 from trl_ext.generation.endpoint_log_probs import EndpointLogProbs
 from trl_ext.generation.extra_fields import shown_fields
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.texts import Text, text_of
-
-
-class RefusedQuestion(RefusedRequest):
-    """A server's refusal of one question."""
-
-    def __init__(self, question: Question, said: str):
-        super().__init__(said)
-        self.question = question
 
 
 class EndpointJudge:
@@ -49,10 +40,7 @@ class EndpointJudge:
             before = now
 
     def _log_probs(self, question: Question, *, wording: Wording, reasons: Sampling | None) -> list[list[float]]:
-        try:
-            return [self._ordered(wording.context(question, order, self.chat), wording, reasons) for order in ORDERS]
-        except RefusedRequest as error:
-            raise RefusedQuestion(question, str(error)) from None
+        return [self._ordered(wording.context(question, order, self.chat), wording, reasons) for order in ORDERS]
 
     def _ordered(self, context: Text, wording: Wording, reasons: Sampling | None) -> list[float]:
         if reasons is not None:

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.ai_feedback.endpoint_judge import EndpointJudge, RefusedQuestion
+from trl_ext.ai_feedback.endpoint_judge import EndpointJudge
 from trl_ext.ai_feedback.judging import Judge, Judgement, is_judgement, judgement_of
 from trl_ext.ai_feedback.model_judge import ModelJudge
 from trl_ext.ai_feedback.preambles import Preamble, preamble_of
 from trl_ext.ai_feedback.preference_pairs import Pair, preference_pairs
 from trl_ext.ai_feedback.preference_questions import Example, Question, Wording, checked_examples
 from trl_ext.ai_feedback.preference_report import PreferenceReport, report_of, warn_of
+from trl_ext.generation.endpoint_errors import RefusedRequest
 from trl_ext.generation.endpoint_log_probs import EndpointLogProbs
 from trl_ext.generation.protocol import Sampling
 from trl_ext.sequences.causal_lms import Model, causal_lm
@@ -127,7 +128,7 @@ class PreferenceLabeler:
         kept = self._kept(keep, call)
         try:
             found, asked, tokens = self._answered({_one_way(pair.question) for pair in differ}, kept, progress)
-        except RefusedQuestion as error:
+        except RefusedRequest as error:
             raise _of_row(error, differ, call) from None
         judgements = [None if pair.is_equal else _of(pair.question, found) for pair in pairs]
         told = [each for each in judgements if each is not None]
@@ -183,16 +184,15 @@ def _judge(
     return ModelJudge(module, tokenizer, batch_size=batch_size)
 
 
-def _of_row(error: RefusedQuestion, pairs: list[Pair], call: str) -> RefusedQuestion:
+def _of_row(error: RefusedRequest, pairs: list[Pair], call: str) -> RefusedRequest:
     """The server's refusal, with the row that it is of and what to do."""
-    row = next(pair.row for pair in pairs if _one_way(pair.question) == error.question)
-    prompt, completions = error.question
-    said = (
-        f"{call}: row {row}, of {len(prompt):,} characters of prompt and {sum(map(len, completions)):,} of completions, was not "
-        f"labelled. {error} Where it is too long for the server's model, shorten or drop that row, give fewer examples, or serve "
-        "the model with a larger window; a prompt is cut of a model in the process alone."
+    row = next(pair.row for pair in pairs if _one_way(pair.question) == error.item)
+    prompt, completions = error.item
+    return error.of(
+        f"{call}: row {row}, of {len(prompt):,} characters of prompt and {sum(map(len, completions)):,} of completions,",
+        "Where it is too long for the server's model, shorten or drop that row, give fewer examples, or serve the model with a "
+        "larger window; a prompt is cut of a model in the process alone.",
     )
-    return RefusedQuestion(error.question, said)
 
 
 def _one_way(question: Question) -> Question:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import TypeVar
+
+from trl_ext.generation.endpoint_errors import RefusedRequest
 
 Item, Answer = TypeVar("Item"), TypeVar("Answer")
 
@@ -15,7 +18,7 @@ def as_they_come(
     What is being asked when the first one fails, or at Ctrl-C, is waited for and given; then the error is raised.
     """
     threads = ThreadPoolExecutor(concurrency)
-    asked = {threads.submit(ask, item): i for i, item in enumerate(items)}
+    asked = {threads.submit(partial(_named, ask), item): i for i, item in enumerate(items)}
     try:
         for future in as_completed(list(asked)):
             yield asked[future], future.result()
@@ -28,6 +31,15 @@ def as_they_come(
         raise
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _named(ask: Callable[[Item], Answer], item: Item) -> Answer:
+    """What it is asked; a refusal says of which item."""
+    try:
+        return ask(item)
+    except RefusedRequest as error:
+        error.item = item
+        raise
 
 
 def _has_answer(future: Future) -> bool:

@@ -20,6 +20,7 @@ from trl_ext.generation.endpoint_answers import (
     tokens_of,
     unsaid_ends,
 )
+from trl_ext.generation.endpoint_errors import EndpointError, NoCompletion, RefusedRequest, shown_prompt
 from trl_ext.generation.extra_fields import checked_extra_body
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample, as_completion
@@ -31,18 +32,6 @@ from trl_ext.trainer_kit.seeds import stable_seed
 REFUSALS = (400, 413, 422)  # of what was asked, and not of who asks, or how often
 EMPTY_ANSWERS = 3  # in a row, after which a prompt is given up
 KEPT = "Where a run writes them down, finished parts are kept: once it answers again, resume the run for the missing ones alone."
-
-
-class EndpointError(ConnectionError):
-    """An endpoint that is down, refuses, or does not give what was asked for."""
-
-
-class NoCompletion(EndpointError):
-    """An endpoint that answers, but leaves one prompt without a completion."""
-
-
-class RefusedRequest(EndpointError):
-    """An endpoint that answers, and refuses what it was asked, e.g. as too long."""
 
 
 class EndpointGenerator:
@@ -118,7 +107,12 @@ class EndpointGenerator:
 
     def _samples(self, row: int, prompt: Text, *, sampling: Sampling) -> list[Sample]:
         asked = 1 if sampling.temperature == 0 else sampling.num_generations
-        choices = self._choices(row, prompt, asked, sampling) * (sampling.num_generations // asked)
+        try:
+            choices = self._choices(row, prompt, asked, sampling) * (sampling.num_generations // asked)
+        except RefusedRequest as error:
+            named = error.of(f"prompt {row}, {shown_prompt(prompt)}")
+            named.item = prompt
+            raise named from None
         return [
             Sample(
                 row=row,
@@ -197,8 +191,10 @@ class EndpointGenerator:
             else:
                 answer = self._client.chat.completions.with_raw_response.create(messages=prompt, **options)
         except openai.APIStatusError as error:
-            kind = RefusedRequest if error.status_code in REFUSALS else EndpointError
-            raise self._error(f"it refused ({error.message})", kind) from None
+            said = f"it refused ({error.message})"
+            if error.status_code in REFUSALS:
+                raise RefusedRequest(f"{self._call}: {self._secrets.hidden(said)}.") from None
+            raise self._error(said) from None
         except openai.APITimeoutError:
             raise self._error(f"it did not answer within {self._client.timeout} s") from None
         except openai.OpenAIError as error:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trl_ext.generation.asked_together import as_they_come
-from trl_ext.generation.endpoint_generator import EndpointGenerator, NoCompletion
+from trl_ext.generation.endpoint_errors import NoCompletion
+from trl_ext.generation.endpoint_generator import EndpointGenerator
 from trl_ext.generation.extra_fields import shown_fields
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.query_types.labels import Label

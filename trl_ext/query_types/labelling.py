@@ -6,6 +6,7 @@ from collections import Counter
 
 from datasets import Dataset, Value
 
+from trl_ext.generation.endpoint_errors import RefusedRequest, shown_prompt
 from trl_ext.query_types.kept_labels import KeptLabels
 from trl_ext.query_types.labels import Label, Labeler, is_label
 from trl_ext.query_types.query_type_classifier import EMPTY, QueryTypeClassifier
@@ -22,6 +23,7 @@ OTHERS = (
     "Ask one that may know more, labeler=LanguageModelLabeler(model) or EndpointLabeler(…): rows that have a type keep it. Or "
     "lower `threshold`, or leave them out: dataset.filter(lambda row: row['query_type'] is not None)."
 )
+OWN_TYPE = "Leave that row out, or give its `query_type` yourself: rows that have a type keep it."
 
 
 def label_query_types(
@@ -61,7 +63,10 @@ def label_query_types(
     least = labeler.threshold if least is None else least
     kept = KeptLabels(kept_file(keep, labeler=labeler.name, needed=labeler.needs_file, call=call), labeler.name)
     asked = [i for i in range(len(queries)) if relabel or types[i] is None]
-    labels = _labels(labeler, [queries[i] for i in asked], kept)
+    try:
+        labels = _labels(labeler, [queries[i] for i in asked], kept)
+    except RefusedRequest as error:
+        raise _of_row(error, queries, asked, call) from None
     given = {i: _above(labels[queries[i]], least) for i in asked}
     _warn_of_none(given, call)
     return _with_columns(dataset, types, given)
@@ -121,6 +126,12 @@ def _labels(labeler: Labeler, queries: list[str], kept: KeptLabels) -> dict[str,
         if label.confidence is not None:  # else nothing was said of it, and the next call may ask again
             kept.add(missing[i], label)
     return found
+
+
+def _of_row(error: RefusedRequest, queries: list[str], asked: list[int], call: str) -> RefusedRequest:
+    """A server's refusal, with the row that it is of, where the labeler says what it asked for."""
+    rows = [i for i in asked if queries[i] == error.item]
+    return error.of(f"{call}: row {rows[0]}, {shown_prompt(error.item)}", OWN_TYPE) if rows else error
 
 
 def _above(label: Label, threshold: float) -> Label:

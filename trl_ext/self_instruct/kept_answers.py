@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from trl_ext.generation.endpoint_errors import REMEDY, RefusedRequest, shown_prompt
 from trl_ext.generation.given_generator import finished_parts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.self_instruct.answer_parsing import Answer
+from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import Text, text_of
 
+SHORTER = f"{REMEDY} A request is as long as the seeds that it shows: give shorter ones, or fewer (num_examples, human_in_context)."
 Place = tuple[str, int]  # the step and the number of a batch in it
 
 
@@ -86,12 +89,19 @@ class Asker:
             for index, batch in batches.items()
             if (step, index) not in self.kept
         ]
-        for part, samples in finished_parts(self.generator, missing, sampling, self.policy) if missing else ():
+        for part, samples in self._finished(step, missing, sampling) if missing else ():
             said = {sample["row"]: Answer(text_of(sample["completion"]), bool(sample["ended"])) for sample in samples}
             answers = [said.get(row, Answer("", False)) for row in part.rows]
             self.kept.add((step, part.index), part.prompts, answers)
         for index, batch in batches.items():
             yield self.kept.of((step, index), batch)
+
+    def _finished(self, step: str, parts: list[Part], sampling: Sampling) -> Iterator[tuple[Part, list[Sample]]]:
+        """A server's refusal says what the request was for."""
+        try:
+            yield from finished_parts(self.generator, parts, sampling, self.policy)
+        except RefusedRequest as error:
+            raise error.of(f"SelfInstruct.run: a request for {step}, {shown_prompt(error.item)}", SHORTER) from None
 
 
 def _digest(prompts: Iterable[Text]) -> str:
