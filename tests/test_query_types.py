@@ -225,6 +225,15 @@ def test_labels_of_another_labeler_are_not_taken(tmp_path):
     assert other.asked == ["a"]
 
 
+def test_a_list_of_rows_is_labelled_like_a_data_set():
+    """A type that only a later row has is kept."""
+    given = [{"prompt": "a"}, {"prompt": "b", "query_type": "closed"}]
+    labeler = Told()
+    labelled = label_query_types(given, labeler)
+    assert labelled.to_list() == label_query_types(rows("a", "b", query_type=[None, "closed"]), Told()).to_list()
+    assert labeler.asked == ["a"] and labelled["query_type"][1] == "closed"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -252,7 +261,10 @@ def test_a_file_of_something_else_is_refused_and_left(tmp_path, content):
         (rows("a", ""), {}, "the prompt of row 1 is ''"),
         (rows("a", " \n"), {}, "nothing in it but white space"),
         ({"train": rows("a")}, {}, r"dataset\['train'\]"),
-        ([{"prompt": "a"}], {}, "expected a Dataset, got list"),
+        (["a"], {}, "expected a Dataset, or a list of dicts, a row each; got list"),
+        ("rows.jsonl", {}, "expected a Dataset, or a list of dicts, a row each; got str"),
+        ([{"prompt": "a"}, {"prompt": 3}], {}, "its rows are not of one kind"),
+        ([], {}, "expected a column `prompt`"),
         (rows("a"), {"threshold": 1.5}, r"threshold=1\.5.*probability"),
         (rows("a"), {"threshold": True}, "threshold=True"),
         (rows("a"), {"labeler": 3}, "labeler=int"),

@@ -10,7 +10,7 @@ from trl_ext.generation.endpoint_errors import RefusedRequest, shown_prompt
 from trl_ext.query_types.kept_labels import KeptLabels
 from trl_ext.query_types.labels import Label, Labeler, is_label
 from trl_ext.query_types.query_type_classifier import EMPTY, QueryTypeClassifier
-from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split
+from trl_ext.sequences.prompt_rows import as_dataset, check_prompts, lacks_prompts
 from trl_ext.sequences.query_type_column import check_query_types
 from trl_ext.sequences.texts import last_user_texts
 from trl_ext.trainer_kit.config_checks import checked
@@ -27,7 +27,7 @@ OWN_TYPE = "Leave that row out, or give its `query_type` yourself: rows that hav
 
 
 def label_query_types(
-    dataset: Dataset,
+    dataset: Dataset | list[dict],
     labeler: Labeler | str | os.PathLike | None = None,
     *,
     threshold: float | None = None,
@@ -45,7 +45,7 @@ def label_query_types(
     ['open', 'closed']
 
     Args:
-        dataset: With prompts, text or messages.
+        dataset: With prompts, text or messages; or a list of rows.
         labeler: None: the shipped classifier, for English. The path of weights that `train_classifier.py` has written,
             *.safetensors. A `LanguageModelLabeler`, or the path or hub id of a causal LM. An `EndpointLabeler`.
         threshold: Confidence below which there is no type; None: the labeler's own, of LMs and endpoints 0.5.
@@ -55,6 +55,7 @@ def label_query_types(
         column: With the prompts.
     """
     call = "label_query_types"
+    dataset = as_dataset(dataset, call=call)
     queries, types = _checked_columns(dataset, column, call)
     if not relabel:
         check_query_types(types, call=call)
@@ -74,11 +75,6 @@ def label_query_types(
 
 def _checked_columns(dataset: Dataset, column: str, call: str) -> tuple[list[str], list[str | None]]:
     """The queries, and the types that they have."""
-    one_split(dataset, call=call)
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"{call}: expected a Dataset, got {type(dataset).__name__}. Make one: Dataset.from_list(rows)."
-        )
     if column not in dataset.column_names:
         if column == "prompt":
             raise lacks_prompts(dataset.column_names, call=f"{call}: the data set")

@@ -85,7 +85,7 @@ def one_split(rows: object, *, call: str) -> None:
 
 
 def as_dataset(rows: object, *, call: str) -> Dataset:
-    """One data set as it is, and a list of rows as one; a ValueError for anything else."""
+    """One data set as it is, and a list of rows as one, None where a row lacks a column; a ValueError for anything else."""
     one_split(rows, call=call)
     if isinstance(rows, Dataset):
         return rows
@@ -94,8 +94,9 @@ def as_dataset(rows: object, *, call: str) -> Dataset:
             f"{call}: expected a Dataset, or a list of dicts, a row each; got {type(rows).__name__}. Make one: "
             "Dataset.from_list(rows), or of a file load_dataset."
         )
+    names = dict.fromkeys(name for row in rows for name in row)  # `from_list` drops what the first row lacks
     try:
-        return Dataset.from_list(rows)
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(
             f"{call}: its rows are not of one kind ({error}). Give each the same columns and types."
