@@ -149,6 +149,10 @@ def test_a_blind_encoder_is_warned_of(one_hot):
         (rows(60, completion=[None] * 60), r"with a reference and a completion.* got 0"),
         ([{"prompt": text} for text in PAIRS], r"expected a column `reference`"),
         ([{"question": text, "reference": text} for text in PAIRS], r"rename_column\('question', 'prompt'\)"),
+        (
+            [*rows(60), rows(61)[60] | {"completion": "why", "query_type": "OPEN"}],  # which the first row has not
+            r"'OPEN' in row 60",
+        ),
         (DatasetDict(train=Dataset.from_list(rows())), r"expected one data set, got a DatasetDict"),
     ],
 )

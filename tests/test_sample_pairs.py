@@ -66,6 +66,7 @@ def test_a_list_of_rows_is_drawn_from_alike():
     ("given", "options", "said"),
     [
         ([{"prompt": "p"}], {}, "expected a Dataset with `prompt` and `completion`.*got list"),
+        ([{"prompt": "p", "completion": each} for each in ("a", 3)], {}, "sample_pairs: its rows are not of one kind"),
         (Dataset.from_list([{"prompt": "p"}]), {}, r"got \['prompt'\]"),
         (samples(p=["a", "b"]), {"per_prompt": 0}, r"per_prompt=0"),
         (samples(p=["a", "b"]), {"seed": -1}, r"seed=-1"),

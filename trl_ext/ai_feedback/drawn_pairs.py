@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trl_ext.ai_feedback.preference_pairs import COMPLETIONS
 from trl_ext.generation.completion_files import key_of
-from trl_ext.sequences.prompt_rows import check_completions, check_prompts, one_split
+from trl_ext.sequences.prompt_rows import as_dataset, check_completions, check_prompts, one_split
 from trl_ext.sequences.texts import Text, text_of
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
@@ -55,7 +55,7 @@ def _by_prompt(samples: Dataset | list[dict]) -> dict[str, tuple[Text, dict[str,
     """By what is equal for equal prompts: the prompt, and its completions by their text, without empty ones."""
     one_split(samples, call=CALL)
     if isinstance(samples, list) and samples and all(isinstance(row, dict) and {*NEEDED} <= {*row} for row in samples):
-        samples = Dataset.from_list([{name: row[name] for name in NEEDED} for row in samples])
+        samples = as_dataset([{name: row[name] for name in NEEDED} for row in samples], call=CALL)
     columns = samples.column_names if isinstance(samples, Dataset) else type(samples).__name__
     if not isinstance(samples, Dataset) or not {*NEEDED} <= {*columns}:
         raise ValueError(f"{CALL}: expected a Dataset with `prompt` and `completion`, a row a sample; got {columns}.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from trl_ext.sequences.prompt_rows import check_completions, check_prompts, lacks_prompts, one_split
+from trl_ext.sequences.prompt_rows import as_dataset, check_completions, check_prompts, lacks_prompts, one_split
 from trl_ext.sequences.query_type_column import check_query_types
 from trl_ext.sequences.texts import last_user_texts, text_of
 from trl_ext.trainer_kit.config_checks import checked
@@ -56,7 +56,7 @@ def read_rows(dataset: Dataset | Sequence[dict], *, most: int, seed: int) -> Row
 
 
 def _columns(dataset: Dataset | Sequence[dict]) -> dict[str, list]:
-    rows = dataset if isinstance(dataset, Dataset) else Dataset.from_list(list(dataset))
+    rows = as_dataset(dataset if isinstance(dataset, Dataset) else list(dataset), call=CALL)
     if "prompt" not in rows.column_names:
         raise lacks_prompts(rows.column_names, call=CALL)
     if "reference" not in rows.column_names:
