@@ -8,31 +8,47 @@ of benchmarks/raft_diffusion. Any other pipeline of diffusers that has a UNet is
 --stable-diffusion MODEL it is Stable Diffusion 1.5 at 256 × 256 with LoRA in 16 bits, as in the paper (arXiv:2304.06767).
 
 Every stage leaves its images, scores and choices as a parquet file and a PNG, then its weights. Begun again with the same command
-a run goes on where it was killed, and on a CPU ends with the same weights, bit for bit. The paper's regulariser λ is left out: the
-difference of denoising losses only bounds the KL in expectation over t and noise, and of a few draws it says little of one image.
+a run goes on where it was killed, and on a CPU ends with the same weights, bit for bit. The paper's regulariser λ is left out: a
+denoising loss bounds log π from one side, so the difference of two is no bound of a KL, and of a few draws it says little of an image.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline
 from numpy.typing import NDArray
-from raft_diffusion_files import Condition, Images, read_stage, stage_file, write_stage
-from safetensors.torch import load_file, save_file
+from raft_diffusion_checks import (
+    check_plan,
+    checked,
+    checked_conditions,
+    checked_images,
+    checked_scores,
+    name_of,
+    trained,
+)
+from raft_diffusion_files import (
+    Condition,
+    Images,
+    begin_or_go_on,
+    read_stage,
+    stage_file,
+    take_weights,
+    weights_file,
+    write_stage,
+    write_weights,
+)
 from torch import Tensor
 from torch.nn import functional
 
 from trl_ext.self_training import at_most_per_prompt, best_overall, best_per_prompt, random_of_same_size
-from trl_ext.trainer_kit import seeded, stable_seed, written_whole
+from trl_ext.trainer_kit import ends_in_one_line, seeded, stable_seed
+from trl_ext.trainer_kit.fingerprints import model_fingerprint
 
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")  # noise by ᾱ_t, which the loss below assumes
-PREDICTIONS = ("epsilon", "v_prediction")
-SELECTIONS = ("local", "global", "random")
+PLAIN = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 Reward = Callable[[Images, list[Condition]], Sequence[float]]
 
 
@@ -47,7 +63,7 @@ class Plan:
         steps, batch, learning_rate: Of each stage's fine-tuning (AdamW, begun anew).
         at_once: Images that are sampled together.
         seed: Everything random follows from it.
-        sampling: What the pipeline's call takes: guidance_scale or eta in temperature's place, num_inference_steps, height, …
+        sampling: What else the pipeline's call takes: guidance_scale or eta in temperature's place, num_inference_steps, height, …
     """
 
     stages: int = 3
@@ -61,11 +77,7 @@ class Plan:
     sampling: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"Plan(selection={self.selection!r}): expected one of {SELECTIONS}.")
-        for name in ("stages", "samples", "steps", "batch", "at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Plan({name}={getattr(self, name)}): expected a whole number from 1 on.")
+        check_plan(self)
 
 
 def raft(pipeline: DiffusionPipeline, conditions: list[Condition], reward: Reward, folder: Path, plan: Plan) -> None:
@@ -78,50 +90,29 @@ def raft(pipeline: DiffusionPipeline, conditions: list[Condition], reward: Rewar
         pipeline: Called with a list of conditions; as `checked` says.
         conditions: Prompts or classes, each with K images of its own.
         reward: Of images `(N, H, W, C)`, uint8, and their conditions; N finite numbers.
-        folder: Where each stage is kept; one that has stages of the same run goes on.
+        folder: Where each stage is kept; a run that is there goes on, from the weights that it began with.
     """
     checked(pipeline)
-    _same_run(folder, conditions, plan)
+    folder, conditions = Path(folder), checked_conditions(pipeline, conditions)
+    begin_or_go_on(folder, pipeline.unet, trained(pipeline), _run(pipeline, conditions, reward, plan))
     for stage in range(plan.stages):
-        table, weights = stage_file(folder, stage), folder / f"stage-{stage:03d}.safetensors"
+        table, weights = stage_file(folder, stage), weights_file(folder, stage)
         if not table.exists():
             write_stage(table, *grow(pipeline, conditions, reward, plan, stage))
         if weights.exists():
-            pipeline.unet.load_state_dict(load_file(weights), strict=False)
+            take_weights(pipeline.unet, weights)
             continue
         images, asked, _, kept = read_stage(table)  # as they are on disk, whether or not they were sampled just now
         improve(pipeline, images[kept], [asked[i] for i in np.flatnonzero(kept)], plan, stage)
-        with written_whole(weights) as partial:
-            save_file({name: value.contiguous() for name, value in trained(pipeline).items()}, partial)
+        write_weights(weights, trained(pipeline))
 
 
-def checked(pipeline: DiffusionPipeline) -> None:
-    """Refuse what the loss does not fit: no UNet, another scheduler, another kind of prediction."""
-    name, unet = type(pipeline).__name__, pipeline.components.get("unet")
-    if not isinstance(unet, UNet2DModel | UNet2DConditionModel):
-        raise ValueError(
-            f"raft({name}): expected a UNet2DModel or UNet2DConditionModel as `unet`, got {type(unet).__name__}."
-        )
-    scheduler = pipeline.scheduler
-    if type(scheduler).__name__ not in SCHEDULERS:
-        raise ValueError(
-            f"raft({name}): the scheduler {type(scheduler).__name__} is not supported; expected one of {SCHEDULERS}. If the "
-            "model was trained with such noise, give pipeline.scheduler = DDIMScheduler.from_config(…)."
-        )
-    if scheduler.config.prediction_type not in PREDICTIONS:
-        got = f"prediction_type={scheduler.config.prediction_type!r} is not supported"
-        raise ValueError(f"raft({name}): {got}; expected one of {PREDICTIONS}.")
-
-
-def _same_run(folder: Path, conditions: list[Condition], plan: Plan) -> None:
-    """Write down what run a folder is of; a ValueError where it is of another."""
-    told, record = json.dumps({"plan": asdict(plan), "conditions": conditions}, sort_keys=True), folder / "run.json"
-    if record.exists() and record.read_text(encoding="utf-8") != told:
-        raise ValueError(
-            f"raft(folder={str(folder)!r}): the run there has another plan or other conditions. Give another."
-        )
-    with written_whole(record) as partial:
-        partial.write_text(told, encoding="utf-8")
+def _run(pipeline, conditions: list[Condition], reward: Reward, plan: Plan) -> dict:
+    """What makes a run what it is, but for how many stages it has: more can follow."""
+    rest = {name: value for name, value in asdict(plan).items() if name != "stages"}
+    noise = [type(pipeline.scheduler).__name__, pipeline.scheduler.config.prediction_type]
+    named = {"pipeline": [type(pipeline).__name__, *noise], "reward": name_of(reward)}
+    return named | {"plan": rest, "conditions": conditions, "unet": model_fingerprint(pipeline.unet)}
 
 
 def grow(pipeline, conditions, reward: Reward, plan: Plan, stage: int) -> tuple[Images, list, NDArray, NDArray]:
@@ -141,23 +132,10 @@ def sample(pipeline, asked: list[Condition], plan: Plan, seed: int) -> Images:
     found = []
     for at in range(0, len(asked), plan.at_once):
         random = torch.Generator().manual_seed(stable_seed(seed, at))
-        call = {"generator": random, "output_type": "np"} | plan.sampling
-        found.append((pipeline(asked[at : at + plan.at_once], **call).images * 255).round().astype(np.uint8))
+        some = asked[at : at + plan.at_once]
+        images = pipeline(some, generator=random, output_type="np", **plan.sampling).images
+        found.append(checked_images(pipeline, images, len(some)))
     return np.concatenate(found)
-
-
-def checked_scores(reward: Reward, images: Images, asked: list[Condition]) -> NDArray[np.floating]:
-    """The reward's numbers; a ValueError unless there is a finite one for each image."""
-    name = getattr(reward, "__name__", type(reward).__name__)
-    scores = np.asarray(reward(images, asked), dtype=float)
-    if scores.shape != (len(images),):
-        raise ValueError(f"reward {name}: expected {len(images)} numbers, one per image, got shape {scores.shape}.")
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise ValueError(
-            f"reward {name}: image {bad[0]} ({asked[bad[0]]!r}) has the score {scores[bad[0]]}: no finite number."
-        )
-    return scores
 
 
 def select(scores, prompts, plan: Plan, seed: int) -> NDArray[np.bool_]:
@@ -171,10 +149,6 @@ def select(scores, prompts, plan: Plan, seed: int) -> NDArray[np.bool_]:
 def improve(pipeline, images: Images, asked: list[Condition], plan: Plan, stage: int) -> None:
     """Fine-tune the UNet on the kept images."""
     parameters = list(trained(pipeline).values())
-    if not parameters:
-        raise ValueError(
-            "raft: nothing of pipeline.unet has requires_grad. Add an adapter, or call unet.requires_grad_()."
-        )
     unet, optimizer = pipeline.unet.train(), torch.optim.AdamW(parameters, lr=plan.learning_rate)
     scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
     with seeded(stable_seed(plan.seed, "improve", stage)):
@@ -187,6 +161,7 @@ def improve(pipeline, images: Images, asked: list[Condition], plan: Plan, stage:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             scaler.step(optimizer)
             scaler.update()
+    unet.eval()
 
 
 def denoising_loss(pipeline, images: Images, asked: list[Condition]) -> Tensor:
@@ -214,36 +189,36 @@ def latents(pipeline, images: Images) -> Tensor:
 def condition(pipeline, asked: list[Condition]) -> dict[str, Tensor]:
     """What the UNet is told: classes, or the encoded prompts."""
     if isinstance(asked[0], str):
-        return {"encoder_hidden_states": pipeline.encode_prompt(asked, pipeline.unet.device, 1, False)[0]}
+        return {"encoder_hidden_states": pipeline.encode_prompt(asked, device=pipeline.unet.device, **PLAIN)[0]}
     return {"class_labels": torch.tensor(asked, device=pipeline.unet.device)}
-
-
-def trained(pipeline) -> dict[str, Tensor]:
-    return {name: value for name, value in pipeline.unet.named_parameters() if value.requires_grad}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("raft_diffusion"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the digits 0 1 2 unless given, else one, 0")
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument(
         "--stable-diffusion", metavar="MODEL", help="a folder or id of Stable Diffusion 1.5; needs the next two"
     )
-    parser.add_argument("--prompts", type=Path, help="one a line")
-    parser.add_argument("--reward", help="module:function of images (N, H, W, C) and prompts")
+    parser.add_argument("--prompts", type=Path, help="a file with one a line")
+    parser.add_argument("--reward", help="module:function or file.py:function of images (N, H, W, C) and prompts")
     args = parser.parse_args(arguments)
-    if not args.stable_diffusion:
-        import raft_diffusion_digits
-
-        raft_diffusion_digits.run(args.output_dir, args.seeds, stages=args.stages)
-    elif args.prompts and args.reward:
+    if len({bool(args.stable_diffusion), bool(args.prompts), bool(args.reward)}) == 2:
+        parser.error("--stable-diffusion, --prompts and --reward go together")
+    if args.stable_diffusion:
         import raft_diffusion_sd15
 
-        raft_diffusion_sd15.run(args)
+        if len(args.seeds or [0]) > 1:
+            parser.error("--stable-diffusion takes one seed")
+        raft_diffusion_sd15.run(args, *(args.seeds or [0]))
     else:
-        parser.error("--stable-diffusion needs --prompts and --reward")
+        import raft_diffusion_digits
+
+        raft_diffusion_digits.run(args.output_dir, args.seeds or [0, 1, 2], stages=args.stages)
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "The same command goes on where it was."
+    with ends_in_one_line("raft_diffusion.py", when_stopped=stopped, folder=Path(__file__).parent):
+        main()

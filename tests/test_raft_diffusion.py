@@ -10,19 +10,13 @@ import torch
 
 pytest.importorskip("diffusers")
 import raft_diffusion
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    EulerDiscreteScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from peft import LoraConfig
 from raft_diffusion import Plan, checked, checked_scores, denoising_loss, improve, raft, sample, select, trained
 from raft_diffusion_digits import diversity, ink, sheet, table, tiny_pipeline
 from raft_diffusion_files import read_stage, stage_file
 from safetensors.torch import load_file
+from tiny_diffusion import tiny_stable_diffusion
 
 TINY = Plan(stages=2, samples=4, steps=3, batch=4, at_once=8, sampling={"num_inference_steps": 2})
 CLASSES = [0, 1, 1]
@@ -38,23 +32,8 @@ class NoUNet(DiffusionPipeline):
         self.register_modules(scheduler=scheduler)
 
 
-class Prompted(DiffusionPipeline):
-    """What of Stable Diffusion the loss reads: a VAE, encoded prompts, a UNet that is told them."""
-
-    def __init__(self, unet, vae, scheduler):
-        super().__init__()
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
-
-    def encode_prompt(self, prompts, device, each, guided):
-        return torch.ones(len(prompts), 3, 8) * torch.tensor([len(text) for text in prompts])[:, None, None], None
-
-
 def test_lora_of_a_unet_that_is_told_prompts():
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
-    unet = UNet2DConditionModel(sample_size=8, layers_per_block=1, **sizes, **blocks)
-    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
-    pipeline = Prompted(unet, vae, DDIMScheduler())
+    pipeline = tiny_stable_diffusion()
     pipeline.unet.requires_grad_(False)
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     before = {name: value.clone() for name, value in pipeline.unet.named_parameters()}
