@@ -67,6 +67,7 @@ def test_a_value_model_may_lack_a_head(here, capsys):
         ("two", "--reward_funcs two: expected a reward model of one label, got 2."),
         ("wordless", "--reward_funcs wordless: found no tokenizer"),
         ("empty", "--reward_funcs empty: it cannot be loaded"),
+        ("repetition_penalty", "there is no folder of that name. Did you mean RepetitionPenalty?"),
     ],
 )
 def test_what_is_no_reward_model(name, message, here, capsys):

@@ -5,7 +5,7 @@ from encoders import saved_bert
 
 from trl_ext import R3Reward, RelevanceReward, characters, unicode_wordpunct
 from trl_ext.cli.command_arguments import RewardArguments
-from trl_ext.cli.roles import named
+from trl_ext.cli.named_rewards import named
 
 
 def test_alone_it_is_the_papers():

@@ -72,8 +72,9 @@ class RewardArguments:
 
     reward_funcs: list[str] | None = option(
         None,
-        "One or several: `r3`; a reward model, or an adapter of one, by path or hub id; a function in TRL's protocol "
-        "as module:name or file.py:name. Weighted by reward_weights.",
+        "One or several: `r3`, or another reward of trl_ext by its name, such as RepetitionPenalty; a reward model, or an adapter "
+        "of one, by path or hub id; a function in TRL's protocol as module:name or file.py:name. Weighted by "
+        "reward_weights.",
     )
     relevance_encoder: str | None = option(None, "Of `r3`: path or hub id of a sentence encoder. None: Contriever.")
     top_relevance: float | None = option(

@@ -12,7 +12,7 @@ from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import train_rows
 from trl_ext.cli.evaluate_rewards import SHARED, PairArguments, check_belongs, evaluate_rewards
 from trl_ext.cli.evaluated_files import add_to_parquet, already_complete, output_file, record_of, yet_to_write
-from trl_ext.cli.roles import named
+from trl_ext.cli.named_rewards import check_rewards, named
 from trl_ext.evaluation import Evaluation, evaluate
 from trl_ext.shared_base.shared_base import SharedBase
 from trl_ext.trainer_kit.config_docs import option
@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
 def evaluate_policies(args: EvaluateArguments, rewards: RewardArguments, data: DataArguments) -> None:
     """Print what is found of each policy, and write the samples where asked."""
     _check(args)
+    check_rewards(rewards, needed=False)
     files = {"output": output_file("output", args.output)}
     record = record_of(args, rewards, data, rows=data.dataset_name)
     if already_complete(files, missing := yet_to_write(files, record)):

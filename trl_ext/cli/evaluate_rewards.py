@@ -21,7 +21,7 @@ from trl_ext.cli.evaluated_files import (
     record_of,
     yet_to_write,
 )
-from trl_ext.cli.roles import named
+from trl_ext.cli.named_rewards import check_rewards, named
 from trl_ext.reward_evaluation import RewardEvaluation, evaluate_reward
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.config_docs import option
@@ -74,10 +74,7 @@ def evaluate_rewards(
     output: str | None,
 ) -> None:
     """Print what is found of each reward, and write what is asked for."""
-    if not rewards.reward_funcs:
-        raise ValueError(
-            "--reward_funcs: expected one or several beside --pairs. Give a reward model, or module:name."
-        )
+    check_rewards(rewards)
     if len({*rewards.reward_funcs}) < len(rewards.reward_funcs):
         raise ValueError(f"--reward_funcs {' '.join(rewards.reward_funcs)}: one is named twice. Give each once.")
     if pairs.worst < 0:

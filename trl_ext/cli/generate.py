@@ -77,8 +77,8 @@ class _Rewards(Action):
 def _add_rewards(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("scores").add_argument
     text = (
-        "one or several: path or hub id of a reward model, or a Python callable in TRL's protocol as module:name or "
-        "path/to/file.py:name"
+        "one or several: r3, or another reward of trl_ext by its name, such as RepetitionPenalty; path or hub id of a reward "
+        "model; a Python callable in TRL's protocol as module:name or path/to/file.py:name"
     )
     names = ("--reward-funcs", "--reward")  # the second one is older
     add(*names, action=_Rewards, dest="reward", nargs="+", metavar="REWARD", default=[], help=text)

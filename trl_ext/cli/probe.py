@@ -8,7 +8,7 @@ from rich.console import Console
 from trl_ext.cli.command_arguments import DataArguments, RewardArguments
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import train_rows
-from trl_ext.cli.roles import named
+from trl_ext.cli.named_rewards import check_rewards, named
 from trl_ext.diagnostics import probe_reward
 from trl_ext.trainer_kit.config_docs import option
 
@@ -39,8 +39,7 @@ def main(argv: Sequence[str]) -> None:
     args, rewards, data = CommandParser(kinds, prog="trl-ext probe", example=EXAMPLE, description=DESCRIPTION).read(
         argv
     )
-    if not rewards.reward_funcs:
-        raise ValueError("--reward_funcs: expected a reward. Give r3, a reward model, or module:name of a function.")
+    check_rewards(rewards)
     if args.limit < 1:
         raise ValueError(f"--limit {args.limit}: expected at least 1.")
     rows = train_rows(data)

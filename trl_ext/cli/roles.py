@@ -7,10 +7,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import TrainingArguments
 from trl import get_peft_config
 
-from trl_ext.cli.command_arguments import ModelArguments, RewardArguments
-from trl_ext.cli.named_rewards import named_reward
-from trl_ext.rewards.r3 import R3Reward
-from trl_ext.rewards.relevance import RelevanceReward
+from trl_ext.cli.command_arguments import ModelArguments
 from trl_ext.shared_base.shared_base import SharedBase
 from trl_ext.trainer_kit.saved_adapters import is_adapter, same_base
 
@@ -96,20 +93,6 @@ class Roles:
             return reward
         made_for = PeftConfig.from_pretrained(reward).base_model_name_or_path
         return self.base.reward_model(reward) if same_base(made_for, self.base.name) else reward
-
-
-def named(name: str, rewards: RewardArguments) -> object:
-    """A reward by its name: `r3`, a function, or the path of a model, which stays one."""
-    if name != "r3":
-        return named_reward(name, flag="--reward_funcs")
-    given = {name: getattr(rewards, name) for name in ("top_relevance", "length_cap")}
-    options = {name: value for name, value in given.items() if value is not None}
-    if rewards.relevance_encoder is not None:
-        options["relevance"] = RelevanceReward(rewards.relevance_encoder)
-    if rewards.tokenize is not None:
-        place = rewards.tokenize if ":" in rewards.tokenize else f"trl_ext:{rewards.tokenize}"
-        options["tokenize"] = named_reward(place, flag="--tokenize")
-    return R3Reward(**options)
 
 
 def load_options(model: ModelArguments) -> dict[str, Any]:

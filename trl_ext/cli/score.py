@@ -12,7 +12,7 @@ from trl_ext.cli.command_arguments import RewardArguments
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.generate_files import RECORD_KEY, already_complete, check_parts
 from trl_ext.cli.generate_progress import PartProgress
-from trl_ext.cli.roles import named
+from trl_ext.cli.named_rewards import check_rewards, named
 from trl_ext.cli.score_pairs import check_pairs_output, write_pairs
 from trl_ext.cli.score_prompts import PromptColumns
 from trl_ext.cli.score_rows import Columns, checked_columns, file_fingerprint, row_parts, scored, table_schema
@@ -88,8 +88,7 @@ def _checked(args: ScoreArguments, rewards: RewardArguments) -> tuple[Path, Path
         raise ValueError("--pairs best-worst and --pairs_output FILE go together. Give both, or neither.")
     if args.pairs_output is not None:
         check_pairs_output(Path(args.pairs_output))
-    if not rewards.reward_funcs and args.pairs is None:
-        raise ValueError("--reward_funcs: expected a reward. Give r3, a reward model, or module:name of a function.")
+    check_rewards(rewards, needed=args.pairs is None)
     check_weights(
         args.reward_weights, len(rewards.reward_funcs or []), given=f"--reward_weights {args.reward_weights}"
     )

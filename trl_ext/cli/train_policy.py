@@ -6,8 +6,9 @@ from datasets import Dataset
 
 from trl_ext.cli.command_arguments import RewardArguments
 from trl_ext.cli.dry_run import Line, ends, read_as, shortened
+from trl_ext.cli.named_rewards import check_rewards, named
 from trl_ext.cli.role_checks import check_policy, check_scorer
-from trl_ext.cli.roles import named, planned_model
+from trl_ext.cli.roles import planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.memory_planning.trainer_plan import args_settings, longest_prompt
@@ -34,10 +35,7 @@ class PolicyCommand(TrainingCommand):
 
     def check(self, facts: Facts) -> None:
         names = self.rewards.reward_funcs or []
-        if not names:
-            raise ValueError(
-                "--reward_funcs: expected a reward. Give r3, a reward model, or module:name of a function."
-            )
+        check_rewards(self.rewards)
         check_weights(self.args.reward_weights, len(names), given=f"--reward_weights {self.args.reward_weights}")
         check_policy(facts.config, call=f"--model_name_or_path {self.model.model_name_or_path}")
         for reward in self.named_rewards:
