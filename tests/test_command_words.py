@@ -88,6 +88,8 @@ def test_every_message_has_words_for_a_command():
         ("export", "SharedBase.merge(…): merged", "the run: merged"),
         ("raft", "ended: give drop_truncated=False to learn", "ended: give --drop_truncated false to learn"),
         ("reward", "Set max_length=256 (pairs", "Set --max_length 256 (pairs"),
+        ("ppo", "Give top_relevance=1, or", "Give --top_relevance 1, or"),
+        ("ppo", "e.g. by trl_ext.label_query_types(dataset): it", "e.g. by trl-ext label --query_types FILE: it"),
         ("ppo", "Give generator=VLLMGenerator().", "Give generator=VLLMGenerator()."),
         ("ppo", "the file's output_dirs, --output_dir a", "the file's output_dirs, --output_dir a"),
     ],

@@ -180,6 +180,7 @@ def test_query_types_are_named_with_their_row(kinds, message):
     rows = Dataset.from_dict({"prompt": ["a", "b"], "query_type": kinds})
     with pytest.raises(ValueError, match=message) as raised:
         check_reward_columns([R3Reward()], rows, call="PPOTrainer")
+    assert ("another labeler" in str(raised.value)) == (None in kinds)
     if "dataset = " in str(raised.value):
         names = {"dataset": rows}
         exec(str(raised.value).partition("alone: ")[2], names)

@@ -90,7 +90,7 @@ RULES = (
     ),
     _rule(r"where FileGenerator takes", "where --generator FILE takes"),
     _rule(
-        r"\b([Gg]ive|[Ss]et) (?P<name>[a-z]\w+)=(?P<value>True|False|[\d.]+\d|'[^']*')(?![\w(])",
+        r"\b([Gg]ive|[Ss]et) (?P<name>[a-z]\w+)=(?P<value>True|False|[\d.]*\d|'[^']*')(?![\w(])",
         lambda match, names: f"{match[1]} --{match['name']} {match['value'].strip(chr(39)).lower()}",
     ),
     _rule(r"\braise (\w+) or (\w+); to begin", r"raise --\1 or --\2; to begin"),
@@ -120,6 +120,11 @@ RULES = (
     ),
     _rule(
         r"leave them out: dataset\.filter\(lambda row: row\['query_type'\] is not None\)", "leave them out of the file"
+    ),
+    _rule(r"by trl_ext\.label_query_types\(dataset\)", "by trl-ext label --query_types FILE"),
+    _rule(
+        r"by label_query_types\(dataset, labeler\) with another labeler, which asks",
+        "by trl-ext label --query_types FILE with --model or --endpoint, which asks",
     ),
     _rule(r"Rename them: dataset\.rename_columns\(\{…\}\)", "Name them by --columns, as completion_1=answer_a"),
     _rule(r"\bthe train dataset\b", "--dataset_name"),

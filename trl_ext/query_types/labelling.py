@@ -21,9 +21,10 @@ COLUMNS = ("query_type", "query_type_confidence")
 SHARE = Rule(0, 1, expected="a probability in [0, 1], or None for the labeler's own")
 OTHERS = (
     "Ask one that may know more, labeler=LanguageModelLabeler(model) or EndpointLabeler(…): rows that have a type keep it. Or "
-    "lower `threshold`, or leave them out: dataset.filter(lambda row: row['query_type'] is not None)."
+    "{lower}leave them out: dataset.filter(lambda row: row['query_type'] is not None)."
 )
 OWN_TYPE = "Leave that row out, or give its `query_type` yourself: rows that have a type keep it."
+UNSURE = "less sure than threshold="  # the one reason that a lower threshold does away with
 
 
 def label_query_types(
@@ -134,7 +135,7 @@ def _above(label: Label, threshold: float) -> Label:
     """The label, without its type where it is not sure enough."""
     if label.query_type is None or label.confidence >= threshold:
         return label
-    return Label(None, label.confidence, f"less sure than threshold={threshold:g}")
+    return Label(None, label.confidence, f"{UNSURE}{threshold:g}")
 
 
 def _warn_of_none(given: dict[int, Label], call: str) -> None:
@@ -142,8 +143,9 @@ def _warn_of_none(given: dict[int, Label], call: str) -> None:
     if reasons:
         first = next(i for i, label in given.items() if label.query_type is None)
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        others = OTHERS.format(lower="lower `threshold`, or " if any(UNSURE in reason for reason in reasons) else "")
         warnings.warn(
-            f"{call}: {reasons.total()} of {len(given)} queries, e.g. that of row {first}, got no type: {said}. {OTHERS}",
+            f"{call}: {reasons.total()} of {len(given)} queries, e.g. that of row {first}, got no type: {said}. {others}",
             stacklevel=3,
         )
 

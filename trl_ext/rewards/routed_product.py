@@ -139,10 +139,17 @@ class RoutedProduct:
         )
         if place is not None:
             raise ValueError(
-                f"{name} has no route for query type {unknown!r}; its routes are {list(routes)}. Add one, or fix the "
-                f"dataset's `query_type` column{f', row {rows[place]}' if rows else ''}.{_advice(unknown, routes)}"
+                f"{name} has no route for query type {unknown!r}; its routes are {list(routes)}. "
+                f"{'Add one' if unknown is not None else NO_TYPE}, or fix the dataset's `query_type` column"
+                f"{f', row {rows[place]}' if rows else ''}.{_advice(unknown, routes)}"
             )
         return [routes[kind] for kind in query_type]
+
+
+NO_TYPE = (
+    "Label such rows by label_query_types(dataset, labeler) with another labeler, which asks for them alone, leave them out: "
+    "dataset.filter(lambda row: row['query_type'] is not None)"
+)
 
 
 def _by_row(values: dict[Factor, dict[int, float]], count: int) -> ByRow:
