@@ -1,0 +1,64 @@
+"""What accelerate's settings of FSDP2 may be: those of examples/accelerate/fsdp2.yaml; others are refused by their names."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+if TYPE_CHECKING:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+UNTRIED = "it was never tried"
+Refusal = tuple[bool, str, str, str]  # whether it is so, what came, why it is refused, and what to do
+
+
+def refuse_settings(found: Iterable[Refusal], *, trainer: str) -> None:
+    """Raise a ValueError for the first that is so."""
+    for is_so, came, why, instead in found:
+        if is_so:
+            raise ValueError(f"{trainer} under FSDP2 with {came}: {why}. {instead}.")
+
+
+def of_plugin(
+    plugin: "FullyShardedDataParallelPlugin", *, config: str, unwrapped: str = UNTRIED, read_by_one: str = UNTRIED
+) -> list[Refusal]:
+    """What accelerate's settings may be.
+
+    Args:
+        plugin: Of accelerate's state.
+        config: The trainer's.
+        unwrapped, read_by_one: Why the policy must be wrapped by its layers, and read by each process.
+    """
+    return [
+        (
+            plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
+            f"fsdp_state_dict_type={plugin.state_dict_type.name}",
+            "save_model would write no weights",
+            "Set it to FULL_STATE_DICT",
+        ),
+        (
+            plugin.auto_wrap_policy is not transformer_auto_wrap_policy,
+            "another fsdp_auto_wrap_policy than TRANSFORMER_BASED_WRAP",
+            unwrapped,
+            "Set it to TRANSFORMER_BASED_WRAP",
+        ),
+        (
+            bool(plugin.cpu_ram_efficient_loading),
+            "fsdp_cpu_ram_efficient_loading=true",
+            read_by_one,
+            "Set it to false",
+        ),
+        (
+            getattr(plugin.cpu_offload, "pin_memory", None) is not None,
+            "fsdp_offload_params=true",
+            UNTRIED,
+            "Set it to false",
+        ),
+        (
+            bool(plugin.activation_checkpointing),
+            "fsdp_activation_checkpointing=true",
+            UNTRIED,
+            f"Set it to false, and {config}(gradient_checkpointing=True)",
+        ),
+    ]
