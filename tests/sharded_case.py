@@ -12,7 +12,6 @@ import pytest
 import torch
 from cpu_sharding import FSDP2, shard_on_cpu
 from safetensors.torch import save_file
-from self_training_case import trainer as raft_trainer
 from table_case import run, saved_and_evaluated, table_trainer, weights
 from tiny import byte_tokenizer, tiny_llama
 from torch import Tensor
@@ -101,8 +100,6 @@ def refused_to_begin(folder: Path) -> dict[str, Tensor]:
     for name, message in OPTIONS.items():
         with pytest.raises(ValueError, match=message):
             table_trainer(folder, **{name: True}, rollout_func=None)
-    with pytest.raises(ValueError, match=r"RAFTTrainer runs on .*, not under FSDP2: .*--multi_gpu.*EndpointGenerator"):
-        raft_trainer(folder, use_cpu=False)
     with pytest.raises(ValueError, match=r"a generator is given the whole model.*Let TRL sample"):
         table_trainer(folder, generator=TransformersGenerator(), rollout_func=None)
     base = SharedBase(tiny_llama(byte_tokenizer()), byte_tokenizer())

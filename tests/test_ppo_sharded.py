@@ -18,10 +18,10 @@ from two_processes import run_in_two
 CLOSE = {"rtol": 0, "atol": 5e-6}
 
 
-def in_two(folder: Path, what: str = "trained", **options) -> dict[str, torch.Tensor]:
+def in_two(folder: Path, what: str = "trained", *, case: str = "sharded_case", **options) -> dict[str, torch.Tensor]:
     """What both processes tell together."""
     folder.mkdir()
-    done = run_in_two(Path(__file__).parent / "sharded_case.py", folder, what, json.dumps(options))
+    done = run_in_two(Path(__file__).parent / f"{case}.py", folder, what, json.dumps(options))
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (load_file(folder / f"process-{process}.safetensors") for process in range(2))
     assert all(torch.equal(first[name], second[name]) for name in learned(first))

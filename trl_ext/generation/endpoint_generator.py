@@ -59,6 +59,8 @@ class EndpointGenerator:
         EndpointError: From `generate`, a ConnectionError that names the server and what failed.
     """
 
+    samples_policy = False
+
     def __init__(
         self,
         model: str,

@@ -44,6 +44,8 @@ class FileGenerator:
             asked for is checked before the first part comes.
     """
 
+    samples_policy = False
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.name = f"file:{self.path.name}"

@@ -167,4 +167,16 @@ class SaysLogProbs(Protocol):
     gives_log_probs: bool
 
 
+@runtime_checkable
+class SaysWhom(Protocol):
+    """A generator that says whether it is the policy that it samples; of one that does not say so it is taken to be."""
+
+    samples_policy: bool
+
+
+def passes_policy(generator: Generator) -> bool:
+    """Whether a generator needs the policy's weights, and not its tokenizer alone."""
+    return not isinstance(generator, SaysWhom) or generator.samples_policy
+
+
 OWN_GENERATORS = ("transformers", "vllm")  # those that sample the policy, and so cost forward passes of it

@@ -5,8 +5,8 @@ scored                duplicate, reward/…, score; log_probs, kl         grow-0
 selected, kept        key, kept                                         grow-000.parquet
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 
-from trl_ext.generation.protocol import Generator, Part, Policy
+from trl_ext.generation.protocol import Generator, Part, Policy, passes_policy
 from trl_ext.generation.sample_files import make_parts, prompt_type, sample_missing, sample_schema
 from trl_ext.generation.tokenising import tokenised
 from trl_ext.rewards.reward_columns import reward_columns
@@ -33,8 +33,10 @@ from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.training_rows import training_row
+from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.seeds import stable_seed
+from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 LogProbs = Callable[[list[Sample]], dict[str, list]]
 
@@ -47,6 +49,7 @@ class Grower:
         args, schedule: Of the run.
         prompts: Of all stages: rows with `prompt`, with columns for the rewards, maybe with `completion`.
         policy: Who is sampled.
+        copy: Of the policy where FSDP2 cuts it, for passes that each process makes alone.
         generator: Who samples.
         scorer: Who scores.
         accelerator: The processes, each of which samples and scores its own parts.
@@ -62,6 +65,7 @@ class Grower:
     schedule: Schedule
     prompts: SetPrompts | StreamPrompts
     policy: Policy
+    copy: WholeCopy | None
     generator: Generator
     scorer: Scorer
     accelerator: Accelerator
@@ -88,13 +92,23 @@ class Grower:
         """Do whatever of a stage's Grow is not on disk yet."""
         files = self.files(stage)
         if not files.finished.exists():
-            with self.precision():
+            needed = passes_policy(self.generator) or self._needs_log_probs
+            with self.precision(), self.whole_policy() if needed else nullcontext():
                 self._make(files, stage)
         elif self.accelerator.is_main_process:
             files.tidy()
         self.enter("train")
         self.accelerator.wait_for_everyone()
         return files
+
+    @contextmanager
+    def whole_policy(self) -> Iterator[None]:
+        """Inside the block each process may pass the policy at its own pace; all must enter it."""
+        if self.copy is None:
+            yield
+            return
+        with self.copy.filled() as model, replaced(self.policy, model=model):
+            yield
 
     def kept_rows(self, stage: int, improve: int) -> KeptRows:
         """What an Improve of a stage whose Grow is finished learns from; on disk once for all processes of a machine."""
@@ -151,9 +165,12 @@ class Grower:
 
     def _score(self, files: GrowFiles, part: Part, stage: int, dataset: Dataset) -> None:
         scorer = replace(self.scorer, seed=stable_seed(self.args.seed, "score", stage))
-        needed = self.args.beta or self.args.importance_clip is not None
-        log_probs = self._log_probs if needed else None
+        log_probs = self._log_probs if self._needs_log_probs else None
         files.score(part.index, lambda table: with_scores(table, scorer, dataset, part.index, log_probs))
+
+    @property
+    def _needs_log_probs(self) -> bool:
+        return bool(self.args.beta) or self.args.importance_clip is not None
 
     def _log_probs(self, samples: list[Sample]) -> dict[str, list]:
         """log π of each token of a completion; for λ also log π_0, at the run's beginning, and kl = Σ_t log π − log π_0."""

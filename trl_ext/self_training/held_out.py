@@ -38,7 +38,7 @@ def held_out_scores(dataset: Dataset, grower: Grower, generator: Generator) -> d
 
     The run's `grower` has the policy, who scores, and the processes, each of which takes its own parts.
     """
-    with grower.precision(), together(grower.accelerator):
+    with grower.precision(), grower.whole_policy(), together(grower.accelerator):
         own = _scored(dataset, grower, generator)
     scores, samples = zip(*gather_object(own), strict=True)
     scored = [score for score in scores if score is not None]

@@ -13,17 +13,16 @@ from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
+from trl_ext.self_training.self_training_engines import REFUSAL
 from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.vocabulary import check_vocabulary
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
 from trl_ext.trainer_kit.config_checks import defaults_of
-from trl_ext.trainer_kit.sharding import DDP, engine_asked, refuse_engine
+from trl_ext.trainer_kit.sharding import but_fsdp2, engine_asked, refuse_engine
 from trl_ext.trainer_kit.trainer_input import check_decoder, check_offloading, given_or_default, refuse_scheduler
 
-SHARDED = "DeepSpeed and FSDP shard the model that is sampled from"
-INSTEAD = f"{DDP}; one that is served already may be sampled there (EndpointGenerator)"
 REFUSED = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func")
 Config = TypeVar("Config", bound=SelfTrainingConfig)
 
@@ -51,7 +50,7 @@ def checked_args(
     args.num_train_epochs = float(args.improves)  # an epoch of Trainer is an Improve
     if args.learning_rate is None:
         args.learning_rate = _default_rate(trains_adapter(model, peft_config), trainer)
-    refuse_engine(engine_asked(args), trainer=trainer, why=SHARDED, instead=INSTEAD)  # before any weights are cut
+    refuse_engine(but_fsdp2(engine_asked(args)), trainer=trainer, **REFUSAL)  # before any weights are cut
     check_offloading(args)
     return args
 
@@ -165,11 +164,8 @@ def _refuse_idle_sampling(grower: Grower, trainer: str) -> None:
             )
 
 
-def check_model(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str, engine: str | None
-) -> None:
-    """Raise a ValueError for an architecture, a tokenizer or a way to spread over devices that cannot be had here."""
-    refuse_engine(engine, trainer=trainer, why=SHARDED, instead=INSTEAD)
+def check_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, trainer: str) -> None:
+    """Raise a ValueError for an architecture or a tokenizer that cannot be had here."""
     check_decoder(model, sees_images=not isinstance(tokenizer, PreTrainedTokenizerBase), trainer=trainer)
     if tokenizer.eos_token_id is None:
         raise ValueError(

@@ -39,6 +39,7 @@ from trl_ext.self_training.papers import papers_of
 from trl_ext.self_training.run_folder import INITIAL, RunFolder, taken_names
 from trl_ext.self_training.schedule import per_improve
 from trl_ext.self_training.self_training_config import RENAMED, SelfTrainingConfig
+from trl_ext.self_training.self_training_engines import check_evaluates, shards_policy
 from trl_ext.self_training.self_training_input import (
     check_given,
     check_model,
@@ -63,8 +64,8 @@ from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.rates import RATES
 from trl_ext.trainer_kit.run_record import by_new_names
-from trl_ext.trainer_kit.sharding import engine_of
 from trl_ext.trainer_kit.trl_versions import count_tokens
+from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 Config = TypeVar("Config", bound=SelfTrainingConfig)
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
@@ -156,14 +157,14 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._take_policy(adapters, prompts.known)
+        copy = self._take_policy(adapters, prompts.known)
         self.reward_funcs = reward_callables(
             reward_funcs, reward_processing_classes, args, trainer=name, keep_invalid=args.invalid_scores == "drop"
         )
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
         self.held_out_prompts = eval_dataset
         self.sampler = TransformersGenerator(batch_size=args.generation_batch_size)
-        self.grower = self._make_grower(prompts, generator, self.reward_funcs)
+        self.grower = self._make_grower(prompts, generator, self.reward_funcs, copy)
         check_run(self.grower, eval_dataset, trainer=name)
         self._check_answers(prompts.known if args.mix_dataset else None, f"{name}(train_dataset=…)")
         self._check_answers(eval_dataset, f"{name}(eval_dataset=…)")
@@ -177,14 +178,15 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self.add_callback(self.loop)
         self._note_beginning()
 
-    def _take_policy(self, adapters: dict[str, Tensor], dataset: Dataset) -> None:
+    def _take_policy(self, adapters: dict[str, Tensor], dataset: Dataset) -> WholeCopy | None:
         """Check the policy, and make it ready to be trained; `adapters`: their tensors before TRL cast them."""
-        name = type(self).__name__
-        check_model(self.model, self.processing_class, trainer=name, engine=engine_of(self))
+        name, is_cut = type(self).__name__, shards_policy(self)
+        check_model(self.model, self.processing_class, trainer=name)
         if not isinstance(dataset["prompt"][0], str):
             end_with_turn(self.model, self.processing_class, call=name, **(self.args.chat_template_kwargs or {}))
         keep_adapters_in_fp32(self.model, adapters)
         keep_4_bit_layout(self.model)
+        return WholeCopy(self.model) if is_cut else None
 
     def _check_answers(self, dataset: Dataset | None, call: str) -> None:
         policy = self.grower.policy
@@ -197,7 +199,11 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
         self._check_answers(dataset if self.args.mix_dataset else None, call)
 
     def _make_grower(
-        self, prompts: SetPrompts | StreamPrompts, generator: Generator | None, rewards: list[Callable]
+        self,
+        prompts: SetPrompts | StreamPrompts,
+        generator: Generator | None,
+        rewards: list[Callable],
+        copy: WholeCopy | None,
     ) -> Grower:
         args, call = self.args, f"{type(self).__name__}(generator=…)"
         returns = args.beta or args.restart_from_base
@@ -206,6 +212,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
             schedule=schedule_of(args, prompts.count),
             prompts=prompts,
             policy=Policy(self.model, self.processing_class, args.chat_template_kwargs or {}),
+            copy=copy,
             generator=self.sampler if generator is None else checked_generator(generator, call=call),
             scorer=Scorer(rewards, args.reward_weights or [1.0] * len(rewards), trainer_state=lambda: self.state),
             accelerator=self.accelerator,
@@ -350,6 +357,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     # Held-out prompts
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
+        check_evaluates(self)
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
         eval_dataset = read_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)

@@ -132,11 +132,16 @@ class StageLoop(TrainerCallback):
             return
         entry, step = self.table.improves[-1], state.global_step
         if entry.evaluated(metrics["eval_score"], step):
-            if args.keep_best and state.is_world_process_zero:
-                save_weights(best_path(args.output_dir, entry), trainable_weights(model))
+            if args.keep_best:
+                self._save_best(model, entry, writes=state.is_world_process_zero)
         elif 0 < args.improve_patience <= entry.evaluations_since:
             entry.stopped_at = step
             self._jump_to_end(state, control, lr_scheduler)
+
+    def _save_best(self, model: nn.Module, entry: ImproveEntry, *, writes: bool) -> None:
+        weights = trainable_weights(model, kept=writes)
+        if writes:
+            save_weights(best_path(self.args.output_dir, entry), weights)
 
     def _jump_to_end(self, state: TrainerState, control: TrainerControl, lr_scheduler: LRScheduler) -> None:
         """Leave the current Improve: the run's step becomes the one at which the next begins.

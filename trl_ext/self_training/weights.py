@@ -14,22 +14,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trl_ext.self_training.stage_table import ImproveEntry
+from trl_ext.trainer_kit.sharding import as_cut, copy_whole, whole
 from trl_ext.trainer_kit.whole_files import written_whole
 
 BEST_NAME = re.compile(r"best-improve-\d{3,}-step-\d+\.safetensors")
 Weights = dict[str, Tensor]
 
 
-def trainable_weights(model: nn.Module) -> Weights:
-    """Copies, on the CPU, of all parameters that are trained."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
+def trainable_weights(model: nn.Module, *, kept: bool = True) -> Weights:
+    """Copies, on the CPU, of all parameters that are trained, whole; where FSDP2 cuts them, all processes must ask.
+
+    Args:
+        kept: Whether this process keeps them, or only takes part.
+    """
+    weights: Weights = {}
+    for name, parameter in _trained(model):
+        values = whole(parameter.detach())
+        if kept:
+            weights[name] = values.to("cpu", copy=True)
+    return weights
 
 
 @torch.no_grad()
 def set_weights(model: nn.Module, weights: Weights) -> None:
     """Copy weights into a model's trainable parameters, whose optimizer goes on with the same tensors."""
     for name, parameter in _trainable(model, weights):
-        parameter.copy_(weights[name])
+        copy_whole(parameter, weights[name])
 
 
 @contextmanager
@@ -74,8 +84,12 @@ def put_back_best(model: nn.Module, output_dir: str, entry: ImproveEntry, *, tra
     set_weights(model, load_file(path))
 
 
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in as_cut(model).named_parameters() if p.requires_grad]
+
+
 def _trainable(model: nn.Module, weights: Weights) -> list[tuple[str, nn.Parameter]]:
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parameters = _trained(model)
     if {name for name, _ in parameters} != set(weights):
         different = sorted({name for name, _ in parameters} ^ set(weights))
         raise ValueError(

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +28,7 @@ def label_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """log π of each label, `(B, L)`; position t is read where the token t − 1 stands, 0 where the label is ignored.
 
     The trunk runs once. Logits are made by the model's own `forward` from the states before labels, chunk by chunk,
-    and made again in the backward pass, unless the model's logits need more than its last hidden states.
+    and made again in the backward pass, unless the model's logits need more than its last hidden states, or FSDP2 cuts it.
 
     Args:
         model: A causal LM, with or without an adapter, or DDP around it.
@@ -79,7 +80,12 @@ def completion_log_probs(
 
 
 def reads_logits_off_states(model: nn.Module) -> bool:
-    """Whether a model's logits are those of its trunk's states alone, wherever they stand; tried once on two short rows."""
+    """Whether a model's logits are those of its trunk's states alone, wherever they stand; tried once on two short rows.
+
+    Not of one that FSDP2 cuts: it counts on each part's running once.
+    """
+    if isinstance(model, FSDPModule):
+        return False
     if model not in _shown:
         _shown[model] = isinstance(model, PreTrainedModel | PeftModel) and _shows_it(model)
     return _shown[model]

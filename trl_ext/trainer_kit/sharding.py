@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
@@ -96,6 +97,18 @@ def refuse_engine(
     """
     if engine is not None:
         raise ValueError(f"{trainer} runs {runs}, not under {engine}: {why}. {instead}.")
+
+
+def as_cut(model: nn.Module) -> nn.Module:
+    """A model, each of whose parameters is the piece that is trained where FSDP2 cuts it.
+
+    Behind a pass without a backward one, some are still whole: copies, in the precision of the passes, to which nothing may
+    be written.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return model
 
 
 def whole(tensor: Tensor) -> Tensor:

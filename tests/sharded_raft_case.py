@@ -1,0 +1,136 @@
+"""RAFT and ReST runs whose policy FSDP2 shards over two CPU processes: `sharded_raft_case.py FOLDER WHAT '{"full": true}'`.
+
+WHAT is a function below; what it returns is written to FOLDER, one file per process.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cpu_sharding import FSDP2, shard_on_cpu
+from datasets import Dataset
+from safetensors.torch import save_file
+from self_training_case import trainer
+from table_case import adapter, default_dtype
+from tiny import byte_tokenizer, tiny_llama
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from two_processes import leave
+
+import trl_ext
+from trl_ext import RAFTTrainer
+from trl_ext.sequences.samples import Sample
+from trl_ext.trainer_kit.sharding import whole
+from trl_ext.trainer_kit.whole_copies import WholeCopy
+
+COMPLETIONS = {"completion": [" on", None, " so", " no", " up", " it", None, " hm"]}
+ANSWERS = {
+    "completion": [" up", " on", " so", " no", " in", " it", " hm", " at"]
+}  # of one length: a mean of means is one
+HELD_OUT = Dataset.from_dict({"prompt": [f"where {i}?" for i in range(8)]} | ANSWERS)
+UNTOLD = {"prompt_ids": None, "completion_ids": None, "ended": True, "generator": "table", "seed": -1}
+TOLD = ("eval_loss", "eval_score", "eval_length", "grow/score", "grow/score_kept", "cost")
+
+
+def made(folder: Path, *, full: bool = False, method: str = "RAFT", **options) -> RAFTTrainer:
+    """Two stages over eight prompts, which the policy itself completes; three held-out ones."""
+    tokenizer, cls = byte_tokenizer(), getattr(trl_ext, f"{method}Trainer")
+    policy = tiny_llama(tokenizer)
+    settings = {"eval_dataset": HELD_OUT, "improve_steps": 3, "optim": "adamw_torch"}
+    if method == "ReST":
+        settings["columns"] = COMPLETIONS
+    return trainer(folder, cls, model=policy if full else adapter(0, "CAUSAL_LM", policy), **settings | options)
+
+
+def run(folder: Path, *, resume: str | None = None, after=lambda trainer: {}, **options) -> dict[str, Tensor]:
+    """Train in float64: the trained weights, and what was logged of each Grow and evaluation."""
+    with default_dtype(torch.float64):
+        one = made(folder, use_cpu="RANK" not in os.environ, **options)
+        one.train(resume_from_checkpoint=resume)
+        assert isinstance(one.model, FSDPModule) == (one.accelerator.num_processes > 1)
+        told = weights(one) | after(one)
+    history = {name: [entry[name] for entry in one.state.log_history if name in entry] for name in TOLD}
+    return told | {name: torch.tensor(values, dtype=torch.float64) for name, values in history.items() if values}
+
+
+def weights(one: RAFTTrainer) -> dict[str, Tensor]:
+    """What has been trained."""
+    learned = [(name, p) for name, p in one.model.named_parameters() if p.requires_grad]
+    return {f"policy.{name}": whole(p.detach()).clone() for name, p in learned}
+
+
+def trained(folder: Path, **options) -> dict[str, Tensor]:
+    return run(folder, **options)
+
+
+def saved_and_evaluated(one: RAFTTrainer) -> dict[str, Tensor]:
+    one.save_model(Path(one.args.output_dir, "saved"))
+    one.evaluate()
+    return {}
+
+
+def used(folder: Path, **options) -> dict[str, Tensor]:
+    """The same, then saved and evaluated."""
+    return run(folder, after=saved_and_evaluated, **options)
+
+
+class Table:
+    """A generator that is not the policy, and never asks for its weights."""
+
+    name, samples_policy = "table", False
+
+    def settings(self):
+        return {}
+
+    def generate(self, parts, sampling, policy):
+        for part in parts:
+            rows = [(row, i, prompt) for row, prompt in zip(part.rows, part.prompts, strict=True) for i in range(2)]
+            yield (
+                part,
+                [
+                    Sample(row=row, sample=i, prompt=prompt, completion=f" {prompt[i:]}", **UNTOLD)
+                    for row, i, prompt in rows
+                ],
+            )
+
+
+def from_table(folder: Path, **options) -> dict[str, Tensor]:
+    """Somebody else samples; no process ever holds the whole policy."""
+    WholeCopy.filled = lambda copy: pytest.fail("the weights were put together")
+    return run(folder, generator=Table(), eval_dataset=None, **options)
+
+
+SETTINGS = {
+    "FSDP_STATE_DICT_TYPE": ("SHARDED_STATE_DICT", "save_model would write no weights. Set it to FULL_STATE_DICT"),
+    "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", "another fsdp_auto_wrap_policy .*: it was never tried"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("true", "fsdp_cpu_ram_efficient_loading=true: it was never tried"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("true", r"RAFTConfig\(gradient_checkpointing=True\)"),
+    "FSDP_VERSION": ("1", "RAFTTrainer runs on .* or under FSDP2, not under FSDP1: .*--multi_gpu.*EndpointGenerator"),
+}
+
+
+def refused(folder: Path) -> dict[str, Tensor]:
+    """What is said where accelerate, and not the config, asks for what cannot be done, and before weights are cut."""
+    for name, (value, message) in SETTINGS.items():
+        version = {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"} if name == "FSDP_VERSION" else {}
+        os.environ.update(FSDP2 | version | {name: value})
+        with pytest.raises(ValueError, match=message):
+            made(folder, use_cpu=False)
+    os.environ.update(FSDP2)
+    with pytest.raises(ValueError, match="torch_compile=True: it was never tried"):
+        made(folder, use_cpu=False, torch_compile=True)
+    with pytest.raises(ValueError, match=r"RAFTTrainer.evaluate\(\) under FSDP2, before train"):
+        made(folder, use_cpu=False).evaluate()
+    return {}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    shard_on_cpu()
+    target, what, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    results = globals()[what](target, **options)
+    save_file(results, target / f"process-{torch.distributed.get_rank()}.safetensors")
+    leave()

@@ -1,0 +1,49 @@
+"""Which engines RAFT and ReST train under: one process, data parallelism, and FSDP2, with whole weights while they sample."""
+
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
+
+from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, of_plugin, refuse_settings
+from trl_ext.trainer_kit.sharding import DDP, engine_of, refuse_engine
+
+REFUSAL = {
+    "runs": "on one device, with data parallelism or under FSDP2",
+    "why": "engines shard the model that is sampled from, and under FSDP2 alone its weights are put together for that",
+    "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}; one that "
+    "is served already may be sampled there (EndpointGenerator)",
+}
+
+
+def shards_policy(trainer: Trainer) -> bool:
+    """Whether FSDP2 cuts what is trained; a ValueError for other engines, and for what is not to be had under FSDP2."""
+    engine, name = engine_of(trainer), type(trainer).__name__
+    if engine is None:
+        return False
+    if engine != "FSDP2":
+        refuse_engine(engine, trainer=name, **REFUSAL)
+    plugin, config = trainer.accelerator.state.fsdp_plugin, type(trainer.args).__name__
+    refuse_settings([*of_plugin(plugin, config=config), *_of_trainer(trainer)], trainer=name)
+    return True
+
+
+def check_evaluates(trainer: Trainer) -> None:
+    """Raise a ValueError for an evaluation of what FSDP2 is to cut, and has not yet."""
+    if engine_of(trainer) is not None and not isinstance(trainer.model, FSDPModule):
+        raise ValueError(
+            f"{type(trainer).__name__}.evaluate() under FSDP2, before train(): accelerate shards a model with its optimizer "
+            "only. Set eval_on_start=True, or evaluate the saved policy in one process."
+        )
+
+
+def _of_trainer(trainer: Trainer) -> list[Refusal]:
+    """What the trainer may be told."""
+    args = trainer.args
+    return [
+        (bool(args.torch_compile), "torch_compile=True", UNTRIED, "Leave it out"),
+        (
+            trainer.model.config.to_dict().get("quantization_config") is not None,
+            "a policy of 8 or 4 bits",
+            UNTRIED,
+            DDP,
+        ),
+    ]
