@@ -69,6 +69,9 @@ def _add_what(parser: ArgumentParser) -> None:
     add("--optimizer", default="adamw", help="adamw, adamw_8bit or paged_adamw_8bit (default: %(default)s)")
     add("--generator", default="transformers", help="who samples: transformers or vllm (default: %(default)s)")
     add("--served-bits", type=int, help="as --bits, of the base that vLLM serves")
+    text = "judges and reward models that are other models, each with a base of its own, beside --reward-models"
+    add("--judges", nargs="+", default=(), metavar="MODEL", help=text)
+    add("--judge-bits", type=int, help="as --bits, of the judges")
     text = "completions that vLLM holds keys and values of, others wait (default: the batch)"
     add("--served-at-once", type=int, metavar="N", help=text)
     text = 'the card, e.g. "RTX 4090"; or its size: 24GB as sold, 23.5GiB exactly (default: the one at hand)'
@@ -100,6 +103,8 @@ def run(args: Namespace) -> None:
         "generator",
         "served_bits",
         "served_at_once",
+        "judges",
+        "judge_bits",
         *NUMBERS,
         *SWITCHES,
     )
@@ -116,7 +121,7 @@ def run(args: Namespace) -> None:
 
 def _check_words(args: Namespace) -> None:
     """Raise a ValueError in the command's words where `memory_plan` has others: no bits are 16, no adapter is 0."""
-    for name in ("bits", "served_bits"):
+    for name in ("bits", "served_bits", "judge_bits"):
         if getattr(args, name) not in (None, 16, 8, 4):
             raise ValueError(
                 f"trl-ext plan {_option(name)} {getattr(args, name)}: expected 16, 8 or 4. Give 16 for weights that are "

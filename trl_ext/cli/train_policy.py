@@ -7,6 +7,7 @@ from datasets import Dataset
 from trl_ext.cli.command_arguments import RewardArguments
 from trl_ext.cli.dry_run import Line, ends, read_as, shortened
 from trl_ext.cli.named_rewards import check_rewards, named
+from trl_ext.cli.planned_scorers import planned_scorers
 from trl_ext.cli.role_checks import check_policy, check_scorer
 from trl_ext.cli.roles import planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
@@ -76,16 +77,18 @@ class PolicyCommand(TrainingCommand):
         ]
 
     def plan(self, facts: Facts) -> MemoryPlan:
+        model = planned_model(self.model, self.args, card=self.run.card is not None)
+        shared, dtype = self.model.bits is not None, model["dtype"]
         return memory_plan(
             facts.config,
             self.method,
             **args_settings(self.args)
-            | planned_model(self.model, self.args, card=self.run.card is not None)
+            | model
+            | planned_scorers(self.named_rewards, facts.config, shared=shared, dtype=dtype)
             | self.planned(),
             prompt_length=longest_prompt(facts.train, facts.tokenizer, self.args.chat_template_kwargs),
             completion_length=self.args.max_completion_length,
             num_generations=self.args.num_generations,
-            reward_models=sum(isinstance(reward, str) for reward in self.named_rewards),
         )
 
     def planned(self) -> dict:

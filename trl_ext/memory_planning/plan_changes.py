@@ -92,7 +92,7 @@ CHANGES = (
         "--reward-batch {value}",
         "LearnedReward(batch_size={value})",
         "more, smaller passes; scores are the same",
-        lambda settings: _halves("reward_batch")(settings) if settings.rewards else [],
+        lambda settings: _halves("reward_batch")(settings) if settings.scorers else [],
     ),
     Change(
         "served_at_once",

@@ -4,14 +4,15 @@ A moment is a dict from the name of a term to bytes; a phase is its largest mome
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.layer_pass import in_largest
 from trl_ext.memory_planning.memory_terms import cache_bytes
 from trl_ext.memory_planning.plan_activations import layer_forward, mask_bytes
 from trl_ext.memory_planning.plan_heads import head_forward
-from trl_ext.memory_planning.plan_roles import other_bases, policy_base, residents
+from trl_ext.memory_planning.plan_judges import PlannedJudge
+from trl_ext.memory_planning.plan_roles import judge_bases, other_bases, policy_base, residents
 from trl_ext.memory_planning.plan_settings import PlanSettings
 from trl_ext.memory_planning.plan_training import (
     ACTIVATIONS,
@@ -75,9 +76,11 @@ def _phase(moments: list[Moment], staying: Moment, settings: PlanSettings) -> Ph
 
 def loading(shape: ModelShape, settings: PlanSettings) -> Moment:
     """All bases, and, while a weight is quantised, the largest one as it was."""
-    largest = settings.width * shape.largest_linear if settings.bits else 0
-    weights = {"base weights": policy_base(shape, settings), "other bases": other_bases(shape, settings)}
-    return weights | {WEIGHT: largest}
+    quantised = [judge for judge in settings.judges if judge.bits and judge.shape]
+    largest = [settings.width * shape.largest_linear if settings.bits else 0]
+    largest += [judge.width * judge.shape.largest_linear for judge in quantised]
+    others = other_bases(shape, settings) + judge_bases(settings)
+    return {"base weights": policy_base(shape, settings), "other bases": others, WEIGHT: max(largest)}
 
 
 def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
@@ -115,6 +118,7 @@ def cache_copies(shape: ModelShape, settings: PlanSettings) -> int:
 def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     """Reward models' passes and, on-policy, log-probabilities and values of a micro-batch; all without gradients."""
     moments = [reward_pass(shape, settings)] if settings.rewards else []
+    moments += [reward_pass(judge.shape, settings, judge) for judge in settings.judges if judge.shape]
     if settings.has_reference or settings.method == "ppo":
         run = training_pass(shape, settings)
         state = run.state + mask_bytes(run)
@@ -123,12 +127,20 @@ def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     return moments
 
 
-def reward_pass(shape: ModelShape, settings: PlanSettings) -> Moment:
-    """A batch of whole sequences; samples of one long prompt are read behind its keys and values, which are kept."""
+def reward_pass(shape: ModelShape, settings: PlanSettings, judge: PlannedJudge | None = None) -> Moment:
+    """A batch of whole sequences; samples of one long prompt are read behind its keys and values, which are kept.
+
+    Args:
+        shape: Of the model that reads.
+        settings: Of the run.
+        judge: None: a reward model in the policy's precision.
+    """
     rows = min(settings.reward_batch, settings.batch)
     group = min(settings.num_generations, rows)
     behind = settings.prompt_length * (group - 1) >= SHARED_READING
     length = settings.completion_length if behind else settings.length
     run = model_pass(shape, settings, rows=group if behind else rows, length=length, autocast=False)
-    cache = cache_bytes(shape, rows=run.rows, tokens=settings.length, width=settings.width) if behind else 0
+    if judge is not None:
+        run = replace(run, bits=judge.bits, width=judge.width, rank=0)
+    cache = cache_bytes(shape, rows=run.rows, tokens=settings.length, width=run.width) if behind else 0
     return {CACHE: cache, ACTIVATIONS: run.state + in_largest(layer_forward, run) + mask_bytes(run)}

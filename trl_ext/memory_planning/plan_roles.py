@@ -24,7 +24,7 @@ def residents(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
     paged = settings.optimizer == "paged_adamw_8bit"
     return {
         "base weights": policy_base(shape, settings),
-        "other bases": other_bases(shape, settings),
+        "other bases": other_bases(shape, settings) + judge_bases(settings),
         "adapters, heads": adapters(shape, settings),
         "imitation head": imitation_head(shape, settings),
         "optimizer state": 0 if paged else states,
@@ -45,6 +45,11 @@ def other_bases(shape: ModelShape, settings: PlanSettings) -> int:
         return 0
     reference = base(shape, settings) if settings.has_reference and settings.lora is None else 0
     return reference + (settings.has_critic + settings.rewards) * base(shape, settings, head=False)
+
+
+def judge_bases(settings: PlanSettings) -> int:
+    """Bytes of judges that are other models."""
+    return sum(judge.weights for judge in settings.judges)
 
 
 def adapters(shape: ModelShape, settings: PlanSettings) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from trl_ext.memory_planning.memory_terms import BYTES_OF
+from trl_ext.memory_planning.plan_judges import PlannedJudge
 
 METHODS = ("ppo", "grpo", "raft", "rest", "reward", "sft")
 CHOICES = {
@@ -53,6 +54,7 @@ class PlanSettings:
     generator: str = "transformers"
     served_bits: int | None = None
     served_at_once: int | None = None
+    judges: tuple[PlannedJudge, ...] = ()
 
     def __post_init__(self):
         if self.num_generations is None:
@@ -93,6 +95,8 @@ class PlanSettings:
                 f"memory_plan(batch={self.batch}, micro_batch={self.micro_batch}): expected micro_batch ≤ batch, of "
                 "which it is a part. Lower micro_batch, or raise batch."
             )
+        if self.judges and not self.samples:
+            raise ValueError(f"memory_plan(method={self.method!r}, judges=…): nothing is scored. Leave judges out.")
         self._check_generator()
 
     def _check_generator(self) -> None:
@@ -157,8 +161,13 @@ class PlanSettings:
 
     @property
     def rewards(self) -> int:
-        """Reward models beside the policy."""
+        """Reward models beside the policy, of its shape."""
         return self.reward_models if self.samples else 0
+
+    @property
+    def scorers(self) -> int:
+        """All that score completions."""
+        return self.rewards + len(self.judges)
 
     @property
     def accumulates(self) -> bool:

@@ -1,12 +1,14 @@
 """Will it fit? The peak of memory of a run, phase by phase, before it begins and without weights."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_ext.memory_planning.card_speeds import Card, card_named
 from trl_ext.memory_planning.model_shapes import ModelShape, shape_of
 from trl_ext.memory_planning.plan_advice import Advice, advise
+from trl_ext.memory_planning.plan_judges import planned_judges
 from trl_ext.memory_planning.plan_phases import Phase, phases
 from trl_ext.memory_planning.plan_roles import paged_bytes
 from trl_ext.memory_planning.plan_settings import PlanSettings
@@ -67,7 +69,8 @@ class MemoryPlan:
             == "vllm",
             "its layers stay in 16 bits, as bitsandbytes leaves those of a class of their own": self.keeps_bits,
         }
-        layers = [f"{what}: what its linear layers make is kept" for what in self.shape.assumed]
+        unknown = [judge.left_out for judge in self.settings.judges if judge.left_out]
+        layers = unknown + [f"{what}: what its linear layers make is kept" for what in self.shape.assumed]
         return layers + [what for what, holds in others.items() if holds]
 
     def verdict(self, card_bytes: int) -> str:
@@ -139,6 +142,8 @@ def memory_plan(
     generator: str = "transformers",
     served_bits: int | None = None,
     served_at_once: int | None = None,
+    judges: Sequence[Any] = (),
+    judge_bits: int | None = None,
 ) -> MemoryPlan:
     """Predict what a run needs, per device. Nothing is loaded and nothing is measured.
 
@@ -169,12 +174,17 @@ def memory_plan(
         served_bits: As `bits`, of the base that vLLM serves.
         served_at_once: Of how many completions vLLM holds keys and values, `VLLMGenerator(kv_cache_memory_bytes=…)`; the
             others wait for their turn. None: of the whole batch.
+        judges: Reward models and judges that are other models than the policy (`LikertReward("my-judge")`), each with a base
+            of its own and as `model` is given; beside `reward_models`, which are of the policy's shape.
+        judge_bits: As `bits`, of the judges.
 
     Raises:
         ValueError: For bad input, or what is no decoder of text.
     """
-    settings = {name: value for name, value in locals().items() if name != "model"}
-    return _plan(shape_of(model, call="memory_plan"), PlanSettings(**settings))
+    own = ("model", "judges", "judge_bits")
+    settings = PlanSettings(**{name: value for name, value in locals().items() if name not in (*own, "own")})
+    planned = planned_judges(judges, bits=judge_bits, width=settings.width)
+    return _plan(shape_of(model, call="memory_plan"), replace(settings, judges=planned))
 
 
 def _plan(shape: ModelShape, settings: PlanSettings) -> MemoryPlan:

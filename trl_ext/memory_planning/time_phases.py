@@ -23,11 +23,16 @@ def forward(
     end: int,
     scored: float,
     bits: int | None,
+    rank: int | None = None,
 ) -> Work:
-    """`rows` sequences' tokens start … end − 1 through a base and its adapter, `scored` of them through the head."""
+    """`rows` sequences' tokens start … end − 1 through a base and its adapter, `scored` of them through the head.
+
+    `rank`: of the adapter; None: the policy's.
+    """
+    rank = settings.lora or 0 if rank is None else rank
     tokens = rows * (end - start)
     layers = 2 * tokens * layer_weights(shape)
-    rest = 2 * tokens * adapter_weights(shape, settings.lora or 0) + head(shape, scored)
+    rest = 2 * tokens * adapter_weights(shape, rank) + head(shape, scored)
     rest += rows * attention(shape, start=start, end=end)
     if bits == 8:
         return Work(slow(settings) * rest, layers)
@@ -65,16 +70,14 @@ def generating(shape: ModelShape, settings: PlanSettings, card: Card) -> float:
 
 def scoring(shape: ModelShape, settings: PlanSettings, card: Card) -> float:
     """Reward models, which read each prompt once; on-policy the reference, of PPO also the policy and its value model."""
-    prompts = settings.batch / settings.num_generations
-    rewards = forward(shape, settings, rows=prompts, start=0, end=settings.prompt_length, scored=0, bits=settings.bits)
-    rewards += _completions(shape, settings, scored=0)
-    rewards += reading(shape, settings, passes=math.ceil(settings.batch / settings.reward_batch), with_head=False)
+    rewards = [_paying(shape, settings, bits=settings.bits, rank=settings.lora or 0)] * settings.rewards
+    rewards += [_paying(judge.shape, settings, bits=judge.bits, rank=0) for judge in settings.judges if judge.shape]
     policies = (settings.method == "ppo") + settings.has_reference
     passes = math.ceil(settings.batch / settings.micro_batch)
     policy = whole(shape, settings, rows=settings.batch, scored=settings.batch * settings.completion_length)
     critic = whole(shape, settings, rows=settings.batch, scored=0)
     return (
-        settings.rewards * _seconds(rewards, card)
+        sum(_seconds(reward, card) for reward in rewards)
         + policies * _seconds(policy + reading(shape, settings, passes=passes), card)
         + settings.has_critic * _seconds(critic + reading(shape, settings, passes=passes, with_head=False), card)
     )
@@ -116,9 +119,14 @@ def whole(shape: ModelShape, settings: PlanSettings, *, rows: float, scored: flo
     return forward(shape, settings, rows=rows, start=0, end=settings.length, scored=scored, bits=settings.bits)
 
 
-def _completions(shape: ModelShape, settings: PlanSettings, *, scored: float) -> Work:
+def _paying(shape: ModelShape, settings: PlanSettings, *, bits: int | None, rank: int) -> Work:
+    """A reward model's or judge's passes over a batch: each prompt once, and the completions behind it."""
     start, end = settings.prompt_length, settings.length
-    return forward(shape, settings, rows=settings.batch, start=start, end=end, scored=scored, bits=settings.bits)
+    through = {"scored": 0, "bits": bits, "rank": rank}
+    prompts = forward(shape, settings, rows=settings.batch / settings.num_generations, start=0, end=start, **through)
+    completions = forward(shape, settings, rows=settings.batch, start=start, end=end, **through)
+    read = weights_read(shape, bits=bits, width=settings.compute_width, with_head=False)
+    return prompts + completions + Work(read=math.ceil(settings.batch / settings.reward_batch) * read)
 
 
 def _seconds(work: Work, card: Card) -> float:

@@ -10,6 +10,8 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from trl_ext.memory_planning.layer_kinds import ModelShape
+from trl_ext.memory_planning.plan_judges import PlannedJudge, shape_if_known
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.rewards.reward_columns import HoldsModel, holders_in
 from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
@@ -42,8 +44,8 @@ def run_plan(
 ) -> MemoryPlan:
     """`memory_plan` for loaded models.
 
-    Reward models, judges and value models count as adapters of the policy's base where their embeddings are the policy's, else as
-    models of the same shape with bases of their own.
+    Reward models, judges and value models count as adapters of the policy's base where their embeddings are the policy's. Reward
+    models and judges of another shape or precision count as they are; others as bases of their own like the policy's.
 
     Args:
         method: As in `memory_plan`.
@@ -60,7 +62,9 @@ def run_plan(
         ValueError: For an architecture or kind of adapter that the plan does not know.
     """
     base, holders = under_adapter(model), reward_modules(rewards)
-    others = [reward.held_model() for reward in holders] + ([] if value_model is None else [value_model])
+    held = [reward.held_model() for reward in holders]
+    judges = other_models([one for one in held if not _on_same_base(one, base)], base)
+    alike = [one for one in held if id(one) not in judges] + ([] if value_model is None else [value_model])
     micro_batch = args.per_device_train_batch_size
     return memory_plan(
         base,
@@ -72,12 +76,44 @@ def run_plan(
         prompt_length=prompt_length,
         completion_length=completion_length,
         value_model=value_model is not None,
-        reward_models=len(holders),
+        reward_models=len(holders) - len(judges),
         reward_batch=max([reward.batch_size for reward in holders], default=1),
         autocast=base.dtype == torch.float32 and bool(args.bf16 or args.fp16),
-        shared=all(_on_same_base(other, base) for other in others),
+        shared=all(_on_same_base(other, base) for other in alike),
+        judges=list(judges.values()),
         **settings,
     )
+
+
+def other_models(held: Iterable[nn.Module], base: nn.Module) -> dict[int, PlannedJudge]:
+    """By their ids those that are not like the policy's base: in shape or precision, or of a kind whose shape nobody knows.
+
+    What several of them share is counted with the first.
+    """
+    seen, found, like = set(map(id, base.parameters())), {}, _kind(base)
+    for model in held:
+        if _kind(under_adapter(model)) != like:
+            found[id(model)] = loaded_judge(model, seen)
+    return found
+
+
+def loaded_judge(model: nn.Module, seen: set[int]) -> PlannedJudge:
+    """A model as it is in memory.
+
+    Args:
+        model: Plain, or with an adapter.
+        seen: Ids of the tensors that are counted elsewhere; its own are added.
+    """
+    shape, bits, dtype = _kind(trunk := under_adapter(model))
+    own = [each for each in (*model.parameters(), *model.buffers()) if id(each) not in seen]
+    seen |= set(map(id, own))
+    name = trunk.config._name_or_path or type(trunk).__name__
+    return PlannedJudge(name, sum(each.nbytes for each in own), shape, bits, dtype.itemsize)
+
+
+def _kind(base: nn.Module) -> tuple[ModelShape | None, int | None, torch.dtype]:
+    """Shape and precision; no shape of what is no decoder of text."""
+    return shape_if_known(base), loaded_bits(base), base.dtype
 
 
 def args_settings(args: TrainingArguments, *, completions: int = 2) -> dict[str, Any]:
