@@ -40,6 +40,14 @@ def test_every_help_fits_80_columns_in_one_layout(command, here, capsys):
     assert len(re.findall(r"^ *--debug", told, flags=re.MULTILINE)) == 1
 
 
+@pytest.mark.parametrize(("command", "uses"), {"label": 2, "score": 2, "evaluate": 2, "probe": 1}.items())
+def test_usage_has_a_call_for_each_use(command, uses, here, capsys):
+    usage, _, rest = shown(capsys, command, "--help").partition("\n\n")
+    calls = usage.removeprefix("usage: ").split("\n   or: ")
+    assert len(calls) == uses and all(call.startswith(f"trl-ext {command} ") for call in calls)
+    assert {flag for call in calls for flag in re.findall(r"--\w+", call)} <= {*re.findall(r"--\w+", rest)}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_flag_that_there_is_not(command, here, capsys):
     told = refused(capsys, command, "--confg", "x.yaml")

@@ -31,7 +31,7 @@ class CommandParser(TrlParser):
     Args:
         dataclass_types: Whose fields are the flags. Those that this package declares come first in the help.
         prog: The command, e.g. "trl-ext ppo".
-        example: The shortest call that works, for usage and help.
+        example: The shortest call that works, for usage and help; several where the command has several uses.
         description: What the command does.
         words: The flag that words before the first flag belong to; None: there may be none.
     """
@@ -41,14 +41,14 @@ class CommandParser(TrlParser):
         dataclass_types: Sequence[type],
         *,
         prog: str,
-        example: str,
+        example: str | Sequence[str],
         description: str,
         words: str | None = None,
     ):
         super().__init__(
             dataclass_types,
             prog=prog,
-            usage=usage_of(example),
+            usage=usage_of(*([example] if isinstance(example, str) else example)),
             description=description,
             formatter_class=OneNameAndDefault,
             allow_abbrev=False,

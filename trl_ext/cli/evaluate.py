@@ -19,7 +19,10 @@ from trl_ext.trainer_kit.config_docs import option
 from trl_ext.trainer_kit.whole_files import written_whole
 from trl_ext.trainer_kit.whole_text import short_name
 
-EXAMPLE = "trl-ext evaluate START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START"
+EXAMPLES = (
+    "trl-ext evaluate START PPO --dataset_name held-out.jsonl --reward_funcs REWARD --reference START",
+    "trl-ext evaluate --pairs pairs.jsonl --reward_funcs REWARD OTHER",
+)
 DESCRIPTION = (
     "Sample held-out prompts from policies, and measure: rewards, KL to a reference, length, ends, variety. Each policy is "
     "compared with the first, prompt by prompt. With --pairs no policy is needed: how often do rewards prefer the better of two "
@@ -53,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     kinds = (EvaluateArguments, PairArguments, RewardArguments, DataArguments)
     args, pairs, rewards, data = CommandParser(
-        kinds, prog="trl-ext evaluate", example=EXAMPLE, description=DESCRIPTION, words="policies"
+        kinds, prog="trl-ext evaluate", example=EXAMPLES, description=DESCRIPTION, words="policies"
     ).read(argv)
     check_belongs(pairs, args, data)
     if pairs.pairs is None:

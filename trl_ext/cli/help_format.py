@@ -71,8 +71,13 @@ def _are_many(action: Action) -> bool:
     return bool(action.option_strings and action.choices) and sum(map(len, map(str, action.choices))) > LINE
 
 
-def usage_of(example: str) -> str:
-    """A call that can be copied, in lines that fit the terminal; a flag stays with its value."""
+def usage_of(*examples: str) -> str:
+    """Calls that can be copied, one for each use that the command has, in lines that fit the terminal."""
+    return "\n   or: ".join(map(_wrapped, examples))
+
+
+def _wrapped(example: str) -> str:
+    """A flag stays with its value."""
     width = shutil.get_terminal_size().columns - len("usage: ") - len(" \\")
     words = f"{example} [further options]".replace(" --", "\n--").replace(" [", "\n[").splitlines()
     joined = [word.replace(" ", HARD_SPACE) for word in words]

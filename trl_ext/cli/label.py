@@ -21,11 +21,14 @@ from trl_ext.trainer_kit.config_docs import option
 from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.whole_files import written_whole
 
-EXAMPLE = "trl-ext label --preferences pairs.jsonl --model MODEL --output labelled.parquet"
+EXAMPLES = (
+    "trl-ext label --preferences pairs.jsonl --model MODEL --output labelled.parquet",
+    "trl-ext label --query_types prompts.jsonl --output typed.parquet",
+)
 DESCRIPTION = (
     "Label rows by a model's log-probabilities of two answers, in both orders. --preferences: which of two completions is the "
     "better, as `chosen`, `rejected` and `chosen_probability`, for DPO or a reward model. --query_types: is a query open or "
-    "closed, for R³. Answers are written down as they come: after Ctrl-C or a kill the same command goes on, and asks nobody twice."
+    "closed, for R³; without --model by a classifier that is at hand, for English. Answers are written down as they come: after Ctrl-C or a kill the same command goes on, and asks nobody twice."
 )
 
 
@@ -74,7 +77,7 @@ class QueryTypeArguments:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     kinds = (LabelArguments, LabelerArguments, PreferenceArguments, QueryTypeArguments)
-    rows, who, how, sure = CommandParser(kinds, prog="trl-ext label", example=EXAMPLE, description=DESCRIPTION).read(
+    rows, who, how, sure = CommandParser(kinds, prog="trl-ext label", example=EXAMPLES, description=DESCRIPTION).read(
         argv
     )
     output, keep = _checked(rows, how, sure)

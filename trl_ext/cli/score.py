@@ -24,7 +24,10 @@ from trl_ext.trainer_kit.own_folders import check_is_folder
 from trl_ext.trainer_kit.run_record import write_record
 from trl_ext.trainer_kit.seeds import check_seed, stable_seed
 
-EXAMPLE = "trl-ext score samples.parquet --reward_funcs REWARD --output scored.parquet"
+EXAMPLES = (
+    "trl-ext score samples.parquet --reward_funcs REWARD --output scored.parquet",
+    "trl-ext score scored.parquet --pairs best-worst --pairs_output pairs.parquet",
+)
 DESCRIPTION = (
     "Score a file of prompts and completions with any reward: a Grow, what `trl-ext generate` wrote, or your own. Its columns "
     "are kept, and reach the rewards; those of the prompts' own file, which a Grow lacks, reach them by --prompts. Parts are written as they come: after a kill the same command goes on. With --pairs, "
@@ -64,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     kinds = (ScoreArguments, RewardArguments)
     args, rewards = CommandParser(
-        kinds, prog="trl-ext score", example=EXAMPLE, description=DESCRIPTION, words="samples"
+        kinds, prog="trl-ext score", example=EXAMPLES, description=DESCRIPTION, words="samples"
     ).read(argv)
     source, output = _checked(args, rewards)
     console = Console(soft_wrap=True, highlight=False, markup=False)
