@@ -195,7 +195,7 @@ def test_adapters_go_to_files_and_back_by_themselves(base, tmp_path):
     again = {
         "policy": base.policy(init_from=tmp_path / "policy", name="p"),
         "reward": base.reward_model(tmp_path / "reward", name="r").module,
-        "second": base.reward_model(tmp_path / "second", name="s").module,
+        "second": base.reward_model(init_from=tmp_path / "second", name="s").module,
         "value": base.value_model(init_from=tmp_path / "value", name="v"),
     }
     for name, role in again.items():
@@ -315,6 +315,10 @@ def test_an_adapter_of_a_base_with_another_name(path, tmp_path):
             r"policy\(.*\): expected a LoraConfig\. A saved adapter is init_from=",
         ),
         (lambda base, sft, rm: base.value_model(LoraConfig(), init_from=rm), r"Give one of the two"),
+        (
+            lambda base, sft, rm: base.reward_model(LoraConfig(), init_from=rm),
+            r"reward_model\(adapter=…, init_from=.*Give one of the two",
+        ),
         (lambda base, sft, rm: base.reward_model(rm, batch_size=0), r"batch_size=0"),
     ],
 )

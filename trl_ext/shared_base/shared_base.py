@@ -129,7 +129,13 @@ class SharedBase:
         return self._role("policy", name, adapter, lambda: tree_over(self.model), TaskType.CAUSAL_LM)
 
     def reward_model(
-        self, adapter: Adapter = None, *, name: str | None = None, seed: int = 0, **options
+        self,
+        adapter: Adapter = None,
+        *,
+        init_from: str | os.PathLike | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        **options,
     ) -> LearnedReward:
         """A reward model as a reward function, which owns its tokenizer, pad token, eval mode and truncation.
 
@@ -138,12 +144,14 @@ class SharedBase:
         Args:
             adapter: Folder or hub id of a trained reward model's adapter; or the `LoraConfig` of a new one, None for
                 the default.
+            init_from: The same folder, by the name that it has in the other roles.
             name: By which the role is known and its scores are logged. None: "reward", or the adapter's folder.
             seed: Of a new head.
             options: Of `LearnedReward`: batch_size, max_length, eos_token_ids.
         """
         check_options(**options)
         check_seed(seed, call=f"SharedBase.reward_model(seed={seed!r})")
+        adapter = _one_of("reward_model", "adapter", adapter, init_from)
         saved = _saved(adapter)
         if saved is not None and not has_score_head(saved, call="SharedBase.reward_model(…)"):
             raise ValueError(
@@ -173,12 +181,7 @@ class SharedBase:
             raise ValueError(
                 f"SharedBase.{method}({lora!r}): expected a LoraConfig. A saved adapter is init_from={lora!r}."
             )
-        if lora is not None and init_from is not None:
-            raise ValueError(
-                f"SharedBase.{method}(lora=…, init_from={str(init_from)!r}): a saved adapter has its own LoRA settings. "
-                "Give one of the two."
-            )
-        return lora if init_from is None else init_from
+        return _one_of(method, "lora", lora, init_from)
 
     def _role(
         self, kind: str, name: str | None, adapter: Adapter, make_tree: Callable[[], PreTrainedModel], task: TaskType
@@ -287,6 +290,16 @@ def _checked_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def _one_of(method: str, name: str, given: Adapter, init_from: str | os.PathLike | None) -> Adapter:
+    """What a role begins as: a new adapter or a saved one."""
+    if given is not None and init_from is not None:
+        raise ValueError(
+            f"SharedBase.{method}({name}=…, init_from={str(init_from)!r}): a saved adapter has its own LoRA settings. "
+            "Give one of the two."
+        )
+    return given if init_from is None else init_from
 
 
 def _saved(adapter: Adapter) -> str | os.PathLike | None:
