@@ -36,7 +36,10 @@ def config(cls=RAFTConfig, **changes):
         ({"top_p": 0.0}, r"Sampling\(top_p=0.0\): expected a share in \(0, 1\]"),
         ({"selection": "best"}, r"selection='best'\): choose one of 'local', 'global', 'threshold'"),
         ({"thresholds": [0.5]}, r"selection='local', thresholds=\[0.5\]\): this selection has none. Leave them out"),
-        ({"num_train_epochs": 5.0}, r"num_train_epochs=5.0\): the run's length is num_stages × Improves per stage"),
+        (
+            {"num_train_epochs": 5.0},
+            r"num_train_epochs=5.0\): the run's length is num_stages × Improves per stage.*set num_stages",
+        ),
         ({"keep_best": True, "eval_strategy": "epoch"}, r"eval_strategy='epoch'\): it needs held-out scores within"),
         ({"save_only_model": True}, r"save_only_model=True\): a resumed run would begin at its first step"),
         ({"importance_clip": 0.2, "pad_to_multiple_of": 8}, "batches are padded to their longest row"),

@@ -14,6 +14,7 @@ from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.self_training.self_training_engines import REFUSAL
+from trl_ext.self_training.self_training_rules import EPOCHS
 from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.vocabulary import check_vocabulary
@@ -42,10 +43,7 @@ def checked_args(
             f"{trainer}(args={type(args).__name__}(…)): expected a {config.__name__}. Write that instead."
         )
     if args.num_train_epochs not in (3.0, args.improves):  # SFTConfig's default, or another trainer's copy
-        raise ValueError(
-            f"{trainer}, num_train_epochs={args.num_train_epochs}: the run's length is num_stages × Improves per stage; "
-            "passes within an Improve are `improve_epochs`. Leave it out."
-        )
+        raise ValueError(f"{trainer}, num_train_epochs={args.num_train_epochs}: {EPOCHS}. Leave it out.")
     args = copy.copy(args)
     args.num_train_epochs = float(args.improves)  # an epoch of Trainer is an Improve
     if args.learning_rate is None:

@@ -10,6 +10,9 @@ from trl_ext.trainer_kit.training_rules import TRAINING_RULES
 SELECTIONS = ("local", "global", "threshold", "percentile", "interpolation")
 SCORE_MAPS = ("none", "fixed", "running", "grow")
 
+LENGTH = "the run's length is num_stages × Improves per stage (one, of ReST one for each of `thresholds`)"
+EPOCHS = f"{LENGTH}, so set num_stages; passes within an Improve are `improve_epochs`"
+
 # Fields of SFTConfig that mean nothing here, and why. Their defaults are accepted, anything else is refused.
 MEANINGLESS = {
     "max_length": "a sequence is as long as it was sampled; `max_completion_length` bounds completions",
@@ -28,8 +31,8 @@ MEANINGLESS = {
     "ignore_data_skip": "a resumed run would read other rows than the one that was stopped",
     "dataloader_persistent_workers": "workers would go on with the rows of the first Improve",
     "save_only_model": "a resumed run would begin at its first step",
-    "num_train_epochs": "the run's length is num_stages × Improves per stage; passes within an Improve are `improve_epochs`",
-    "max_steps": "the run's length is num_stages × Improves per stage × steps of an Improve (`improve_steps`)",
+    "num_train_epochs": EPOCHS,
+    "max_steps": f"{LENGTH} × steps of an Improve (`improve_steps`); set these",
 }
 
 BY_SHARE = ("local", "global")  # selections by `acceptance_ratio`; the others are by `thresholds`
