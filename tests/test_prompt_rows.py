@@ -3,11 +3,20 @@
 import json
 import re
 
+import datasets
 import pytest
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_config
 
-from trl_ext.sequences.prompt_rows import check_completions, check_prompts, lacks_prompts, one_split, read_prompts
+from trl_ext import RepetitionPenalty, best_of_n, calibrate_relevance, diagnose, label_query_types, probe_reward
+from trl_ext.sequences.prompt_rows import (
+    check_completions,
+    check_prompts,
+    lacks_prompts,
+    one_split,
+    read_dataset,
+    read_prompts,
+)
 from trl_ext.sequences.text_shapes import fault_of
 from trl_ext.sequences.windows import check_windows
 
@@ -130,6 +139,29 @@ def test_all_splits_where_one_is_expected():
         ValueError, match=r"Trainer: expected one data set, got a dict of \['test'\]. .* dataset\['test'\]"
     ):
         one_split({"test": None}, call="Trainer")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_the_name_of_a_file_is_refused_with_the_call_that_reads_it(name, tmp_path):
+    given, path = Dataset.from_dict({"prompt": ["why?"]}), tmp_path / name
+    {"rows.jsonl": given.to_json, "rows.csv": given.to_csv, "rows.parquet": given.to_parquet}[name](path)
+    for takes in (
+        lambda: label_query_types(path),
+        lambda: calibrate_relevance("encoder", path),
+        lambda: best_of_n("policy", len, path, n=8, max_completion_length=8),
+        lambda: read_dataset(path, trainer="PPOTrainer"),
+        lambda: probe_reward(RepetitionPenalty(), path),
+        lambda: diagnose([{"prompt": "a", "completion": "b"}], reward=RepetitionPenalty(), dataset=path),
+    ):
+        with pytest.raises(ValueError, match=r"expected a data set, got the name '.*'. Read it: ") as raised:
+            takes()
+        call = str(raised.value).partition("Read it: ")[2].removesuffix(".")
+        assert eval(call, {"datasets": datasets})["prompt"][:] == ["why?"]
+
+
+def test_a_data_set_of_the_hub_is_refused_with_the_call_that_reads_it():
+    with pytest.raises(ValueError, match=r"datasets\.load_dataset\('trl-lib/tldr', split='train'\)\.$"):
+        one_split("trl-lib/tldr", call="Trainer")
 
 
 def check(prompt, template):

@@ -15,7 +15,7 @@ from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_all_columns
 from trl_ext.rewards.routed_product import watched_factors
 from trl_ext.rewards.weighted_rewards import call_all
-from trl_ext.sequences.prompt_rows import check_prompts
+from trl_ext.sequences.prompt_rows import check_prompts, one_split
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.resampling import BEYOND_CHANCE
@@ -112,6 +112,7 @@ def probe_reward(
     words = checked("probe_reward", "words", words, int, AT_LEAST_1)
     missing_eos_penalty = checked("probe_reward", "missing_eos_penalty", missing_eos_penalty, float, PENALTY)
     functions = reward_functions([reward], max_completion_length=max_completion_length, call="probe_reward")
+    one_split(rows, call="probe_reward(rows=…)")
     rows = [dict(row) for row in rows]
     _check_rows(rows, honest)
     texts = [gaming_texts(row["prompt"], row[honest], words=words) for row in rows]

@@ -16,7 +16,7 @@ from trl_ext.rewards.reward_callables import Reward, reward_functions
 from trl_ext.rewards.reward_columns import check_all_columns
 from trl_ext.rewards.routed_product import RoutedProduct, watched_factors
 from trl_ext.rewards.weighted_rewards import call_all
-from trl_ext.sequences.prompt_rows import check_completions, check_prompts
+from trl_ext.sequences.prompt_rows import check_completions, check_prompts, one_split
 from trl_ext.sequences.text_shapes import with_text
 from trl_ext.trainer_kit.row_files import READERS, UNREADABLE, read_rows
 from trl_ext.trainer_kit.run_log import LOG, lines
@@ -132,6 +132,7 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list]:
 
 def of_dataset(dataset: Dataset, rows: list[dict[str, Any]]) -> dict[str, list]:
     """The columns of the prompts' data set that rewards read, row for row."""
+    one_split(dataset, call="diagnose(dataset=…)")
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"diagnose(dataset=…): expected a Dataset, got {type(dataset).__name__}. Make one: Dataset.from_list(rows)."

@@ -52,7 +52,7 @@ def add_margins(
         raise ValueError(
             f"{call}: expected a datasets.Dataset of at least one row with the columns 'chosen' and 'rejected', and without "
             f"'{MARGIN}', got {type(dataset).__name__} with {columns}. Rename, drop one with `remove_columns`, or make one of "
-            "a list with Dataset.from_list(rows)."
+            "a list with Dataset.from_list(rows), of a file with load_dataset."
         )
     functions = reward_functions(list(rewards), max_completion_length=None, call=call)
     check_distinct(functions, call=f"{call}(rewards=…)")

@@ -3,6 +3,7 @@
 A column is read once and each value looked at once: of 100 000 rows, text takes 0.1 s and messages 1.3 s on one core.
 """
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -76,12 +77,25 @@ def lacks_prompts(columns: Sequence[str], *, call: str) -> ValueError:
 
 
 def one_split(rows: object, *, call: str) -> None:
-    """Raise a ValueError for all splits of a data set where one is expected."""
+    """Raise a ValueError for all splits of a data set where one is expected, and for the name of a file or of the hub."""
+    if isinstance(rows, str | os.PathLike):
+        raise ValueError(f"{call}: expected a data set, got the name {os.fspath(rows)!r}. Read it: {_loading(rows)}.")
     if isinstance(rows, dict):
         raise ValueError(
             f"{call}: expected one data set, got a {type(rows).__name__} of {list(rows)}. Give one of them, e.g. "
             f"dataset[{next(iter(rows), 'train')!r}]."
         )
+
+
+def _loading(name: str | os.PathLike) -> str:
+    """The call that reads a file, or a data set of the hub.
+
+    >>> _loading("prompts.jsonl")
+    "datasets.load_dataset('json', data_files='prompts.jsonl', split='train')"
+    """
+    name = os.fspath(name)
+    kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(os.path.splitext(name)[1])
+    return f"datasets.load_dataset({repr(name) if kind is None else f'{kind!r}, data_files={name!r}'}, split='train')"
 
 
 def as_dataset(rows: object, *, call: str) -> Dataset:
