@@ -7,14 +7,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from cpu_sharding import FSDP2, shard_on_cpu
 from safetensors.torch import save_file
-from table_case import run, saved_and_evaluated, table_trainer, weights
+from table_case import TABLE, run, saved_and_evaluated, table_trainer, weights
 from tiny import byte_tokenizer, tiny_llama
 from torch import Tensor
+from trl.generation import vllm_generation
 from two_processes import leave
 
 from trl_ext import SharedBase, TransformersGenerator
@@ -73,6 +75,41 @@ def refused(folder: Path, **options) -> dict[str, Tensor]:
     with pytest.raises(ValueError, match=r"save_value_model\('x'\) under FSDP2: the trunk is in pieces"):
         trainer.save_value_model("x")
     return {}
+
+
+class Server:
+    """Stands in for TRL's client of a vLLM server: takes down what it is sent, and answers with the table's completions."""
+
+    sent: ClassVar[list[dict[str, Tensor]]] = []
+
+    def __init__(self, **options):
+        pass
+
+    def init_communicator(self, device):
+        pass
+
+    def get_server_info(self):
+        return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+    def update_named_params(self, metadata, weights):
+        weights = {name: tensor.detach().clone() for name, tensor in weights}
+        assert [(name, list(tensor.shape)) for name, tensor in weights.items()] == [(n, s) for n, _, s in metadata]
+        self.sent.append(weights)
+
+    def reset_prefix_cache(self):
+        pass
+
+    def generate(self, *, prompts, **options):
+        completions = [byte_tokenizer()(TABLE[byte_tokenizer().decode(ids)])["input_ids"] for ids in prompts]
+        log_probs = [[[-5.0]] * len(ids) for ids in completions]
+        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": log_probs}
+
+
+def synced(folder: Path, **options) -> dict[str, Tensor]:
+    """What TRL sends a vLLM server before each rollout, and the weights in the end."""
+    vllm_generation.is_vllm_available, vllm_generation.VLLMClient = lambda: True, Server
+    told = run(folder, rollout_func=None, use_vllm=True, vllm_mode="server", **options)
+    return told | {f"sent.{i}.{name}": tensor for i, sent in enumerate(Server.sent) for name, tensor in sent.items()}
 
 
 SETTINGS = {

@@ -9,9 +9,11 @@ import yaml
 from cpu_sharding import FSDP2
 from peft import PeftModel
 from safetensors.torch import load_file
+from sharded_case import Server, synced
 from table_case import TABLE, run, saved_and_evaluated
 from tiny import byte_tokenizer, tiny_llama
 from transformers import LlamaForCausalLM
+from trl.generation import vllm_generation
 from two_processes import run_in_two
 
 # Attention's softmax and the logits' are in float32, whatever the weights are; AdamW magnifies what is left of that.
@@ -84,6 +86,20 @@ def test_saved_evaluated_and_resumed(tmp_path, kind, full):
     resume = str(two / "checkpoint-1")
     again = in_two(tmp_path / "again", resume=resume, per_device_train_batch_size=4, **options)
     assert all(torch.equal(again[name], both[name]) for name in learned(both))
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "adapter"])
+def test_a_vllm_server_is_sent_the_policy_alone(tmp_path, monkeypatch, full):
+    """Whole tensors, merged, under the names that a model without a critic inside has, before each rollout."""
+    for name in ("is_vllm_available", "VLLMClient"):
+        monkeypatch.setattr(vllm_generation, name, None, raising=False)
+    monkeypatch.setattr(Server, "sent", [])
+    options = {"kind": "model", "full": full}
+    one = synced(tmp_path / "one", per_device_train_batch_size=8, **options)
+    both = in_two(tmp_path / "two", "synced", per_device_train_batch_size=4, **options)
+    sent = {name.split(".", 2)[2] for name in both if name.startswith("sent.")}
+    assert sent == dict(tiny_llama(byte_tokenizer()).named_parameters()).keys()
+    torch.testing.assert_close(both, one, **CLOSE)
 
 
 def test_processes_that_sample_unlike_lengths_wait_for_each_other(tmp_path):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from trl_ext.ppo.critic_inside import PolicyAlone, put_inside
 from trl_ext.trainer_kit.passes import seen_in
-from trl_ext.trainer_kit.sharding import copy_whole, whole
+from trl_ext.trainer_kit.sharding import as_cut, copy_whole, whole
 
 CRITIC_FILE = "ppo_critic.safetensors"
 
@@ -176,7 +176,7 @@ class Critic:
         return PolicyAlone(model) if self.is_inside else model
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self._bare.named_parameters() if parameter.requires_grad]
+        return [(name, p) for name, p in as_cut(self._bare).named_parameters() if p.requires_grad]
 
 
 class CriticCallback(TrainerCallback):

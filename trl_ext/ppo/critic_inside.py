@@ -6,10 +6,16 @@ and after a resume, which `values_beside` sees to.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from trl_ext.trainer_kit.sharding import as_cut
+
+if TYPE_CHECKING:
+    from trl.generation.vllm_generation import VLLMGeneration
 
 INSIDE = "ppo_critic"  # its name there
 
@@ -57,6 +63,17 @@ def taken_out(policy: PreTrainedModel) -> Iterator[None]:
     finally:
         if critic is not None:
             policy.add_module(INSIDE, critic)
+
+
+def send_policy_alone(sampler: "VLLMGeneration", policy: PreTrainedModel) -> None:
+    """Let TRL's vLLM be sent the policy's weights without those of the critic inside, which it would not know."""
+    sync = sampler.sync_weights
+
+    def sync_policy() -> None:
+        with taken_out(as_cut(policy)):
+            sync()
+
+    sampler.sync_weights = sync_policy
 
 
 def is_critics(name: str) -> bool:

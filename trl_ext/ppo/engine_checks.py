@@ -41,7 +41,12 @@ def _of_trainer(trainer: "GRPOTrainer") -> list[Refusal]:
     args = trainer.args
     own = "Leave it out: the policy samples, all processes in step"
     return [
-        (bool(args.use_vllm), "use_vllm=True", "TRL would send vLLM the critic's weights too", own),
+        (
+            args.use_vllm and args.vllm_mode != "server",
+            f"vllm_mode={args.vllm_mode!r}",
+            UNTRIED,
+            "Set vllm_mode='server'",
+        ),
         (
             bool(args.use_transformers_continuous_batching),
             "use_transformers_continuous_batching=True",

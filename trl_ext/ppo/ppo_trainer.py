@@ -18,7 +18,7 @@ from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
-from trl_ext.ppo.critic_inside import taken_out, without_critic
+from trl_ext.ppo.critic_inside import send_policy_alone, taken_out, without_critic
 from trl_ext.ppo.engine_checks import shards_policy
 from trl_ext.ppo.like_lengths import TOKEN_MEANS, LikeLengths, joined, weigh
 from trl_ext.ppo.metrics import PPOMetrics
@@ -198,6 +198,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         ask(rollouts, self)
         where = {"accelerator": self.accelerator, "sharded": shards_policy(self)}
         self.critic = make_critic(value_model, self.model, self._tokenizer, args, **where)
+        if self.critic.is_inside and self.use_vllm:
+            send_policy_alone(self.vllm_generation, self.model)
         self.rollouts = RolloutState(args)
         self.walk = CompletionWalk(args, self.accelerator, self.rollouts, self.reward_weights, sampler_name(self))
         self.memory = MemoryWatch(self._memory_plan, card_of(args.device))
