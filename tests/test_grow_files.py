@@ -107,6 +107,10 @@ def test_a_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
     with written_whole(tmp_path / "file") as partial:
         partial.write_text("content")
     assert calls == ["fsync", "rename", "fsync"]  # file, name, folder
+    calls.clear()
+    with written_whole(tmp_path / "read at once", lasting=False) as partial:
+        partial.write_text("b")
+    assert calls == ["rename"]
 
 
 def test_a_full_disk_is_named_and_leaves_what_is_complete(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ class Engine:
             with refusals():
                 self.take(request["adapter"])
             for index, answers in self.parts(request):
-                with written_whole(part_file(Path(request["folder"]), index)) as partial:
+                with written_whole(part_file(Path(request["folder"]), index), lasting=False) as partial:
                     partial.write_text(json.dumps(answers), encoding="utf-8")
                 say(part=index)
 

@@ -83,7 +83,7 @@ class GrowFiles(SampleFiles):
     def write_kept(self, improve: int, *, importance: bool) -> None:
         """Write the tokens that a stage's Improve learns from, and for RAFT++ the samples' log-probabilities."""
         names = ["prompt_ids", "completion_ids", *(["log_probs"] if importance else [])]
-        with written_whole(self.kept(improve)) as partial, pa.OSFile(str(partial), "wb") as file:
+        with written_whole(self.kept(improve), lasting=False) as partial, pa.OSFile(str(partial), "wb") as file:
             kept = (batch.filter(pc.greater(batch["kept"], improve)) for batch in self.batches([*names, "kept"]))
             write_batches(file, (batch.select(names) for batch in kept))
 

@@ -18,11 +18,15 @@ VISIBLE_WITHIN = 60  # seconds that a drive may take to show what was written
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Write a file so that it is complete or absent: under another name, to the disk, then renamed.
 
     Where a drive cannot rename, it is copied, and a mark lies beside it until the copy is complete: `remove_leftovers`
     then removes both. A folder that was made for the file goes again if it could not be written.
+
+    Args:
+        path: The file.
+        lasting: Whether it is there after the machine has failed, too; not so what is removed as soon as it is read.
 
     Raises:
         OSError: Of the write, e.g. a full disk; it names the file, and what is complete already stays.
@@ -32,9 +36,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        _to_disk(partial)
+        if lasting:
+            _to_disk(partial)
         _put_in_place(partial, path)
-        _to_disk(path.parent)
+        if lasting:
+            _to_disk(path.parent)
     except OSError as error:
         _undo(partial, is_new)
         remedy = "make room" if error.errno in FULL else "put that right"
