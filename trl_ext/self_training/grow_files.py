@@ -63,10 +63,10 @@ class GrowFiles(SampleFiles):
 
     # Once it is finished
 
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The finished file's rows, piece by piece; a ValueError if it is damaged."""
+    def batches(self, columns: list[str] | None = None, *, size: int = 2**13) -> Iterator[pa.RecordBatch]:
+        """The finished file's rows, so many at a time; a ValueError if it is damaged."""
         try:
-            yield from pq.ParquetFile(self.finished).iter_batches(columns=columns)
+            yield from pq.ParquetFile(self.finished).iter_batches(size, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"{self.finished} cannot be read ({str(error).splitlines()[0]}): it was changed or taken away after it "

@@ -1,15 +1,20 @@
 """What a finished Grow says: how its samples score, what is logged of it, what it has cost."""
 
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trl_ext.generation.protocol import OWN_GENERATORS
 from trl_ext.self_training.grow_files import GrowFiles
-from trl_ext.self_training.monitors import distinct, msttr
+from trl_ext.self_training.text_variety import AT_ONCE, TextVariety
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.turn_end import TEACH_THE_END
 
+MEASURED = ["row", "sample", "score", "kept", "ended", "duplicate", "completion_ids"]
 CURES = {
     "unscored": "A sample is unscored where each reward returns None, or one what is no finite number: correct them, or give "
     "a reward that applies to these prompts.",
@@ -20,10 +25,22 @@ CURES = {
 }
 
 
-def kept_texts(files: GrowFiles) -> list[str]:
-    """The completions that a stage's first Improve learns from."""
-    table = files.table(["completion", "kept"])
-    return [text_of(completion) for completion in table.filter(pc.greater(table["kept"], 0))["completion"].to_pylist()]
+@dataclass(frozen=True)
+class KeptTexts(Collection[str]):
+    """The completions that a stage's first Improve learns from, read anew each time they are gone through."""
+
+    files: GrowFiles
+
+    def __len__(self) -> int:
+        return pc.sum(pc.greater(self.files.table(["kept"])["kept"], 0)).as_py() or 0
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.files.batches(["completion", "kept"], size=AT_ONCE):
+            kept = batch.filter(pc.greater(batch["kept"], 0))["completion"]
+            yield from map(text_of, kept.to_pylist())
+
+    def __contains__(self, text: object) -> bool:
+        return any(text == one for one in self)
 
 
 def mean_score(files: GrowFiles) -> float:
@@ -34,11 +51,10 @@ def mean_score(files: GrowFiles) -> float:
 
 def grow_metrics(files: GrowFiles) -> dict[str, float]:
     """What a finished Grow looks like: of what was sampled, and of what the stage's first Improve keeps."""
-    table = files.table(["row", "sample", "score", "kept", "ended", "duplicate", "completion_ids"])
-    table = table.set_column(6, "length", pc.list_value_length(table["completion_ids"]))
+    table = pa.Table.from_batches(map(_with_length, files.batches(MEASURED)))
     kept = table.filter(pc.greater(table["kept"], 0))
     sampled = table.filter(pc.greater_equal(table["sample"], 0))
-    texts = kept_texts(files)
+    variety = TextVariety(KeptTexts(files))
     metrics = {
         "prompts": pc.count_distinct(sampled["row"]).as_py(),
         "score": pc.mean(sampled["score"]).as_py(),
@@ -53,11 +69,17 @@ def grow_metrics(files: GrowFiles) -> dict[str, float]:
         "alike": files.dropped().get("alike", 0),
         "length": pc.mean(sampled["length"]).as_py(),
         "length_kept": pc.mean(kept["length"]).as_py(),
-        "distinct_1": distinct(texts, n=1),
-        "distinct_2": distinct(texts, n=2),
-        "msttr": msttr(texts),
+        "distinct_1": variety.distinct(1),
+        "distinct_2": variety.distinct(2),
+        "msttr": variety.msttr,
     }
     return {f"grow/{name}": value for name, value in metrics.items() if value is not None}
+
+
+def _with_length(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The length of a completion in place of its tokens."""
+    length = pc.list_value_length(batch["completion_ids"])
+    return batch.select(MEASURED[:-1]).append_column("length", length)
 
 
 def _invalid(files: GrowFiles) -> int:

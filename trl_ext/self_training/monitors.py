@@ -1,9 +1,8 @@
 """What shows during a run whether it goes well: scores, lengths, and how varied the kept completions are."""
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator
 
-from trl_ext.sequences.texts import wordpunct
+from trl_ext.self_training.text_variety import TextVariety
 
 DIVERSITY_LOSS = 0.7  # a warning below this share of what the Grow before had
 
@@ -16,9 +15,7 @@ def distinct(texts: Iterable[str], *, n: int) -> float:
     >>> distinct(["a b c", "a b d"], n=2)  # ab, bc, ab, bd
     0.75
     """
-    tokens = [wordpunct(text) for text in texts]
-    ngrams = [gram for text in tokens for gram in zip(*(text[i:] for i in range(n)), strict=False)]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
+    return TextVariety(texts, ngrams=(n,)).distinct(n)
 
 
 def msttr(texts: Iterable[str], *, segment: int = 100) -> float | None:
@@ -29,12 +26,10 @@ def msttr(texts: Iterable[str], *, segment: int = 100) -> float | None:
     >>> msttr(["a b a b"], segment=2), msttr(["a"], segment=2)
     (1.0, None)
     """
-    tokens = list(chain.from_iterable(wordpunct(text) for text in texts))
-    segments = [tokens[i : i + segment] for i in range(0, len(tokens) - segment + 1, segment)]
-    return sum(len(set(part)) / segment for part in segments) / len(segments) if segments else None
+    return TextVariety(texts, ngrams=(), segment=segment).msttr
 
 
-def diversity_warning(before: list[str], now: list[str]) -> str | None:
+def diversity_warning(before: Collection[str], now: Collection[str]) -> str | None:
     """A warning if the kept completions are much less varied than those of the Grow before; None if not.
 
     Both are judged by distinct-2 over equally many texts, since it falls with their number.
@@ -56,9 +51,14 @@ def diversity_warning(before: list[str], now: list[str]) -> str | None:
     )
 
 
-def _spread(texts: list[str], count: int) -> list[str]:
+def _spread(texts: Collection[str], count: int) -> Iterator[str]:
     """So many of the texts, evenly from all of them."""
-    return [texts[i * len(texts) // count] for i in range(count)]
+    places = (i * len(texts) // count for i in range(count))
+    wanted = next(places, None)
+    for place, text in enumerate(texts):
+        if place == wanted:
+            yield text
+            wanted = next(places, None)
 
 
 def is_level(means: list[float], *, stages: int) -> bool:

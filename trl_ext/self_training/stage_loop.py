@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,7 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.grow_files import GrowFiles
-from trl_ext.self_training.grow_summary import grow_cost, grow_metrics, kept_texts, mean_score, nothing_kept
+from trl_ext.self_training.grow_summary import KeptTexts, grow_cost, grow_metrics, mean_score, nothing_kept
 from trl_ext.self_training.improve_rows import ImproveRows, KeptRows
 from trl_ext.self_training.monitors import diversity_warning, is_level
 from trl_ext.self_training.stage_table import ImproveEntry, StageTable, saved_tables
@@ -24,6 +25,15 @@ from trl_ext.self_training.weights import (
     set_weights,
     trainable_weights,
 )
+from trl_ext.trainer_kit.processes import from_main
+
+
+class GrowSays(NamedTuple):
+    """What is logged of a Grow, what it has cost, and what to warn of."""
+
+    metrics: dict[str, float]
+    cost: int
+    warning: str | None
 
 
 @dataclass(eq=False)
@@ -89,16 +99,22 @@ class StageLoop(TrainerCallback):
             set_weights(model, self.grower.initial)
         if self.args.fresh_optimizer or self.args.restart_from_base:
             optimizer.state.clear()
-        passes = 2 if self.args.beta else int(self.args.importance_clip is not None)
-        self.table.cost += grow_cost(files, self.grower.generator.name, passes=passes)
+        said = from_main(self.grower.accelerator, lambda: self._read_grow(stage, files))
+        self.table.cost += said.cost
         logged = self.grower.scorer.metrics
         metrics = {name: sum(values) / len(values) for name, values in logged.items()}
-        self.log(grow_metrics(files) | {"stage": stage} | metrics)
+        self.log(said.metrics | {"stage": stage} | metrics)
         logged.clear()
-        if stage:
-            warning = diversity_warning(kept_texts(self.grower.files(stage - 1)), kept_texts(files))
-            if warning and self.grower.accelerator.is_main_process:
-                warnings.warn(f"{self.trainer}, stage {stage + 1}: {warning}", stacklevel=2)
+        if said.warning and self.grower.accelerator.is_main_process:
+            warnings.warn(f"{self.trainer}, stage {stage + 1}: {said.warning}", stacklevel=2)
+
+    def _read_grow(self, stage: int, files: GrowFiles) -> GrowSays:
+        """What a finished Grow says; it is read by one process for all."""
+        passes = 2 if self.args.beta else int(self.args.importance_clip is not None)
+        cost = grow_cost(files, self.grower.generator.name, passes=passes)
+        earlier = KeptTexts(self.grower.files(stage - 1)) if stage else None
+        warning = None if earlier is None else diversity_warning(earlier, KeptTexts(files))
+        return GrowSays(grow_metrics(files), cost, warning)
 
     def _set_rows(self, kept: KeptRows, improve: int) -> None:
         stage, i = divmod(improve, self.schedule.improves_per_stage)

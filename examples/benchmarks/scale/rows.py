@@ -7,7 +7,7 @@ memory then rises, `s` the CPU seconds. Rows have a prompt of about 12 tokens, o
 
     PPO, RAFT          the trainer is made of a data set of so many prompts
     prompts asked      the rows of a stage become parts, and their columns' type is read
-    what it says       a finished Grow's metrics, cost and diversity, as they are logged once a stage
+    what it says       a finished Grow's metrics and cost, as the main process logs them once a stage
     opened             all its rows are kept: what an Improve learns from is written, mapped and put in order
     held               bytes a row that stay in the process while the Improve runs, beside the tokens, which are in the file
     rows read          one pass over the Improve's rows, as the sampler reads them: microseconds a row
@@ -100,6 +100,12 @@ def of_saying(rows: int, folder: Path, tokens: int) -> dict:
     return measured(lambda: (grow_metrics(files), grow_cost(files, "transformers", passes=0)))
 
 
+def said(count: int, tokens: int, numbers: np.random.Generator) -> list[str]:
+    """Completions of three words for each four tokens, as frequent as words are (Zipf), of 20,000 words."""
+    words = np.minimum(numbers.zipf(1.2, (count, 3 * tokens // 4)), 20_000)
+    return [" ".join(f"w{word}" for word in row) for row in words]
+
+
 def of_opening(rows: int, folder: Path, tokens: int) -> dict:
     files, improve = finished_grow(folder, rows, tokens), ImproveRows(rows, {"input_ids": [1], "labels": [1]})
 
@@ -137,7 +143,6 @@ def finished_grow(folder: Path, rows: int, tokens: int) -> GrowFiles:
             ids = pa.array(list(numbers.integers(5, 500, (count, tokens), dtype=np.int32)), pa.list_(pa.int32()))
             same = {
                 "prompt": "of which colour is the cat?",
-                "completion": " a black one, as everybody knows",
                 "ended": True,
             }
             same |= {"generator": "transformers", "duplicate": False, "kept": 1}
@@ -148,6 +153,7 @@ def finished_grow(folder: Path, rows: int, tokens: int) -> GrowFiles:
                 "seed": pa.array([0] * count),
             }
             columns |= {"prompt_ids": ids, "completion_ids": ids}
+            columns |= {"completion": pa.array(said(count, tokens, numbers))}
             columns |= {name: pa.array(numbers.random(count)) for name in ("reward/r", "score", "key")}
             writer.write_table(pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema))
     return files
