@@ -48,6 +48,7 @@ from trl_ext.ppo.value_checkpoint import save_value_model
 from trl_ext.ppo.value_function import make_critic, values_beside
 from trl_ext.ppo.value_loss import clipped_value_error
 from trl_ext.ppo.walk import CompletionWalk
+from trl_ext.rewards.held_errors import errors_held
 from trl_ext.rewards.reward_callables import Reward, reward_callables
 from trl_ext.sequences.continuations import as_continuations
 from trl_ext.sequences.saved_policies import policy_at
@@ -85,7 +86,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         create_optimizer                      also train the critic
         _generate                             tell phases of memory apart; stay in evaluation where continuous batching
                                               would leave it
-        _calculate_rewards                    tell the rewards which completions ended
+        _calculate_rewards                    tell the rewards which completions ended; raise one's error in all processes
         _generate_and_score_completions       replace the group advantages by GAE
         _get_per_token_logps_and_entropies    on a CPU, take narrower tiles of the vocabulary
         _compute_loss                         leave KL to the reward, add the value loss
@@ -287,7 +288,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         ended = self._ended(completion_ids_list)
         rows = [row | {"completion_ended": end} for row, end in zip(inputs, ended, strict=True)]
         completions = as_continuations(completions, completion_ids_list, self._tokenizer)
-        return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        with errors_held(self.reward_funcs, self.accelerator) as held, replaced(self, reward_funcs=held):
+            return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
 
     def _ended(self, completions: list[list[int]]) -> list[bool]:
         """Whether each completion ended itself, rather than for lack of room."""
@@ -418,7 +420,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
-        self.critic.save(output_dir, writes=self.accelerator.is_main_process)
+        self.critic.save(output_dir, writes=self.args.should_save)
         process = self.accelerator.process_index
         self.rollouts.save(output_dir, process, step=self._step, batches=self._buffered_inputs)
 

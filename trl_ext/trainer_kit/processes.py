@@ -1,5 +1,6 @@
 """What several processes do together."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -9,6 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 Found = TypeVar("Found")
+OF_THE_NETWORK = re.compile(r"gloo|NCCL|ProcessGroup", re.IGNORECASE)
+OF_ANOTHER = re.compile(r"process \d+ of \d+ failed: ")  # as `together` says it
 
 
 def is_main_process() -> bool:
@@ -24,7 +27,12 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    messages = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+    try:
+        messages = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+    except Exception:
+        if error is not None:  # the others are gone: one's own error says more than that
+            raise error from None
+        raise
     if error is not None:
         raise error
     failed = [(process, message) for process, message in enumerate(messages) if message is not None]
@@ -33,8 +41,21 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         raise RuntimeError(f"process {process} of {accelerator.num_processes} failed: {message}")
 
 
-def from_main(accelerator: Accelerator, ask: Callable[[], Found]) -> Found:
-    """What the main process alone finds, in all of them; its error is raised in all."""
+def from_main(accelerator: Accelerator, ask: Callable[[], Found], *, asks: bool | None = None) -> Found:
+    """What the main process finds, in all of them; its error is raised in all.
+
+    Args:
+        accelerator: Whose processes.
+        ask: Finds it.
+        asks: Whether this process looks too, on its own machine; None: the main one alone.
+    """
     with together(accelerator):
-        found = ask() if accelerator.is_main_process else None
+        found = ask() if (accelerator.is_main_process if asks is None else asks) else None
     return gather_object([found])[0]
+
+
+def has_lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process has ended, or does not answer."""
+    if not (dist.is_available() and isinstance(error, RuntimeError)) or OF_ANOTHER.match(str(error)):
+        return False
+    return isinstance(error, dist.DistError) or bool(OF_THE_NETWORK.search(str(error)))
