@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from trl_ext.trainer_kit.launch_checks import check_before, check_launch
 from trl_ext.trainer_kit.loading import loaded_bits
 from trl_ext.trainer_kit.run_log import RunLog
 from trl_ext.trainer_kit.stopping import RunStopped, StopWatch
@@ -39,6 +40,11 @@ class WatchedTrainer:
     _stop: StopWatch | None = None  # while it trains
     was_finished = False  # whether what `train` was to go on with had ended already
     _trackers: Trackers | None = None
+
+    def create_accelerator_and_postprocess(self):
+        check_before(self.args)
+        super().create_accelerator_and_postprocess()
+        check_launch(self)
 
     def train(self, *args, **kwargs):
         if "transformers.utils.notebook" in sys.modules:  # else nobody has its bar; it needs IPython
