@@ -1,13 +1,5 @@
-"""A run of each trainer with checkpoints, small enough to be killed, damaged, moved and gone on with.
+"""A run of each trainer with checkpoints, small enough to be killed, damaged, moved and gone on with."""
 
-    torchrun --nproc-per-node=2 checkpoint_case.py KIND FOLDER
-
-saves in two processes, of which the first is late, and goes on from a copy of what that left.
-"""
-
-import shutil
-import sys
-import time
 from pathlib import Path
 
 import torch
@@ -15,9 +7,17 @@ from datasets import Dataset
 from peft import LoraConfig
 from tiny import ON_CPU, byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from two_processes import leave
 
-from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
+from trl_ext import (
+    ImitationRewardConfig,
+    ImitationRewardTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RAFTConfig,
+    RAFTTrainer,
+    ReSTConfig,
+    ReSTTrainer,
+)
 
 STEPS = 4
 PROMPTS = [f"say {i}" for i in range(16)]
@@ -48,6 +48,19 @@ def settings_of(kind: str) -> tuple[type, type, dict, dict]:
             RAFTConfig,
             generating,
             {"num_stages": 2, "improve_steps": 2, "max_completion_length": 4, "drop_truncated": False},
+        ),
+        "rest": (
+            ReSTTrainer,
+            ReSTConfig,
+            generating,
+            {
+                "num_stages": 1,
+                "improve_steps": 2,
+                "thresholds": [0.0, 0.5],
+                "selection": "percentile",
+                "score_map": "none",
+            }
+            | {"max_completion_length": 4, "drop_truncated": False},
         ),
         "reward": (
             ImitationRewardTrainer,
@@ -83,7 +96,7 @@ def local_base(folder: Path, kind: str):
     return auto.from_pretrained(folder)
 
 
-TASKS = {"ppo": "CAUSAL_LM", "raft": "CAUSAL_LM", "reward": "SEQ_CLS"}
+TASKS = {"ppo": "CAUSAL_LM", "raft": "CAUSAL_LM", "rest": "CAUSAL_LM", "reward": "SEQ_CLS"}
 
 
 def trained(trainer) -> dict[str, torch.Tensor]:
@@ -98,26 +111,3 @@ def trained(trainer) -> dict[str, torch.Tensor]:
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def two_processes(kind: str, folder: Path) -> None:
-    whole = make(kind, folder / "whole", ddp_backend="gloo")
-    if whole.is_world_process_zero():
-        save = whole.save_model
-        whole.save_model = lambda *args, **kwargs: (time.sleep(0.5), save(*args, **kwargs))
-    whole.train()
-    whole.accelerator.wait_for_everyone()
-    if whole.is_world_process_zero():
-        shutil.copytree(folder / "whole", folder / "moved")
-        shutil.rmtree(folder / "moved" / f"checkpoint-{STEPS}")
-        (folder / "moved" / f"checkpoint-{STEPS - 1}" / "rng_state_1.pth").unlink()
-    whole.accelerator.wait_for_everyone()
-    resumed = make(kind, folder / "moved", ddp_backend="gloo")
-    resumed.train(resume_from_checkpoint=True)
-    assert_same(trained(whole), trained(resumed))
-    leave()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    two_processes(sys.argv[1], Path(sys.argv[2]))

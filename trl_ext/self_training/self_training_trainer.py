@@ -119,6 +119,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
     _name = "Self-training"
     config_class = SelfTrainingConfig
     _harmless, _needs_record = HARMLESS, True
+    _reads_together = "All processes read its Grows, best weights and stage records"
 
     def __init__(
         self,
@@ -308,7 +309,7 @@ class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Con
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.accelerator.is_main_process:
+        if self.args.should_save:
             self.table.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint):

@@ -26,10 +26,13 @@ from trl_ext.trainer_kit.checkpoint_files import (
     rng_file,
     written_by,
 )
+from trl_ext.trainer_kit.machines import bits, check_loaded, machine_of, machines
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.processes import from_main, together
+from trl_ext.trainer_kit.processes import from_main, has_lost_another, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
+from trl_ext.trainer_kit.sharding import engine_of
+from trl_ext.trainer_kit.trl_versions import saved_by_all
 from trl_ext.trainer_kit.watched_runs import WatchedTrainer
 
 
@@ -69,8 +72,10 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         except torch.OutOfMemoryError as error:
             self._keep_log()
             raise torch.OutOfMemoryError(self._out_of_memory(error)) from error
-        except BaseException:
+        except BaseException as error:
             self._keep_log()
+            if has_lost_another(error):
+                raise RuntimeError(self._without_another(error)) from error
             raise
 
     def _open(self, resume: str | PathLike | bool | None) -> str | None:
@@ -80,11 +85,13 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         if not isinstance(resume, str | PathLike | bool | None):
             raise ValueError(f"{call}: expected True, None or the path of a checkpoint, got {type(resume).__name__}.")
         self._check_disk()
-        self._before = before = from_main(self.accelerator, lambda: self._check_run(resume, call))
+        self._check_processes(resume, call)
+        saves = self.args.should_save
+        self._before = before = from_main(self.accelerator, lambda: self._check_run(resume, call), asks=saves)
         checkpoint = self._checkpoint(resume)
         with together(self.accelerator):
             self._check_beginning(checkpoint, call)
-        self._changed = from_main(self.accelerator, lambda: self._begin_run(checkpoint, before, call))
+        self._changed = from_main(self.accelerator, lambda: self._begin_run(checkpoint, before, call), asks=saves)
         return checkpoint
 
     def _check_beginning(self, checkpoint: str | None, call: str) -> None:
@@ -107,7 +114,8 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         passed = [*takewhile(problems.get, problems)]
         said = " ".join(f"{folder.name}: {'; '.join(problems[folder])}." for folder in passed[:3])
         call = f"{type(self).__name__}.train(resume_from_checkpoint=True): {self.args.output_dir!r}"
-        if whole is None and any(map(is_finished, passed)):
+        any_finished = any(gather_object([any(map(is_finished, passed))]))  # on any machine
+        if whole is None and any_finished:
             start = "Start" if self.args.save_only_model else "Give the path of one, or start"
             raise ValueError(
                 f"{call} holds no complete checkpoint. {start} anew in another output_dir. "
@@ -131,13 +139,28 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         return " With save_only_model=True, no checkpoint can be gone on with." if self.args.save_only_model else ""
 
     def _problems(self, folders: list[Path]) -> dict[Path, list[str]]:
-        """Why each cannot be gone on with, as any of the processes sees it: they must agree, or wait for ever."""
-        seen = gather_object([{str(folder): self._lacks(folder) for folder in folders}])
+        """Why each cannot be gone on with, as any of the processes sees it: they must agree, or wait for ever.
+
+        A folder is one by its name: where each machine has a disk, each may have it elsewhere.
+        """
+        seen, names = (
+            gather_object([{folder.name: self._lacks(folder) for folder in folders}]),
+            machines(self.accelerator),
+        )
+        own = {folder.name: folder for folder in folders}
         missing = ["there is no such folder"]  # on a disk of another machine
-        return {
-            folder: [*dict.fromkeys(problem for each in seen for problem in each.get(str(folder), missing))]
-            for folder in map(Path, dict.fromkeys(name for each in seen for name in each))
-        }
+        found = {}
+        for name in dict.fromkeys(name for each in seen for name in each):
+            by_problem: dict[str, list[int]] = {}
+            for process, each in enumerate(seen):
+                for problem in each.get(name, missing):
+                    by_problem.setdefault(problem, []).append(process)
+            path = own.get(name, Path(self.args.output_dir, name))
+            found[path] = [
+                problem if len(who) == len(seen) else f"{machine_of(who[0], names)}: {problem}"
+                for problem, who in by_problem.items()
+            ]
+        return found
 
     def _lacks(self, folder: Path) -> list[str]:
         then, now = written_by(folder), self.accelerator.num_processes
@@ -174,8 +197,18 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         rates = own_rates(self.optimizer, self.lr_scheduler) if changed else nullcontext()
         with replaced(self.args, _setup_devices=device), rates:
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.save_on_each_node and engine_of(self) is None:
+            call = f"{type(self).__name__}.train(resume_from_checkpoint={str(checkpoint)!r})"
+            check_loaded(self._state_bits(), self.accelerator, call=call)
         if self.state.global_step < self.state.max_steps:
             self._write_record()
+
+    def _state_bits(self) -> dict[str, int]:
+        """A number for each part of what is trained, which other bits would change."""
+        groups = self.optimizer.param_groups
+        weights = [parameter for group in groups for parameter in group["params"]]
+        moments = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+        return {"weights": sum(map(bits, weights)), "the optimizer's state": sum(map(bits, moments))}
 
     def _load_callback_state(self):
         super()._load_callback_state()
@@ -197,6 +230,10 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir=None, state_dict=None):
+        with saved_by_all(self.model) if self.args.save_on_each_node else nullcontext():
+            super()._save(output_dir, state_dict)
+
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # only then the mark that all is written, and older ones may go
@@ -209,7 +246,19 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
                 self.save_state()
 
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+        return f"{type(self).__name__}.train: {self.memory.explain()} {self._kept()} ({error})"
+
+    def _without_another(self, error: BaseException) -> str:
+        me, all_of_them, state = self.accelerator.process_index, self.accelerator.num_processes, self.state
+        return (
+            f"{type(self).__name__}.train: process {me} of {all_of_them} no longer hears another one, after step "
+            f"{state.global_step} of {state.max_steps}. That one has ended, or stood still for longer than ddp_timeout="
+            f"{self.args.ddp_timeout} seconds: what it said last is the reason. {self._kept()} Start all of them again with "
+            f"resume_from_checkpoint=True. ({error})"
+        )
+
+    def _kept(self) -> str:
         needed = (*self._trainer_files(), *self._checkpoint_files())
         newest = newest_complete_checkpoint(self.args.output_dir, needed)
         kept = "no checkpoint was written yet" if newest is None else f"checkpoints are kept, the newest is {newest!r}"
-        return f"{type(self).__name__}.train: {self.memory.explain()} In {self.args.output_dir!r}, {kept}. ({error})"
+        return f"In {self.args.output_dir!r}, {kept}."

@@ -1,7 +1,7 @@
 """What a trainer looks after in its output_dir: whose run it is, that checkpoints have room, that a README is its own."""
 
 import warnings
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import nn
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders, has_all_steps
 from trl_ext.trainer_kit.fingerprints import adapter_settings, model_fingerprint, reference_fingerprint
 from trl_ext.trainer_kit.free_disk import check_free_disk, checkpoint_bytes
+from trl_ext.trainer_kit.machines import check_alike, check_folder
 from trl_ext.trainer_kit.model_cards import ModelCards
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.rates import RATES, is_stepwise
@@ -32,6 +33,7 @@ from trl_ext.trainer_kit.run_record import (
     read_record,
     write_record,
 )
+from trl_ext.trainer_kit.sharding import engine_of
 from trl_ext.trainer_kit.whole_files import remove_leftovers
 
 ALONE = "Give this one a folder of its own."
@@ -43,19 +45,22 @@ class OutputDirWatch(ModelCards):
         trl_ext_run.json     in the folder, and as it was then in each checkpoint
 
     A run is only gone on with as it was begun, apart from what is in `HARMLESS`, is longer, or is in the config's
-    `accept_changes`. The main process reads, compares and writes. What a trainer says of its own:
+    `accept_changes`. The process that saves reads, compares and writes: the first of all, or with `save_on_each_node`
+    that of each machine. All of them begin alike. What a trainer says of its own:
 
         _recorded, _note_beginning    what decides its run, besides its config
         _fixed, _harmless             which of it cannot change within a run, and which may at any time
         _run_files                    what in the folder is a run's
+        _reads_together               what of that all processes read, so that they need one folder
         _older                        an older record, as one of today
     """
 
     _accept_by = "accept_changes"
     _harmless: Set[str] = frozenset()
     _needs_record = False  # whether a run without one is another trainer's, rather than an older version's
+    _reads_together: str | None = None  # what in the folder all processes read, besides checkpoints
     _beginning: Record = {}  # noqa: RUF012 - replaced, not changed
-    _run: Record | None = None  # of this run, in the main process
+    _run: Record | None = None  # of this run
     _before: Record | None = None  # of the run that is gone on with
     _changed: tuple[Change, ...] = ()  # since the checkpoint that it goes on from
 
@@ -81,20 +86,21 @@ class OutputDirWatch(ModelCards):
 
     def _note_beginning(self, **models: nn.Module | None) -> None:
         """Keep what will have moved when the run is recorded: the model's fingerprint, and those of `models`."""
-        if self.accelerator.is_main_process:
-            reference = reference_fingerprint(self.model)
-            self._beginning = {
-                "model": model_fingerprint(self.model),
-                "adapter": as_json(adapter_settings(self.model)),
-                "optimizer": optimizer_record(self.optimizer, self.optimizer_cls_and_kwargs),
-                **({} if reference is None else {"reference": reference}),  # which comes and goes with PPO's `beta`
-                **{name: None if model is None else model_fingerprint(model) for name, model in models.items()},
-            }
+        reference = reference_fingerprint(self.model)
+        self._beginning = {
+            "model": model_fingerprint(self.model),
+            "adapter": as_json(adapter_settings(self.model)),
+            "optimizer": optimizer_record(self.optimizer, self.optimizer_cls_and_kwargs),
+            **({} if reference is None else {"reference": reference}),  # which comes and goes with PPO's `beta`
+            **{name: None if model is None else model_fingerprint(model) for name, model in models.items()},
+        }
 
     def _run_record(self) -> Record:
         options = config_record(self.args, harmless=self._harmless, evaluates=self._evaluation_decides())
-        run = {"trainer": type(self).__name__, "processes": self.accelerator.num_processes, "config": options}
-        return run | self._beginning | as_json(self._recorded())
+        spread = {"processes": self.accelerator.num_processes, "engine": engine_of(self)}
+        return (
+            {"trainer": type(self).__name__, "config": options} | spread | self._beginning | as_json(self._recorded())
+        )
 
     @property
     def _accepted(self) -> list[str]:
@@ -107,6 +113,31 @@ class OutputDirWatch(ModelCards):
 
     # Before a run
 
+    def _check_processes(self, resume: str | PathLike | bool | None, call: str) -> None:
+        """Raise a ValueError, in all of several processes, unless they begin alike and see the files that they will need."""
+        with together(self.accelerator):
+            self._run = self._run_record()
+        if self.accelerator.num_processes == 1:
+            return
+        cut = set() if engine_of(self) is None else self._beginning.keys()  # each process may have its own piece
+        alike = {name: value for name, value in self._run.items() if name not in cut}
+        shown = Path(resume).name if isinstance(resume, str | PathLike) else resume or None
+        check_alike(alike | {"resume_from_checkpoint": shown}, self.accelerator, call=call)
+        for on_each, instead in self._folders_needed():
+            where, folder = f"{call}, output_dir", Path(self.args.output_dir)
+            check_folder(folder, self.accelerator, on_each=on_each, call=where, instead=instead)
+
+    def _folders_needed(self) -> Iterator[tuple[bool, str]]:
+        """Whether one folder of each machine or of all is needed, and what to do where it is not there."""
+        args, one_disk = self.args, "Give all processes one folder, on a disk that all machines share"
+        if self._reads_together:
+            yield False, f"{self._reads_together}. {one_disk}."
+        if args.save_on_each_node:
+            yield True, f"{one_disk}, and leave save_on_each_node out."
+        elif args.save_strategy != "no" and (not args.save_only_model or args.load_best_model_at_end):
+            own = "where each machine has a disk of its own, give save_on_each_node=True"
+            yield False, f"No run could go on from its checkpoints. {one_disk}; or, {own}."
+
     def _check_disk(self) -> None:
         with together(self.accelerator):
             if self.args.should_save and self.args.save_strategy != "no":
@@ -117,7 +148,6 @@ class OutputDirWatch(ModelCards):
         """The record of the run that is there, if one is gone on with; a ValueError if it may not be."""
         folder, name = Path(self.args.output_dir), type(self).__name__
         remove_leftovers(folder, RECORD_NAME)
-        self._run = self._run_record()
         check_accepted(self._accepted, [f.name for f in fields(self.args)], self._run, call=call)
         before = self._record_in(folder)
         held = self._run_files(folder, recorded=before is not None)
@@ -161,7 +191,7 @@ class OutputDirWatch(ModelCards):
         return tuple(found)
 
     def _write_record(self, folder: Path | None = None) -> None:
-        if self._run is not None:
+        if self._run is not None and self.args.should_save:
             write_record(folder or Path(self.args.output_dir), self._run)
 
     def _changes(self, before: Record) -> list[Change]:

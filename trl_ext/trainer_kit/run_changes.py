@@ -20,6 +20,7 @@ LONGER = ("max_steps", "num_train_epochs", "num_stages")  # a run may go on for 
 FIXED = {
     "trainer": "a run is gone on with by the trainer that began it",
     "processes": "random states and batches are the processes' own",
+    "engine": "each writes weights and moments in its own way",
     "model": "a run goes on from its own weights",
     "adapter": "a run goes on from its own weights",
     "reference": "KL is measured to where the run began",
@@ -53,6 +54,9 @@ class Change:
     def __str__(self) -> str:
         if self.name == "processes":
             return f"it was written by {self.then} processes, and now their number is {self.now}"
+        if self.name == "engine":
+            then, now = (one or "one device or data parallelism" for one in (self.then, self.now))
+            return f"it was written under {then}, and now runs under {now}"
         return f"{self.place}: {_short(self.then)} then, {_short(self.now)} now"
 
     @property
@@ -137,9 +141,10 @@ def check_unchanged(before: Record, now: Record, *, call: str) -> None:
 GO_ON = "Go on with the same values, or begin anew with another output_dir"
 
 
-def differences(before: Record, now: Record) -> list[str]:
-    """What two records say otherwise, in words, by the names of what differs."""
-    return [f"{place}: {_short(then)} then, {_short(now)} now" for place, then, now in _leaves("", before, now)]
+def differences(before: Record, now: Record, *, names: tuple[str, str] = ("then", "now")) -> list[str]:
+    """What two records say otherwise, in words, by the names of what differs; `names`: of the records."""
+    one, other = names
+    return [f"{place}: {_short(then)} {one}, {_short(now)} {other}" for place, then, now in _leaves("", before, now)]
 
 
 def check_accepted(accepted: object, options: Iterable[str], parts: Iterable[str], *, call: str) -> None:

@@ -1,6 +1,8 @@
 """What differs between the versions of TRL and transformers that are supported. All of it is here."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -64,6 +66,22 @@ def cache_argument(base: nn.Module) -> str | None:
     """The name under which a model, without adapter, takes keys and values read before; None: it does not."""
     parameters = inspect.signature(base.forward).parameters
     return next((name for name in ("past_key_values", "cache") if name in parameters), None)
+
+
+# transformers 5.17, whose models are written by the first of all processes alone, whoever saves
+
+
+@contextmanager
+def saved_by_all(model: nn.Module) -> Iterator[None]:
+    """Inside, `save_pretrained` writes in each process that calls it, as the first one of each machine does."""
+    if not hasattr(model, "should_save_on_this_rank"):  # an adapter, or a former transformers: they do so
+        yield
+        return
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
 
 
 # TRL's counts of tokens
