@@ -83,13 +83,14 @@ def page(made: MadeTasks, seconds: float) -> str:
     """The acceptance, the reasons and the first instances, in Markdown."""
     left_out = made.left_out["instructions"]
     listed = made.instructions + left_out.total()
+    instances = sum(len(task.instances) for task in made.tasks)
     lines = [
         f"Accepted: {made.instructions} of {listed} listed instructions ({made.instructions / listed:.0%}); {seconds:.0f} s of CPU "
         "in this call.",
         "",
         *reasons(made),
         "",
-        f"The first {SHOWN} instances:",
+        f"The first {SHOWN} instances:" if instances > SHOWN else f"All instances, {instances}:",
         "",
         *shown(made),
     ]
