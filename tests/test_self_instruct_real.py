@@ -28,4 +28,5 @@ def test_the_page_shows_what_comes_first():
     assert "30 of 60 listed instructions (50%)" in text
     assert "| instructions | too short | 30 |" in text
     assert r"| Do 0. | a\|b | line\n0 |" in text
-    assert "Do 19." in text and "Do 20." not in text
+    assert "Do 19." in text and "Do 20." not in text and "The first 20 instances:" in text
+    assert "All instances, 3:" in page(MadeTasks(tasks[:3], 30, left_out, {}), 12.0)
