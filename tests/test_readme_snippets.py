@@ -107,6 +107,24 @@ def test_the_korean_page_s_r3_as_printed(folder):
 
 
 @pytest.mark.slow
+def test_the_korean_page_s_r3_from_a_shell(folder):
+    """Labels, the constant that the second command proposes, and a run by it."""
+    rows = [{"prompt": f"{i} 더하기 {i}은 얼마인가요?", "reference": f"{2 * i}입니다."} for i in range(60)]
+    Path("prompts.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", KOREAN, re.S)
+    program = re.search(r"python -c '(.*?)'\n", block, re.S)[1]
+    label, train = (
+        shlex.split(command.replace("\\\n", " ")) for command in re.split(r"python -c '.*?'\n", block, flags=re.S)
+    )
+    main(label[1:])
+    names = {}
+    exec(program.replace("\ncalibrate", "\nfound = calibrate"), names)
+    train[train.index("TOP")] = str(names["found"].top_relevance)
+    main([*train[1:], *shlex.split(SHORT_RUNS["ppo"])])
+    assert Path("r3/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["PPO", "GRPO", "RLOO"])
 def test_one_base_as_printed(folder, trainer):
     """The same program in TRL's own trainers: two names change, and what they do not take is left out."""
