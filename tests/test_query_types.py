@@ -3,6 +3,7 @@
 import json
 import pickle
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,17 @@ def test_below_the_threshold_there_is_no_type():
     with pytest.warns(UserWarning, match=said):
         labelled = label_query_types(rows("a", "b"), Told(), threshold=0.95)
     assert labelled["query_type"][:] == [None, None] and labelled["query_type_confidence"][:] == [0.9, 0.9]
+
+
+@pytest.mark.parametrize(("sure", "count", "is_said"), [(0.54, 10, True), (0.55, 10, False), (0.54, 9, False)])
+def test_labels_that_are_little_more_than_guesses_are_said(sure, count, is_said):
+    queries = rows(*(f"query {i}" for i in range(count)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        label_query_types(queries, Told(sure=sure))
+    assert [f"half of {count} types have a confidence of at most 0.540" in str(one.message) for one in caught] == [
+        True
+    ] * is_said
 
 
 def test_a_killed_run_goes_on(tmp_path):

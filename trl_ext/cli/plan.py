@@ -8,8 +8,9 @@ from trl_ext.memory_planning.plan_settings import METHODS, PlanSettings
 DESCRIPTION = """\
 Predict the peak of memory of each phase of a run, compare it with a card, and name the cheapest changes that make it
 fit. MODEL is a path or hub id of any causal language model, of which config.json alone is read, or one of llama-2-7b,
-mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b. Ends with 0 if it fits or there is no card to compare with,
-1 if it does not, 2 for bad input."""
+mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b. A run with its YAML and rows is planned by its own command,
+as trl-ext ppo --config FILE.yaml --dry_run --card 24GB. Ends with 0 if it fits or there is no card to compare with, 1 if it
+does not, 2 for bad input."""
 NUMBERS = {
     "batch": "completions sampled at once, the batch of one step",
     "micro_batch": "sequences per pass in training; of a reward model, pairs",

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections import Counter
+from statistics import median
 
 from datasets import Dataset, Value
 
@@ -24,6 +25,7 @@ OTHERS = (
     "{lower}leave them out: dataset.filter(lambda row: row['query_type'] is not None)."
 )
 OWN_TYPE = "Leave that row out, or give its `query_type` yourself: rows that have a type keep it."
+GUESSED, FEW = 0.55, 10  # a median confidence below the first, of so many labels, is said
 UNSURE = "less sure than threshold="  # the one reason that a lower threshold does away with
 
 
@@ -71,6 +73,7 @@ def label_query_types(
         raise _of_row(error, queries, asked, call) from None
     given = {i: _above(labels[queries[i]], least) for i in asked}
     _warn_of_none(given, call)
+    _warn_of_guesses(given, call)
     return _with_columns(dataset, types, given)
 
 
@@ -146,6 +149,17 @@ def _warn_of_none(given: dict[int, Label], call: str) -> None:
         others = OTHERS.format(lower="lower `threshold`, or " if any(UNSURE in reason for reason in reasons) else "")
         warnings.warn(
             f"{call}: {reasons.total()} of {len(given)} queries, e.g. that of row {first}, got no type: {said}. {others}",
+            stacklevel=3,
+        )
+
+
+def _warn_of_guesses(given: dict[int, Label], call: str) -> None:
+    """Where labels are little surer than a coin's, which no threshold says of itself."""
+    sure = [label.confidence for label in given.values() if label.query_type is not None]
+    if len(sure) >= FEW and (middle := median(sure)) < GUESSED:
+        warnings.warn(
+            f"{call}: half of {len(sure)} types have a confidence of at most {middle:.3f}, where 0.5 is a coin's: the labeler "
+            "hardly tells open queries from closed ones. Ask a larger one, or raise `threshold`.",
             stacklevel=3,
         )
 
