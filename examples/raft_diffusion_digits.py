@@ -1,9 +1,10 @@
-"""The small world of raft_diffusion.py: scikit-learn's digits, 8 × 8, four arms, a table and a picture.
+"""The small world of raft_diffusion.py: scikit-learn's digits, 8 × 8, five arms, a table and a picture.
 
     start             a class-conditional UNet, trained in place, too short to be good
     confidence        RAFT, paid by a logistic regression's probability of the asked class
     ink               RAFT, paid by the share of ink, which says nothing of the class: made to be hacked
     random            as many images, drawn blindly
+    ink, on and on    the first seed's ink alone, twelve times the stages at a higher rate, to show where its hack ends
 
 Primary endpoint, named beforehand: the held-out classifier's probability of the asked class (a kernel SVM on digits that neither the
 UNet nor the paid classifier has seen), confidence − random, paired within seeds. Secondary: ink, and diversity, the mean distance
@@ -12,6 +13,7 @@ of two images of a class.
 
 import json
 import time
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -27,12 +29,15 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from trl_ext.trainer_kit import seeded, stable_seed
+from trl_ext.trainer_kit import seeded, stable_seed, written_whole
 
 ARMS = ("start", "random", "confidence", "ink")
 MEASURES = ("held-out", "confidence", "ink", "diversity")
 SHOWN, ENLARGED = 2, 3  # images per class, and by how much
 MEASURED = 40  # images per class
+SETTING = {"samples": 8, "steps": 60, "batch": 32, "learning_rate": 5e-4, "at_once": 400, "sampling": {}}
+ON_AND_ON = {"steps": 15, "learning_rate": 1e-3}  # few steps a stage keep the images from becoming one
+TIMES = 12
 
 
 class DigitPipeline(DiffusionPipeline):
@@ -99,39 +104,60 @@ def diversity(images: Images, asked: list[int]) -> float:
     return float(np.mean([np.sqrt(np.mean((a - b) ** 2)) for group in groups for a, b in combinations(group, 2)]))
 
 
+@dataclass(frozen=True)
+class World:
+    """What all arms share.
+
+    Args:
+        folder: Where the run is kept.
+        images, labels: What the UNet sees before any RAFT.
+        paid, held_out: The classifiers.
+        start_steps: How long it sees them.
+    """
+
+    folder: Path
+    images: Images
+    labels: np.ndarray
+    paid: Confidence
+    held_out: Confidence
+    start_steps: int
+
+    def arm(self, name: str, reward, plan: Plan) -> tuple[dict[str, float], Images]:
+        """One arm's measures, and the images that they were taken of; without a reward, of the start."""
+        pipeline = tiny_pipeline(seed=plan.seed)
+        begin(pipeline, self.folder / f"start-{plan.seed}.pt", self.images, self.labels, self.start_steps, plan.seed)
+        if reward is not None:
+            raft(pipeline, list(range(10)) * 3, reward, self.folder / f"{name}-{plan.seed}", plan)
+        asked = sorted(list(range(10)) * MEASURED)
+        made = sample(pipeline, asked, plan, stable_seed(plan.seed, "measure"))
+        means = (each(made, asked).mean() for each in (self.held_out, self.paid, ink))
+        return dict(zip(MEASURES, map(float, (*means, diversity(made, asked))), strict=True)), made
+
+
 def run(folder: Path, seeds: list[int], *, stages: int = 4, start_steps: int = 500) -> str:
     """All arms on all seeds, the table printed and written, and the picture of the first seed."""
     images, labels = digits()
     paid, held_out = classifiers(images, labels)
-    rewards = {"random": paid, "confidence": paid, "ink": ink}
+    world = World(folder, images[::2], labels[::2], paid, held_out, start_steps)
     found, shown, began = {}, {}, time.process_time()
-    for seed in seeds:
-        for arm in ARMS:
-            pipeline = tiny_pipeline(seed=seed)
-            begin(pipeline, folder / f"start-{seed}.pt", images[::2], labels[::2], start_steps, seed)
-            plan = Plan(stages, samples=8, selection="random" if arm == "random" else "local", steps=60, batch=32)
-            plan = Plan(**vars(plan) | {"learning_rate": 5e-4, "at_once": 400, "seed": seed})
-            if arm in rewards:
-                raft(pipeline, list(range(10)) * 3, rewards[arm], folder / f"{arm}-{seed}", plan)
-            asked = sorted(list(range(10)) * MEASURED)
-            made = sample(pipeline, asked, plan, stable_seed(seed, "measure"))
-            values = (
-                held_out(made, asked).mean(),
-                paid(made, asked).mean(),
-                ink(made, asked).mean(),
-                diversity(made, asked),
-            )
-            found.setdefault(arm, []).append(dict(zip(MEASURES, map(float, values), strict=True)))
-            shown.setdefault(arm, made)
+    for done, seed in enumerate(seeds, 1):
+        for name, reward in zip(ARMS, (None, paid, paid, ink), strict=True):
+            plan = Plan(stages, selection="random" if name == "random" else "local", seed=seed, **SETTING)
+            row, made = world.arm(name, reward, plan)
+            found.setdefault(name, []).append(row)
+            shown.setdefault(name, made)
         used = time.process_time() - began
-        print(
-            f"seed {seed}: {used:.0f} CPU seconds so far, about {used / (seeds.index(seed) + 1) * len(seeds):.0f} in all"
-        )
-    text = table(found)
+        print(f"seed {seed}: {used:.0f} CPU seconds so far, about {used / done * len(seeds):.0f} of all seeds")
+    far = Plan(TIMES * stages, seed=seeds[0], **SETTING | ON_AND_ON)
+    row, shown["on and on"] = world.arm("ink-on-and-on", ink, far)
+    print(f"ink, on and on: {time.process_time() - began:.0f} CPU seconds in all")
+    text = table(found, {f"ink, {far.stages} stages, seed {far.seed} alone": row})
     print(text)
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    sheet([shown[arm] for arm in ARMS]).save(folder / "samples.png")
+    with written_whole(folder / "table.md") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    with written_whole(folder / "results.json") as partial:
+        partial.write_text(json.dumps(found | {"on and on": [row]}, indent=1), encoding="utf-8")
+    sheet(list(shown.values())).save(folder / "samples.png")
     return text
 
 
@@ -148,12 +174,14 @@ def begin(pipeline: DigitPipeline, file: Path, images: Images, labels: np.ndarra
     pipeline.unet.load_state_dict(torch.load(file))
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Mean ± deviation over seeds, and the paired difference to random selection."""
+def table(found: dict[str, list[dict[str, float]]], alone: dict[str, dict[str, float]] | None = None) -> str:
+    """Mean ± deviation over seeds, rows of one seed alone, and the paired differences to random selection."""
     lines = ["| arm | " + " | ".join(MEASURES) + " |", "|---" * (1 + len(MEASURES)) + "|"]
     for arm, rows in found.items():
         cells = [mean_and_deviation([row[name] for row in rows], digits=3) for name in MEASURES]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    for name, row in (alone or {}).items():
+        lines.append(f"| {name} | " + " | ".join(f"{row[measure]:.3f}" for measure in MEASURES) + " |")
     for arm in [arm for arm in found if arm != "random"]:
         pairs = [([row[name] for row in found[arm]], [row[name] for row in found["random"]]) for name in MEASURES]
         lines.append(f"| {arm} − random | " + " | ".join(paired_difference(*pair) for pair in pairs) + " |")

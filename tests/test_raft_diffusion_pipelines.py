@@ -9,9 +9,11 @@ import torch
 
 pytest.importorskip("diffusers")
 import raft_diffusion
+import raft_diffusion_digits
 import raft_diffusion_sd15
 from diffusers import DDIMScheduler, UNet2DModel
 from peft import LoraConfig
+from PIL import Image
 from raft_diffusion import Plan, main, raft
 from raft_diffusion_checks import checked, checked_conditions, checked_images, checked_scores
 from raft_diffusion_digits import DigitPipeline, tiny_pipeline
@@ -232,3 +234,23 @@ def test_flags_that_go_together(words, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert "go together" in capsys.readouterr().err
+
+
+def test_the_digits_by_their_command(tmp_path, monkeypatch, capsys):
+    """All arms, small; given again it takes all that is there and tells the same."""
+    monkeypatch.setattr(raft_diffusion_digits, "MEASURED", 2)
+    smaller = {"samples": 2, "steps": 1, "sampling": {"num_inference_steps": 1}}
+    monkeypatch.setattr(raft_diffusion_digits, "SETTING", raft_diffusion_digits.SETTING | smaller)
+    monkeypatch.setattr(raft_diffusion_digits, "ON_AND_ON", {"learning_rate": 1e-3})
+    monkeypatch.setattr(raft_diffusion_digits, "TIMES", 2)
+    begin = raft_diffusion_digits.begin
+    monkeypatch.setattr(raft_diffusion_digits, "begin", lambda *args: begin(*args[:4], 1, args[5]))
+    texts = []
+    for _ in range(2):
+        main(["--output-dir", str(tmp_path), "--seeds", "0", "1", "--stages", "1"])
+        texts.append((tmp_path / "table.md").read_text(encoding="utf-8"))
+    assert texts[0] == texts[1] and texts[0] in capsys.readouterr().out
+    rows = [line.split(" | ")[0].strip("| ") for line in texts[0].splitlines()[2:]]
+    assert rows[:5] == ["start", "random", "confidence", "ink", "ink, 2 stages, seed 0 alone"] and len(rows) == 8
+    assert Image.open(tmp_path / "samples.png").size == (20 * 10 * 3, 5 * 10 * 3)
+    assert stage_file(tmp_path / "ink-on-and-on-0", 1).exists() and not (tmp_path / "ink-on-and-on-1").exists()
