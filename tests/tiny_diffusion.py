@@ -1,6 +1,9 @@
 """Stable Diffusion 1.5 in kind, with random parts of a few channels and a tokenizer of letters."""
 
+import pytest
 import torch
+
+pytest.importorskip("diffusers")
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
