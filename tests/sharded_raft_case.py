@@ -8,20 +8,23 @@ import os
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cpu_sharding import FSDP2, shard_on_cpu
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from self_training_case import trainer
+from self_training_case import even_letters, trainer
 from table_case import adapter, default_dtype
 from tiny import byte_tokenizer, tiny_llama
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from transformers import AutoModelForCausalLM
 from two_processes import leave
 
 import trl_ext
-from trl_ext import RAFTTrainer
+from trl_ext import RAFTTrainer, VLLMGenerator
 from trl_ext.sequences.samples import Sample
 from trl_ext.trainer_kit.sharding import whole
 from trl_ext.trainer_kit.whole_copies import WholeCopy
@@ -35,10 +38,10 @@ UNTOLD = {"prompt_ids": None, "completion_ids": None, "ended": True, "generator"
 TOLD = ("eval_loss", "eval_score", "eval_length", "grow/score", "grow/score_kept", "cost")
 
 
-def made(folder: Path, *, full: bool = False, method: str = "RAFT", **options) -> RAFTTrainer:
+def made(folder: Path, *, full: bool = False, tied: bool = False, method: str = "RAFT", **options) -> RAFTTrainer:
     """Two stages over eight prompts, which the policy itself completes; three held-out ones."""
     tokenizer, cls = byte_tokenizer(), getattr(trl_ext, f"{method}Trainer")
-    policy = tiny_llama(tokenizer)
+    policy = tiny_llama(tokenizer, tie_word_embeddings=tied)
     settings = {"eval_dataset": HELD_OUT, "improve_steps": 3, "optim": "adamw_torch"}
     if method == "ReST":
         settings["columns"] = COMPLETIONS
@@ -77,6 +80,19 @@ def used(folder: Path, **options) -> dict[str, Tensor]:
     return run(folder, after=saved_and_evaluated, **options)
 
 
+def fails(folder: Path) -> dict[str, Tensor]:
+    """A reward that fails for a prompt that one process scores ends both."""
+
+    def broken(completions, prompts, **columns):
+        if "go" in prompts:
+            raise OSError("the service is away")
+        return even_letters(completions)
+
+    with pytest.raises((OSError, RuntimeError), match="the service is away"):
+        made(folder, full=True, use_cpu=False, reward_funcs=broken).train()
+    return {}
+
+
 class Table:
     """A generator that is not the policy, and never asks for its weights."""
 
@@ -101,6 +117,23 @@ def from_table(folder: Path, **options) -> dict[str, Tensor]:
     """Somebody else samples; no process ever holds the whole policy."""
     WholeCopy.filled = lambda copy: pytest.fail("the weights were put together")
     return run(folder, generator=Table(), eval_dataset=None, **options)
+
+
+def by_vllm(folder: Path, *, base: str) -> dict[str, Tensor]:
+    """vLLM samples the policy at temperature 0, in a process of its own beside each; the ids of each Grow's completions."""
+    lora = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    torch.manual_seed(1)
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), lora)
+    generator = VLLMGenerator(dtype="float32", engine_kwargs={"enforce_eager": True})
+    rows = {"per_device_train_batch_size": 4 if "RANK" in os.environ else 8}
+    one = trainer(
+        folder, model=policy, generator=generator, temperature=0.0, num_generations=1, improve_steps=3,
+        use_cpu="RANK" not in os.environ, **rows,
+    )  # fmt: skip
+    one.train()
+    generator.close()
+    grows = [pq.read_table(folder / f"grow-{stage:03d}.parquet")["completion_ids"].to_pylist() for stage in range(2)]
+    return {f"{stage}.{row}": torch.tensor(ids) for stage, grow in enumerate(grows) for row, ids in enumerate(grow)}
 
 
 SETTINGS = {

@@ -23,7 +23,10 @@ from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from ppo_case import PROMPTS, logged, ppo_trainer
 from rollouts_case import grpo_trainer
+from safetensors.torch import load_file
 from self_training_case import trainer
+from sharded_raft_case import by_vllm
+from test_ppo_sharded import in_two
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -390,6 +393,14 @@ def test_raft_killed_within_a_grow_and_resumed(base, tmp_path):
     resumed = run(tmp_path / "killed", VLLMGenerator(**options), resume_from_checkpoint=True)
     for name, parameter in whole.items():
         torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=0)
+
+
+def test_raft_of_a_policy_that_fsdp2_cuts(base, tmp_path):
+    """Each process's vLLM is sent the whole adapter, of each stage."""
+    one = by_vllm(tmp_path / "one", base=str(base))
+    assert in_two(tmp_path / "two", "by_vllm", case="sharded_raft_case", base=str(base)).keys() == one.keys()
+    both = load_file(tmp_path / "two" / "process-1.safetensors")
+    assert all(torch.equal(both[name], one[name]) for name in one)
 
 
 LEARNS = {

@@ -22,6 +22,13 @@ REST = {
 }
 CASES = {
     "RAFT, full, ranked by KL": {"full": True, "beta": 0.1},
+    "RAFT, full, the head is the embedding": {
+        "full": True,
+        "tied": True,
+        "beta": 0.1,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+    },
     "RAFT, adapter, ranked by KL": {"beta": 0.1, "max_grad_norm": 0.05},
     "RAFT++, full": {"full": True, "importance_clip": 0.2},
     "RAFT++, adapter, accumulated": {"importance_clip": 0.2, "gradient_accumulation_steps": 2},
@@ -78,5 +85,6 @@ def test_whoever_else_samples_needs_no_whole_weights(tmp_path):
     torch.testing.assert_close(both, one, **CLOSE)
 
 
-def test_what_is_refused(tmp_path):
-    in_two(tmp_path / "two", "refused", case="sharded_raft_case")
+@pytest.mark.parametrize("what", ["refused", "fails"])
+def test_what_both_processes_are_told(tmp_path, what):
+    in_two(tmp_path / "two", what, case="sharded_raft_case")

@@ -1,10 +1,11 @@
-"""Do two processes take PPO's steps as one does, and save the same policy? Three steps over a fixed table of completions.
+"""Do two processes take PPO's, RAFT's and ReST's steps as one does, and save the same policy? Over a fixed table of
+completions PPO makes three steps, and RAFT and ReST six: two stages, or two thresholds.
 
     python -m examples.benchmarks.scale.equal_to_one --engine fsdp2     # or ddp
 
 launches each row of its table by `accelerate launch --config_file examples/accelerate/ENGINE.yaml`, and prints by how much at
-most the saved policy, the checkpoint's critic and an evaluation differ from those of one process, in float64 (but for the
-softmax of attention, which is in float32). CPU processes (gloo) stand in for cards.
+most the saved policy, PPO's critic in the checkpoint and an evaluation (RAFT and ReST sample the policy for it) differ from those
+of one process, in float64 (but for the softmax of attention, which is in float32). CPU processes (gloo) stand in for cards.
 """
 
 import argparse
@@ -21,17 +22,19 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from examples.benchmarks.common.made_models import config_of, word_tokenizer
 from examples.benchmarks.common.quiet_runs import quiet
+from examples.benchmarks.scale.table_stages import METHODS, self_trainer
 from trl_ext import PPOConfig, PPOTrainer
 
 ROOT = Path(__file__).resolve().parents[3]
-CELLS = [(critic, how) for critic in ("head", "model") for how in ("full", "LoRA")]
+WHAT = {"head": "PPO, head", "model": "PPO, value model"} | {method: method for method in METHODS}
+CELLS = [(what, how) for what in WHAT for how in ("full", "LoRA")]
 VOCABULARY, BATCH, STEPS = 512, 8, 3
 TABLE = {f"w{i + 4} w{i + 9}": [(7 * i + 3 * k) % 500 + 4 for k in range(i % 5 + 1)] for i in range(16)}
-EVALUATED = ("eval_loss", "eval_score", "eval_explained_variance")
+EVALUATED = ("eval_loss", "eval_score", "eval_explained_variance", "eval_length")
 ON_CPU = {"ddp": {"ACCELERATE_USE_CPU": "true"}, "fsdp2": {"ACCELERATE_TORCH_DEVICE": "cpu"}, None: {}}
 PATIENCE = 300  # seconds that a launch may take
 
@@ -58,7 +61,7 @@ def made(kind, task: str, how: str, seed: int):
     return get_peft_model(model, lora)
 
 
-def train(folder: Path, critic: str, how: str) -> None:
+def train(folder: Path, what: str, how: str) -> None:
     """A process's part of a run that leaves a policy, a checkpoint and an evaluation in `folder`."""
     quiet()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,32 +70,41 @@ def train(folder: Path, critic: str, how: str) -> None:
         PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     torch.set_default_dtype(torch.float64)
     policy = made(AutoModelForCausalLM, "CAUSAL_LM", how, seed=0)
-    value_model = made(AutoModelForSequenceClassification, "SEQ_CLS", how, seed=1) if critic == "model" else None
     each = {f"per_device_{kind}_batch_size": BATCH // processes for kind in ("train", "eval")}
-    kept = {"save_steps": STEPS, "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    kept = {"save_strategy": "steps", "save_steps": STEPS, "logging_strategy": "no"}
+    quietly = {"report_to": "none", "disable_tqdm": True}
     plain = {"bf16": False, "use_cpu": not sharded, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+    options = {"output_dir": str(folder), **each, **kept, **quietly, **plain}
+    if what in METHODS:
+        trainer = self_trainer(what, policy, word_tokenizer(VOCABULARY), [*TABLE], steps=STEPS, **options)
+    else:
+        trainer = ppo_trainer(what, policy, how, **options)
+    trainer.train()
+    trainer.save_model(str(folder / "policy"))
+    said = trainer.evaluate() | trainer.state.log_history[-1]
+    if trainer.accelerator.is_main_process:
+        (folder / "said.json").write_text(json.dumps({name: said[name] for name in EVALUATED if name in said}))
+    if processes > 1:
+        torch.distributed.barrier()
+        os._exit(0)  # gloo's threads may abort a process that ends slowly
+
+
+def ppo_trainer(critic: str, policy: PreTrainedModel, how: str, **options) -> PPOTrainer:
+    value_model = made(AutoModelForSequenceClassification, "SEQ_CLS", how, seed=1) if critic == "model" else None
     learned = {"max_steps": STEPS, "num_iterations": 2, "learning_rate": 1e-3, "beta": 0.1, "max_completion_length": 5}
-    trainer = PPOTrainer(
+    return PPOTrainer(
         policy,
         even_ids,
-        PPOConfig(str(folder), **each, **kept, **plain, **learned),
+        PPOConfig(**options, **learned),
         Dataset.from_dict({"prompt": [*TABLE]}),
         Dataset.from_dict({"prompt": [*TABLE][:BATCH]}),
         word_tokenizer(VOCABULARY),
         rollout_func=completions_of,
         value_model=value_model,
     )
-    trainer.train()
-    trainer.save_model(str(folder / "policy"))
-    said = trainer.evaluate() | trainer.state.log_history[-1]
-    if trainer.accelerator.is_main_process:
-        (folder / "said.json").write_text(json.dumps({name: said[name] for name in EVALUATED}))
-    if processes > 1:
-        torch.distributed.barrier()
-        os._exit(0)  # gloo's threads may abort a process that ends slowly
 
 
-def launched(folder: Path, critic: str, how: str, engine: str | None) -> dict[str, dict[str, torch.Tensor]]:
+def launched(folder: Path, what: str, how: str, engine: str | None) -> dict[str, dict[str, torch.Tensor]]:
     """What a run leaves: of one process, or of two under an engine."""
     folder.mkdir(parents=True)
     launch = ["-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
@@ -100,7 +112,7 @@ def launched(folder: Path, critic: str, how: str, engine: str | None) -> dict[st
     command = [sys.executable, *launch, "examples.benchmarks.scale.equal_to_one", "--worker", str(folder)]
     environment = os.environ | ON_CPU[engine] | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--critic", critic, "--how", how],
+        [*command, "--what", what, "--how", how],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -108,39 +120,38 @@ def launched(folder: Path, critic: str, how: str, engine: str | None) -> dict[st
         timeout=PATIENCE,
     )
     if done.returncode:
-        raise RuntimeError(f"{engine or 'one process'}, {critic}, {how} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{engine or 'one process'}, {what}, {how} failed:\n{done.stderr[-3000:]}")
     said = json.loads((folder / "said.json").read_text())
     policy = folder / "policy" / ("model.safetensors" if how == "full" else "adapter_model.safetensors")
+    critic = folder / f"checkpoint-{STEPS}" / "ppo_critic.safetensors"
     return {
         "policy": load_file(policy),
-        "critic": load_file(folder / f"checkpoint-{STEPS}" / "ppo_critic.safetensors"),
+        "critic": load_file(critic) if critic.exists() else {},
         "evaluation": {name: torch.tensor(value, dtype=torch.float64) for name, value in said.items()},
     }
 
 
 def largest_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
-    """Over all numbers of the same tensors; a KeyError where either has one more."""
-    return max((one[name] - two[name]).abs().max().item() for name in one.keys() | two.keys())
+    """Over all numbers of the same tensors, 0 without any; a KeyError where either has one more."""
+    return max(((one[name] - two[name]).abs().max().item() for name in one.keys() | two.keys()), default=0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--engine", choices=("ddp", "fsdp2"), default="fsdp2")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--critic", choices=("head", "model"), help="only this one")
+    parser.add_argument("--what", choices=WHAT, help="only this one: PPO's critic, or another method")
     parser.add_argument("--how", choices=("full", "LoRA"), help="only this one")
     given = parser.parse_args()
     if given.worker:
-        return train(given.worker, given.critic, given.how)
-    print("| engine | critic | policy | saved policy | critic | evaluation |\n|---|---|---|---|---|---|")
-    for critic, how in CELLS:
-        if given.critic in (None, critic) and given.how in (None, how):
+        return train(given.worker, given.what, given.how)
+    print("| engine | trainer | policy | saved policy | critic | evaluation |\n|---|---|---|---|---|---|")
+    for what, how in CELLS:
+        if given.what in (None, what) and given.how in (None, how):
             with tempfile.TemporaryDirectory() as folder:
-                one, two = (
-                    launched(Path(folder, str(engine)), critic, how, engine) for engine in (None, given.engine)
-                )
-            numbers = " | ".join(f"{largest_difference(one[part], two[part]):.1e}" for part in one)
-            print(f"| {given.engine} | {critic} | {how} | {numbers} |", flush=True)
+                one, two = (launched(Path(folder, str(engine)), what, how, engine) for engine in (None, given.engine))
+            numbers = [f"{largest_difference(one[part], two[part]):.1e}" if one[part] else "–" for part in one]
+            print(f"| {given.engine} | {WHAT[what]} | {how} | {' | '.join(numbers)} |", flush=True)
 
 
 if __name__ == "__main__":
