@@ -10,12 +10,13 @@ from test_ranked_lists import lists
 from test_soft_labels import soft
 from two_processes import run_in_two
 
-from trl_ext.reward_modeling.pair_batches import PlainPairs, RankedLists, SoftPairs, own_rows
+from trl_ext.reward_modeling.pair_batches import PlainPairs, RankedLists, SoftPairs, first_rows
+from trl_ext.trainer_kit.counted_once import counted_rows
 
 STEP = {"imitation_coef": 1.0, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
 STEP |= {"center_rewards_coefficient": 0.1, "per_device_eval_batch_size": 2}
 SHOWN = ("ranking_loss", "imitation_loss")
-COUNTED = ("eval_accuracy", "eval_margin", "eval_mean_reward", "eval_imitation_loss")
+COUNTED = ("eval_loss", "eval_ranking_loss", "eval_accuracy", "eval_margin", "eval_mean_reward", "eval_imitation_loss")
 DATA = {"pairs": pairs, "lists": lists, "soft labels": lambda: soft([0.9, 0.2, 0.5, 1.0], pairs())}
 SCRIPT = """
 import json, sys
@@ -47,6 +48,8 @@ def test_two_processes_step_like_one(tmp_path, tokenizer, kind):
     one = trainer_of(tmp_path, tokenizer, args=args, train_dataset=data, eval_dataset=data.select(range(5)))
     one.train()
     held_out = one.evaluate()
+    one.args.per_device_eval_batch_size = 2  # the imitation term is a mean over the tokens of a process's batch
+    held_out["eval_loss"] = one.evaluate()["eval_loss"]
     script = tmp_path / "step.py"
     script.write_text(SCRIPT)
     done = run_in_two(script, tmp_path, kind)
@@ -60,10 +63,29 @@ def test_two_processes_step_like_one(tmp_path, tokenizer, kind):
         assert found[name] == pytest.approx(held_out[name], rel=1e-4), name
 
 
+def test_first_rows_by_hand():
+    pairs = {
+        "input_ids": torch.arange(6),
+        "margin": torch.arange(3),
+        "use_cache": False,
+    }  # three chosen, three rejected
+    found = first_rows(pairs, 2)
+    assert {name: value.tolist() for name, value in found.items()} == {"input_ids": [0, 1, 3, 4], "margin": [0, 1]}
+    lists = {
+        "input_ids": torch.arange(5),
+        "list_of": torch.tensor([0, 1, 0, 1, 0]),
+        "num_prompt_tokens": torch.arange(2),
+    }
+    found = first_rows(lists, 1)
+    assert [value.tolist() for value in found.values()] == [[0, 2, 4], [0, 0, 0], [0]]
+
+
 class Padded:
     """What accelerate says to the first of two processes, whose last batches of four have `real` rows together."""
 
-    process_index, device, num_processes = 0, "cpu", 1
+    process_index, device, num_processes = 0, "cpu", 2
+
+    gather = staticmethod(lambda ours: ours)
 
     def __init__(self, real: int):
         self.real = real
@@ -74,7 +96,7 @@ class Padded:
 
 @pytest.mark.parametrize(("real", "own"), [(8, 4), (5, 4), (3, 3)])
 def test_rows_that_are_counted(real, own):
-    assert own_rows(4, Padded(real)) == own
+    assert counted_rows(4, Padded(real)) == (own, real < 8)
 
 
 def test_measures_of_counted_rows_by_hand():

@@ -27,7 +27,7 @@ from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, run_plan
 from trl_ext.reward_modeling.collation import BESIDE, LIST_OF, PreferenceCollator
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
-from trl_ext.reward_modeling.pair_batches import PlainPairs, lists_alone, own_rows, pairs_of
+from trl_ext.reward_modeling.pair_batches import PlainPairs, first_rows, lists_alone, pairs_of
 from trl_ext.reward_modeling.pair_labels import PROBABILITY
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
@@ -56,6 +56,7 @@ from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_4_bit_layout, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.counted_once import CountedOnce, counted_rows
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
@@ -69,7 +70,7 @@ REFUSAL = {
 }
 
 
-class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
+class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardTrainer):
     """TRL's `RewardTrainer` with the imitation regulariser of Secrets of RLHF, Part I (arXiv:2307.04964).
 
         L = L_ranking + β_rm · Σ NLL(y_w | x) / number of chosen tokens
@@ -107,6 +108,8 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
     """
 
     _sequences_per_row = 2
+    _noted, _row_means = ("_metrics", "_nll"), frozenset({"ranking_loss"})
+    _nll: dict[str, list[Tensor]] | None = None  # pairs Σ NLL, number of tokens; since the last log
     _harmless = frozenset({"imitation_head"})  # a path; the record has the head's own fingerprint
     _tag_names = ["trl", "trl-ext", "reward-trainer"]  # noqa: RUF012 - as TRL declares it
     _name = "Imitation Reward"
@@ -174,7 +177,7 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
             refuse_engine(but_fsdp2(engine_of(self)), **REFUSAL)
             check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
-            self._nll = {"train": [], "eval": []}  # pairs Σ NLL, number of tokens; since the last log
+            self._nll = {"train": [], "eval": []}
         self.data_collator = PreferenceCollator(self.data_collator)
         self._pairs = train_dataset
         self._note_beginning()
@@ -263,7 +266,14 @@ class ImitationRewardTrainer(FiniteSteps, ResumableTrainer, RewardTrainer):
         """How many rows of this process's batch metrics are of: in an evaluation by several none is counted twice."""
         if self.model.training or self.accelerator.num_processes == 1:
             return None  # all, as TRL counts them
-        return own_rows(pairs.rows(rewards), self.accelerator)
+        return counted_rows(pairs.rows(rewards), self.accelerator)[0]
+
+    def _rows_of(self, inputs):
+        lists = inputs.get(LIST_OF)
+        return len(inputs["input_ids"]) // 2 if lists is None else int(lists.max()) + 1
+
+    def _first_rows(self, inputs, count):
+        return first_rows(inputs, count)
 
     def _with_labels(
         self, loss: Tensor, pairs: PlainPairs, rewards: Tensor, margin: Tensor | float, own: int | None

@@ -134,12 +134,6 @@ def pairs_of(beside: dict[str, Tensor], accelerator: Accelerator) -> PlainPairs:
     return SoftPairs(beside[PROBABILITY]) if PROBABILITY in beside else PlainPairs()
 
 
-def own_rows(count: int, accelerator: Accelerator) -> int:
-    """How many of a process's rows it has to count: where an epoch does not come out even, accelerate repeats some behind."""
-    ours = torch.full((count,), accelerator.process_index, device=accelerator.device)
-    return int((accelerator.gather_for_metrics(ours) == accelerator.process_index).sum())
-
-
 def lists_alone(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Each list of a batch, as a batch of its own."""
     of, several = batch[LIST_OF], len(batch[LIST_OF])
@@ -149,3 +143,21 @@ def lists_alone(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
+
+
+def first_rows(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The first pairs or lists of a batch, as a batch."""
+    if LIST_OF in batch:
+        of, several = batch[LIST_OF], len(batch[LIST_OF])
+        kept = of < count
+        return {name: value[kept] if len(value) == several else value[:count] for name, value in _tensors(batch)}
+    pairs = len(batch["input_ids"]) // 2
+
+    def of_both(value: Tensor) -> Tensor:
+        return torch.cat([half[:count] for half in value.split(pairs)])
+
+    return {name: of_both(value) if len(value) > pairs else value[:count] for name, value in _tensors(batch)}
+
+
+def _tensors(batch: dict) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in batch.items() if isinstance(value, Tensor)]

@@ -59,6 +59,7 @@ from trl_ext.sequences.training_rows import IGNORED, collate
 from trl_ext.sequences.turn_end import end_with_turn
 from trl_ext.trainer_kit.adapters import adapter_tensors, keep_4_bit_layout, keep_adapters_in_fp32
 from trl_ext.trainer_kit.checkpoints import ResumableTrainer
+from trl_ext.trainer_kit.counted_once import CountedOnce
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.head_tiles import tiles_for
 from trl_ext.trainer_kit.overrides import replaced
@@ -71,7 +72,7 @@ Config = TypeVar("Config", bound=SelfTrainingConfig)
 SAMPLED_AT_ONCE = 16  # in the memory plan, where the sampler takes what memory allows
 
 
-class SelfTrainingTrainer(FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Config]):
+class SelfTrainingTrainer(CountedOnce, FiniteSteps, ResumableTrainer, SFTTrainer, Generic[Config]):
     """Fine-tunes a policy on the best of its own samples, stage by stage.
 
         for each stage:   Grow      K completions of each of b prompts, scored; on disk as grow-000.parquet, …

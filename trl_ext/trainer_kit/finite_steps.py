@@ -17,7 +17,7 @@ from trl_ext.trainer_kit.finite_findings import (
     stop_message,
 )
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.processes import together
+from trl_ext.trainer_kit.processes import alone, together
 from trl_ext.trainer_kit.step_watch import MicroBatch, StepWatch
 
 
@@ -142,8 +142,7 @@ class FiniteSteps:
         """Each row of a micro-batch, looked at alone, and by this process alone; none where it has no whole model."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
-        alone = dict.fromkeys(("gather", "gather_for_metrics", "reduce"), lambda tensor, *args, **kwargs: tensor)
-        with replaced(self.accelerator, **alone), torch.set_grad_enabled(parameter is not None):
+        with alone(self.accelerator), torch.set_grad_enabled(parameter is not None):
             for i, (row, loss) in enumerate(self._row_losses(term, batches, k)):
                 looked_at = [loss]
                 if parameter is not None:  # not `backward`, which other processes would have to join

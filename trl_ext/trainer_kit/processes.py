@@ -9,6 +9,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from trl_ext.trainer_kit.overrides import replaced
+
 Found = TypeVar("Found")
 OF_THE_NETWORK = re.compile(r"gloo|NCCL|ProcessGroup", re.IGNORECASE)
 OF_ANOTHER = re.compile(r"process \d+ of \d+ failed: ")  # as `together` says it
@@ -39,6 +41,14 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     if failed:
         process, message = failed[0]
         raise RuntimeError(f"process {process} of {accelerator.num_processes} failed: {message}")
+
+
+@contextmanager
+def alone(accelerator: Accelerator) -> Iterator[None]:
+    """Inside, a process gathers and sums what it has itself, without the others."""
+    itself = dict.fromkeys(("gather", "gather_for_metrics", "reduce"), lambda tensor, *args, **kwargs: tensor)
+    with replaced(accelerator, **itself):
+        yield
 
 
 def from_main(accelerator: Accelerator, ask: Callable[[], Found], *, asks: bool | None = None) -> Found:
