@@ -19,8 +19,9 @@ from trl_ext.ai_feedback import PREAMBLES, Example, Preamble
 from trl_ext.ai_feedback.judging import Answer, judgement_of
 from trl_ext.ai_feedback.preference_pairs import Pair
 from trl_ext.ai_feedback.preference_report import report_of
+from trl_ext.generation import TransformersGenerator
 from trl_ext.sequences import grouped_choices
-from trl_ext.sequences.option_log_probs import choice_log_probs
+from trl_ext.sequences.option_log_probs import read_choices
 
 LITTLE = pytest.mark.filterwarnings("ignore:.*of its probability to the answers")
 pytestmark = LITTLE
@@ -203,9 +204,9 @@ def count_contexts(monkeypatch) -> list[int]:
 
     def counted(model, choices, **options):
         asked.append(len(choices))
-        return choice_log_probs(model, choices, **options)
+        return read_choices(model, choices, **options)
 
-    monkeypatch.setattr("trl_ext.sequences.grouped_choices.choice_log_probs", counted)
+    monkeypatch.setattr("trl_ext.sequences.grouped_choices.read_choices", counted)
     return asked
 
 
@@ -262,6 +263,43 @@ def test_killed_and_gone_on(tmp_path):
     assert judge.report.asked == 20 - kept
     assert found.to_list() == labeler(batch_size=1).label(pairs(20)).to_list()
     assert len({json.loads(line)["pair"] for line in keep.read_text().splitlines()}) == 20
+
+
+class Watch:
+    """Notes at each answer what is there of something."""
+
+    def __init__(self, look):
+        self.look, self.seen = look, []
+
+    def begin(self, total, done):
+        pass
+
+    def advance(self, tokens):
+        self.seen.append(self.look())
+
+
+def test_each_pass_is_written_down_before_the_next(tmp_path):
+    """Ctrl-C loses what is being read, and no more."""
+    keep, judge, passes = tmp_path / "kept.jsonl", labeler(batch_size=2), []
+    judge._judge.model.register_forward_hook(lambda *_: passes.append(1))
+    watch = Watch(lambda: (keep.read_bytes().count(b"\n"), len(passes)))
+    judge.label(pairs(6), keep=keep, progress=watch)
+    before = watch.seen[0][1] - 1  # that tell whether the model's cache can be shared
+    assert watch.seen == [(i, before + i) for i in range(1, 7)]
+
+
+def test_reasons_are_written_for_a_batch_at_a_time(monkeypatch):
+    written = []
+
+    class Counted(TransformersGenerator):
+        def generate(self, parts, sampling, policy):
+            written.append(len(parts[0].rows))
+            return super().generate(parts, sampling, policy)
+
+    monkeypatch.setattr("trl_ext.ai_feedback.model_judge.TransformersGenerator", Counted)
+    watch = Watch(lambda: sum(written))
+    labeler(batch_size=4, rationale=True, max_rationale_length=2).label(pairs(4), progress=watch)
+    assert watch.seen == [4, 4, 8, 8]  # both orders of two pairs
 
 
 # -- what is reported ----------------------------------------------------------------------------------------------
@@ -493,9 +531,9 @@ def test_both_orders_of_a_long_prompt_are_read_behind_it(monkeypatch):
     rows = [row | {"prompt": f"{i} " + "long " * 120} for i, row in enumerate(pairs(3).to_list())]
     asked, passes = labeler(window=2048), []
     alone = [asked.judge([row])[0].probability for row in rows]
-    read = grouped_choices.choice_log_probs
+    read = grouped_choices.read_choices
     monkeypatch.setattr(
-        grouped_choices, "choice_log_probs", lambda *args, **more: passes.append(len(args[1])) or read(*args, **more)
+        grouped_choices, "read_choices", lambda *args, **more: passes.append(len(args[1])) or read(*args, **more)
     )
     assert [each.probability for each in asked.judge(rows)] == pytest.approx(alone, abs=1e-5)
     assert passes == [2, 2, 2]

@@ -1,6 +1,7 @@
 """A labeler in the process: a causal LM, whose log-probabilities are read without sampling."""
 
 from collections.abc import Iterator
+from math import isnan
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -10,13 +11,15 @@ from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, 
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.sequences.causal_lms import Model, model_key
-from trl_ext.sequences.grouped_choices import grouped_log_probs
+from trl_ext.sequences.grouped_choices import read_grouped
 from trl_ext.sequences.option_log_probs import Choice, option_ids
 from trl_ext.sequences.texts import Text, text_of
 from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.windows import model_window
 
-BATCHES = 8  # of a part, which is answered, and written down, together; what all of it begin with is read once
+BATCHES = (
+    8  # of a part, of which what all begin with is read once; of reasons one, as all are written before an answer
+)
 SPARE = 8  # tokens that a chat template may write between a rationale and the ending
 
 
@@ -49,12 +52,16 @@ class ModelJudge:
         self, questions: list[Question], wording: Wording, reasons: Sampling | None
     ) -> Iterator[tuple[int, Answer]]:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt) + sum(map(len, questions[i][1])))
-        size = max(self.batch_size * BATCHES // 2, 1)
+        size = max(self.batch_size * (BATCHES if reasons is None else 1) // 2, 1)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            yield from zip(rows, self._part([questions[row] for row in rows], wording, reasons), strict=True)
+            for place, answer in self._part([questions[row] for row in rows], wording, reasons):
+                yield rows[place], answer
 
-    def _part(self, questions: list[Question], wording: Wording, reasons: Sampling | None) -> list[Answer]:
+    def _part(
+        self, questions: list[Question], wording: Wording, reasons: Sampling | None
+    ) -> Iterator[tuple[int, Answer]]:
+        """Each pair as soon as both its orders are read."""
         fitted = [self._fitted(question, wording, reasons) for question in questions]
         contexts = [wording.context(each.question, order, self.chat) for each in fitted for order in ORDERS]
         written = 0
@@ -62,12 +69,14 @@ class ModelJudge:
             contexts, written = self._with_reasons(contexts, wording, reasons)
         choices = [option_ids(context, wording.options(self.chat), self.tokenizer) for context in contexts]
         pairs_of = [str(i // 2) for i in range(len(choices))]  # both orders of a long pair are read together
-        log_probs = grouped_log_probs(self.model, choices, pairs_of, batch_size=self.batch_size)
-        self._check_numbers(fitted, log_probs.isnan().any(-1).tolist())
-        tokens = [_read(choices[i]) + _read(choices[i + 1]) for i in range(0, len(choices), 2)]
-        tokens[0] += written
-        pairs = log_probs.view(-1, 2, 2).tolist()
-        return [Answer(*each) for each in zip(pairs, tokens, (each.cut for each in fitted), strict=True)]
+        found: dict[int, list[float]] = {}
+        for number, log_probs in read_grouped(self.model, choices, pairs_of, batch_size=self.batch_size):
+            found[number] = log_probs.tolist()
+            pair = number - number % 2, number - number % 2 + 1
+            if all(each in found and not any(map(isnan, found[each])) for each in pair):
+                tokens, written = sum(_read(choices[each]) for each in pair) + written, 0
+                yield pair[0] // 2, Answer([found[each] for each in pair], tokens, fitted[pair[0] // 2].cut)
+        self._check_numbers(fitted, [any(map(isnan, found[number])) for number in range(len(choices))])
 
     def _with_reasons(self, contexts: list[Text], wording: Wording, reasons: Sampling) -> tuple[list[Text], int]:
         """The contexts behind rationales, and the tokens of these."""

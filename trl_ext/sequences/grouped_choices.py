@@ -1,19 +1,27 @@
 """Log-probabilities of options where several questions share a long prompt: it is read once, and they behind it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trl_ext.sequences.causal_lms import Model
 from trl_ext.sequences.common_prefix import LEAST_SAVED, common_length
-from trl_ext.sequences.option_log_probs import Choice, choice_log_probs
+from trl_ext.sequences.option_log_probs import Choice, read_choices
 from trl_ext.trainer_kit.passes import can_share
 
 
 def grouped_log_probs(model: Model, choices: Sequence[Choice], prompts: Sequence[str], *, batch_size: int) -> Tensor:
-    """`choice_log_probs` of all choices, those of one long prompt read together.
+    """`choice_log_probs` of all choices, those of one long prompt read together; arguments as of `read_grouped`."""
+    found = dict(read_grouped(model, choices, prompts, batch_size=batch_size))
+    return torch.stack([found[row] for row in range(len(choices))])
+
+
+def read_grouped(
+    model: Model, choices: Sequence[Choice], prompts: Sequence[str], *, batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Of each choice its number and log p of its options, as soon as they are read.
 
     Args:
         model: A causal LM.
@@ -23,10 +31,9 @@ def grouped_log_probs(model: Model, choices: Sequence[Choice], prompts: Sequence
     """
     groups = groups_apart(prompts, [each.context for each in choices]) if can_share(model) else []
     rest = sorted({*range(len(choices))}.difference(*groups))
-    found = torch.empty(len(choices), len(choices[0].options), dtype=torch.float64)
     for rows in [*groups, *([rest] if rest else [])]:
-        found[rows] = choice_log_probs(model, [choices[row] for row in rows], batch_size=batch_size)
-    return found
+        read = read_choices(model, [choices[row] for row in rows], batch_size=batch_size)
+        yield from ((rows[number], log_probs) for number, log_probs in read)
 
 
 def groups_apart(prompts: Sequence[str], contexts: Sequence[list[int]]) -> list[list[int]]:

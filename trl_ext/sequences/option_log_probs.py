@@ -3,7 +3,8 @@
 `N` contexts, `K` options of each.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -87,23 +88,30 @@ def option_ids(context: Text, options: Sequence[str], tokenizer: PreTrainedToken
 
 def choice_log_probs(model: Model, choices: Sequence[Choice], *, batch_size: int = 16) -> Tensor:
     """`option_log_probs` of tokens; all choices have equally many options."""
+    found = dict(read_choices(model, choices, batch_size=batch_size))
+    return torch.stack([found[number] for number in range(len(choices))])
+
+
+def read_choices(model: Model, choices: Sequence[Choice], *, batch_size: int = 16) -> Iterator[tuple[int, Tensor]]:
+    """Of each choice its number and log p of its options, `(K,)`, as soon as they are read."""
     follow = {
         (i, before): next_ for i, each in enumerate(choices) for before, next_ in followers(each.options).items()
     }
     rows = [row for i, choice in enumerate(choices) for row in _rows(i, choice, follow)]
     rows.sort(key=lambda row: len(row.ids))
     found: dict[Node, dict[int, float]] = {}
+    left = Counter(number for number, _ in follow)  # places that are not read yet
     with torch.no_grad(), eval_mode(model):
         beginning = _Beginning(model, [choice.context for choice in choices], len(rows))
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            nodes = [node for row in batch for _, node in row.nodes]
-            wanted, _ = right_padded([follow[node] for node in nodes], 0)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        nodes = [node for row in batch for _, node in row.nodes]
+        wanted, _ = right_padded([follow[node] for node in nodes], 0)
+        with torch.no_grad(), eval_mode(model):
             values = _log_probs(*beginning.read(batch), wanted).tolist()
-            found |= {
-                node: dict(zip(follow[node], own, strict=False)) for node, own in zip(nodes, values, strict=True)
-            }
-    return torch.stack([_of_options(choice.options, i, found) for i, choice in enumerate(choices)])
+        found |= {node: dict(zip(follow[node], own, strict=False)) for node, own in zip(nodes, values, strict=True)}
+        left.subtract(numbers := Counter(number for number, _ in nodes))
+        yield from ((i, _of_options(choices[i].options, i, found)) for i in numbers if not left[i])
 
 
 def followers(options: Sequence[Tokens]) -> dict[Tokens, list[int]]:
