@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 ONE_BASE = FOLDER / "one_base_rlhf.ipynb"  # with tests of its own
 OTHERS = [path for path in NOTEBOOKS if path != ONE_BASE]
+ON_A_CARD = [path for path in OTHERS if "ON_A_CARD" in path.read_text(encoding="utf-8")]
 URLS = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"].get("urls", {})
 ADDRESS = next(iter(URLS.values()), None)
 
