@@ -1,26 +1,50 @@
-"""PPO runs whose policy FSDP2 shards over two CPU processes: `sharded_case.py FOLDER WHAT '{"kind": "head"}'`.
+"""PPO runs whose policy is sharded over two CPU processes: `sharded_case.py FOLDER WHAT '{"kind": "head"}' FSDP2`.
 
 WHAT is a function below; what it returns is written to FOLDER, one file per process.
 """
 
 import json
+import math
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from cpu_sharding import FSDP2, shard_on_cpu
-from safetensors.torch import save_file
+from accelerate.state import AcceleratorState
+from cpu_sharding import CUT, FSDP2, shard_on_cpu
+from safetensors.torch import load_file, save_file
 from table_case import TABLE, run, saved_and_evaluated, table_trainer, weights
-from tiny import byte_tokenizer, tiny_llama
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import Tensor
+from transformers import LlamaForCausalLM, training_args
 from trl.generation import vllm_generation
-from two_processes import leave
+from two_processes import leave, run_in_two
 
 from trl_ext import SharedBase, TransformersGenerator
 from trl_ext.ppo.policy import whole_sequences
+from trl_ext.trainer_kit.sharding import is_in_pieces, whole
+
+# Attention's softmax and the logits' are in float32, whatever the weights are; AdamW magnifies what is left of that.
+CLOSE = {"rtol": 0, "atol": 5e-6}
+
+
+def in_two(
+    folder: Path, what: str = "trained", *, case: str = "sharded_case", engine: str = "FSDP2", **options
+) -> dict[str, Tensor]:
+    """What both processes tell together."""
+    folder.mkdir()
+    done = run_in_two(Path(__file__).parent / f"{case}.py", folder, what, json.dumps(options), engine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(folder / f"process-{process}.safetensors") for process in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in learned(first))
+    return first | second
+
+
+def learned(told: dict) -> list[str]:
+    return [name for name in told if name.startswith(("policy.", "critic."))]
 
 
 def trained(folder: Path, **options) -> dict[str, Tensor]:
@@ -118,7 +142,7 @@ SETTINGS = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": ("true", "each process has read, and but one would have read it"),
     "FSDP_OFFLOAD_PARAMS": ("true", "fsdp_offload_params=true: it was never tried"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("true", r"fsdp_activation_checkpointing.*gradient_checkpointing=True"),
-    "FSDP_VERSION": ("1", "PPOTrainer runs on one device, with data parallelism or under FSDP2, not under FSDP1"),
+    "FSDP_VERSION": ("1", "PPOTrainer runs on one device.*, not under FSDP1: its critic"),
 }
 OPTIONS = {
     "torch_compile": "torch_compile=True: it was never tried",
@@ -149,10 +173,119 @@ def refused_to_begin(folder: Path) -> dict[str, Tensor]:
     return {}
 
 
+# Under DeepSpeed
+
+
+def halved(folder: Path, **options) -> dict[str, Tensor]:
+    """In bfloat16, which transformers believes that no CPU has: a weight of the critic's, and its first values."""
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    trainer = table_trainer(folder, full=True, bf16=True, **options)
+    values, make = [], trainer._evaluate_policy
+    trainer._evaluate_policy = lambda rollout: values.append(make(rollout)) or values[-1]
+    trainer.train()
+    return {"weight": whole(trainer.critic.parameters()[0]).detach(), "values": values[-1][1]}
+
+
+def from_paths(folder: Path, **options) -> dict[str, Tensor]:
+    """Policy, value model and reward by their paths, which transformers would cut as it loads them; a second trainer too."""
+    tokenizer, paths = byte_tokenizer(), [folder / f"{name}-{os.environ['RANK']}" for name in ("policy", "reward")]
+    for path, model in zip(paths, (tiny_llama(tokenizer), tiny_reward_model(tokenizer)), strict=True):
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    policy, reward = map(str, paths)
+    for name in ("first", "second"):
+        trainer = table_trainer(
+            folder / name, model=policy, value_model=reward, reward_funcs=reward, full=True, max_steps=1, **options
+        )
+        assert not any(map(is_in_pieces, trainer.model.parameters()))
+        trainer.train()
+        is_cut = trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+        assert {parameter.numel() == 0 for parameter in trainer.model.parameters()} == {is_cut}
+        trainer.save_value_model(folder / name / "value")
+        trainer.accelerator.wait_for_everyone()
+        saved = load_file(folder / name / "value" / "model.safetensors")
+        assert min(tensor.numel() for tensor in saved.values()) == 16
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"save_value_model.*which this run did not write"
+    ):  # in all processes
+        trainer.save_value_model(policy)
+    return {}
+
+
+def stopped(folder: Path, **options) -> dict[str, Tensor]:
+    """By a loss that is not finite in one process."""
+    trainer = table_trainer(folder, **options)
+    loss = trainer._compute_loss
+    factor = math.nan if trainer.accelerator.process_index else 1.0
+    trainer._compute_loss = lambda *args: loss(*args) * factor
+    with pytest.raises(FloatingPointError, match=r"step 1 was made by DeepSpeed, .*the loss is nan in process 1 of 2"):
+        trainer.train()
+    return {}
+
+
+def refused_by_zero(folder: Path, **options) -> dict[str, Tensor]:
+    """What a trainer says that cannot do it under DeepSpeed, of models that were cut before, and of other checkpoints."""
+    said = pytest.warns(UserWarning, match="clips policy and critic by one norm")
+    with nullcontext() if int(os.environ["RANK"]) else said:
+        trainer = table_trainer(folder / "a", save_strategy="steps", save_steps=1, max_steps=2, **options)
+    with pytest.raises(ValueError, match=r"evaluate\(\) under DeepSpeed ZeRO-.*, before train"):
+        trainer.evaluate(trainer.train_dataset)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"train\(.*under DeepSpeed, after it has trained.*Make another trainer"):
+        trainer.train()
+    checkpoint, stage = folder / "a" / "checkpoint-1", trainer.accelerator.state.deepspeed_plugin.zero_stage
+    if trainer.accelerator.is_main_process:
+        next(checkpoint.glob("*/*zero_pp_rank_1_*optim_states.pt")).unlink()
+    trainer.accelerator.wait_for_everyone()
+    again = table_trainer(folder / "b", **options)
+    with pytest.raises(ValueError, match=r"there is no .*zero_pp_rank_1_.*optim_states.pt in it"):
+        again.train(resume_from_checkpoint=str(checkpoint))
+    if stage == 3:
+        cut = LlamaForCausalLM._from_config(tiny_llama(byte_tokenizer()).config)
+        for name in ("model", "value_model", "reward_funcs"):
+            with pytest.raises(ValueError, match=rf"{name}=Llama.*has cut it while it was loaded.*Give its path"):
+                table_trainer(folder, **{name: cut})
+    return {}
+
+
+ZERO = {
+    "optimizer": ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "an `optimizer` in its config"),
+    "scheduler": ({"scheduler": {"type": "WarmupLR", "params": {}}}, "a `scheduler` in its config"),
+    "clipping": ({"gradient_clipping": 0.5}, "gradient_clipping=0.5 in its config, .*Set gradient_clipping to auto"),
+    "offloading": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "with offloading"),
+    "unsaved": (
+        {"zero_optimization": {"stage": 3}},
+        "zero3_save_16bit_model=false: save_model would write no weights",
+    ),
+    "none": ({"zero_optimization": {"stage": 0}}, "PPOTrainer runs on one device.*, not under DeepSpeed ZeRO-0"),
+}
+ZERO_OPTIONS = {
+    "critic_warmup_rollouts": (1, "critic_warmup_rollouts=1: it steps before the policy can be told to rest"),
+    "use_transformers_continuous_batching": (True, "it samples with weights that are not whole"),
+}
+
+
+def refused_to_begin_by_zero(folder: Path) -> dict[str, Tensor]:
+    """What a trainer says where DeepSpeed's config, or its own, asks for what it cannot do."""
+    for changes, message in ZERO.values():
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = json.dumps(
+            CUT | {"zero_optimization": {"stage": 2}} | changes
+        )
+        AcceleratorState._reset_state()
+        with pytest.raises(ValueError, match=message):
+            table_trainer(folder)
+    os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = json.dumps(CUT)
+    AcceleratorState._reset_state()
+    for name, (value, message) in ZERO_OPTIONS.items():
+        with pytest.raises(ValueError, match=message):
+            table_trainer(folder, **{name: value}, rollout_func=None)
+    return {}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    shard_on_cpu()
     target, what, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    shard_on_cpu(engine=sys.argv[4])
     results = globals()[what](target, **options)
     save_file(results, target / f"process-{torch.distributed.get_rank()}.safetensors")
     leave()

@@ -102,7 +102,7 @@ def run(folder: str | Path, *, resume: str | None = None, after=lambda trainer: 
         rollouts = watch_rollouts(trainer)
         trainer.train(resume_from_checkpoint=resume)
         told = after(trainer)
-    assert isinstance(trainer.model, FSDPModule) == trainer.critic.is_inside
+    assert (isinstance(trainer.model, FSDPModule) or trainer.is_deepspeed_enabled) == trainer.critic.is_inside
     return rollouts | weights(trainer) | told
 
 
@@ -120,7 +120,7 @@ def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
     learned = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
     policy = [(f"policy.{name}", p) for name, p in learned if not name.startswith("ppo_critic.")]
     critic = [(f"critic.{name}", p) for name, p in trainer.critic._named()]
-    return {name: whole(parameter.detach()).clone() for name, parameter in [*policy, *critic]}
+    return {name: whole(parameter).detach().clone() for name, parameter in [*policy, *critic]}
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Two processes between which FSDP2 shards policy and critic must take PPO's steps as one process does."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,25 +8,11 @@ import yaml
 from cpu_sharding import FSDP2
 from peft import PeftModel
 from safetensors.torch import load_file
-from sharded_case import Server, synced
+from sharded_case import CLOSE, Server, in_two, learned, synced
 from table_case import TABLE, run, saved_and_evaluated
 from tiny import byte_tokenizer, tiny_llama
 from transformers import LlamaForCausalLM
 from trl.generation import vllm_generation
-from two_processes import run_in_two
-
-# Attention's softmax and the logits' are in float32, whatever the weights are; AdamW magnifies what is left of that.
-CLOSE = {"rtol": 0, "atol": 5e-6}
-
-
-def in_two(folder: Path, what: str = "trained", *, case: str = "sharded_case", **options) -> dict[str, torch.Tensor]:
-    """What both processes tell together."""
-    folder.mkdir()
-    done = run_in_two(Path(__file__).parent / f"{case}.py", folder, what, json.dumps(options))
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (load_file(folder / f"process-{process}.safetensors") for process in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in learned(first))
-    return first | second
 
 
 def test_the_example_says_what_is_tested_here():
@@ -36,10 +21,6 @@ def test_the_example_says_what_is_tested_here():
     said = {name.upper(): str(value).lower() for name, value in settings["fsdp_config"].items()}
     assert settings["distributed_type"] == "FSDP"
     assert said == {name: value.lower() for name, value in FSDP2.items() if name.startswith("FSDP_")}
-
-
-def learned(told: dict) -> list[str]:
-    return [name for name in told if name.startswith(("policy.", "critic."))]
 
 
 CASES = {

@@ -25,8 +25,8 @@ from ppo_case import PROMPTS, logged, ppo_trainer
 from rollouts_case import grpo_trainer
 from safetensors.torch import load_file
 from self_training_case import trainer
+from sharded_case import in_two
 from sharded_raft_case import by_vllm
-from test_ppo_sharded import in_two
 from tiny import byte_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

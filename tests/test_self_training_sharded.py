@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from sharded_case import CLOSE, in_two, learned
 from sharded_raft_case import Table, run, saved_and_evaluated
-from test_ppo_sharded import CLOSE, in_two, learned
 from tiny import byte_tokenizer, tiny_llama
 from transformers import LlamaForCausalLM
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from ppo_case import ppo_trainer
 from self_training_case import trainer as raft_trainer
 from test_imitation_reward_trainer import config, trainer_of
 
@@ -75,7 +74,6 @@ def test_a_refusal_names_the_engine_and_the_way_round():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda folder, tokenizer: ppo_trainer(folder), "PPOTrainer"),
         (lambda folder, tokenizer: raft_trainer(folder), "RAFTTrainer"),
         (lambda folder, tokenizer: trainer_of(folder, tokenizer, args=config(folder)), "ImitationRewardTrainer"),
     ],

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from trl_ext.memory_planning.layer_kinds import Layer, ModelShape
 from trl_ext.memory_planning.layer_reading import layer_of, linears_of
 from trl_ext.memory_planning.plan_known_models import windows_of
+from trl_ext.trainer_kit.loading import whole_loading
 
 BUILD_ERRORS = (ValueError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError, LookupError)
 QUANTISED = (nn.Linear, Conv1D)  # what bitsandbytes replaces: these, and no class of their kind
@@ -77,7 +78,7 @@ def _check_decoder(config: PreTrainedConfig, text: PreTrainedConfig, name: str, 
 
 @contextmanager
 def _on_meta() -> Iterator[None]:
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), whole_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -2,23 +2,33 @@
 
 It lives outside `trainer.model`, so that weight syncs, adapters and saved policies do not contain it. Trainer looks
 after `trainer.model` only; `Critic` does for the value function what Trainer does for that: place it, join the
-optimizer, clip, zero, save, load. Where FSDP2 shards, it lives inside `trainer.model` (`critic_inside.py`), so that one
-engine shards both, and is taken out of what is saved and clipped as the policy's.
+optimizer, clip, zero, save, load. Where FSDP2 or DeepSpeed shards, it lives inside `trainer.model` (`critic_inside.py`), so
+that one engine shards both, and is taken out of what is saved and clipped as the policy's. DeepSpeed clips, steps, zeroes
+and loads all of it by itself.
 """
 
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from trl_ext.ppo.critic_inside import PolicyAlone, put_inside
 from trl_ext.trainer_kit.passes import seen_in
-from trl_ext.trainer_kit.sharding import as_cut, copy_whole, whole
+from trl_ext.trainer_kit.sharding import as_cut, copy_whole, whole, whole_shape
 
 CRITIC_FILE = "ppo_critic.safetensors"
+
+
+class WideLinear(nn.Linear):
+    """A linear layer whose sum is in float32 at least, also where an engine has cast its weights to 16 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return nn.functional.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class ValueHead(nn.Module):
@@ -26,14 +36,14 @@ class ValueHead(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
+        self.linear = WideLinear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden_states: Tensor, **_) -> Tensor:
         """`(B, L, H)` hidden states to `(B, L)` values."""
         with torch.autocast(hidden_states.device.type, enabled=False):  # 16 bits are too coarse for a return
-            return self.linear(hidden_states.to(self.linear.weight.dtype)).squeeze(-1)
+            return self.linear(hidden_states).squeeze(-1)
 
 
 class ValueModel(nn.Module):
@@ -67,10 +77,11 @@ class Critic:
         module: A `ValueHead` or a `ValueModel`.
         accelerator: The trainer's.
         learning_rate: Peak learning rate of the value function; the trainer's scheduler applies to it.
-        inside: The policy that it becomes a part of, which FSDP2 will shard; None: it is outside.
+        inside: The policy that it becomes a part of, which an engine will shard; None: it is outside.
 
     Attributes:
         is_inside: Whether it is a part of the policy.
+        engine_steps: Whether the engine clips, steps and loads by itself, the whole at once (DeepSpeed).
     """
 
     def __init__(
@@ -82,13 +93,13 @@ class Critic:
         inside: PreTrainedModel | None = None,
     ):
         self.learning_rate, self.is_inside = learning_rate, inside is not None
+        self.engine_steps = self.is_inside and accelerator.distributed_type == DistributedType.DEEPSPEED
         self._may_run = inside is None
         if inside is not None:
             put_inside(module, inside, accelerator)
             inside.register_forward_hook(self._follow)
         self.module = accelerator.prepare_model(module) if inside is None else module
         self._bare = accelerator.unwrap_model(self.module)
-        self._joined = False
 
     @property
     def reads_policy(self) -> bool:
@@ -121,20 +132,25 @@ class Critic:
         """
         if not self._may_run:
             raise RuntimeError(
-                "Critic.values under FSDP2: the policy must run once before its critic, a part of it, can."
+                "Critic.values of a sharded policy: the policy must run once before its critic, a part of it, can."
             )
         return self.module(**inputs)[:, -completion_length - 1 : -1]
 
     def _follow(self, policy: nn.Module, args: tuple, output: object) -> None:
         self._may_run = True
 
-    def join(self, optimizer: torch.optim.Optimizer, *, weight_decay: float) -> None:
-        """Let the policy's optimizer train the critic too, at its own rate, unless it does already."""
-        if self.is_inside and not self._joined:  # Trainer has taken it for the policy's
+    def join(self, optimizer: torch.optim.Optimizer, *, weight_decay: float, is_new: bool) -> None:
+        """Let the policy's optimizer train the critic too, at its own rate, unless it does already.
+
+        Args:
+            optimizer: The policy's.
+            weight_decay: Of matrices.
+            is_new: Whether Trainer has just made it, and has taken a critic inside for the policy's.
+        """
+        if self.is_inside and is_new:
             own = {id(parameter) for parameter in self.parameters()}
             for group in optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
-        self._joined = True
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         new = [parameter for parameter in self.parameters() if id(parameter) not in known]
         for params, decay in (
@@ -153,14 +169,14 @@ class Critic:
         """
         if not (writes or self.is_inside):
             return
-        weights = {name: whole(parameter.detach()).cpu().contiguous() for name, parameter in self._named()}
+        weights = {name: whole(parameter).detach().cpu().contiguous() for name, parameter in self._named()}
         if writes:
             save_file(weights, Path(folder) / CRITIC_FILE)
 
     def load(self, folder: str | Path) -> None:
-        """Read what `save` wrote, or raise a ValueError if it came from another kind of critic."""
+        """Read what `save` wrote, unless the engine has, or raise a ValueError if it came from another kind of critic."""
         saved, mine = load_file(Path(folder) / CRITIC_FILE), dict(self._named())
-        then, now = ({name: list(tensor.shape) for name, tensor in weights.items()} for weights in (saved, mine))
+        then, now = ({name: whole_shape(tensor) for name, tensor in weights.items()} for weights in (saved, mine))
         other = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         if other:
             raise ValueError(
@@ -168,7 +184,7 @@ class Critic:
                 f"{len(other)} differ, e.g. {other[0]!r}, of shape {then.get(other[0], 'none')} there and "
                 f"{now.get(other[0], 'none')} here. Resume with the same `value_model`."
             )
-        for name, parameter in mine.items():
+        for name, parameter in () if self.engine_steps else mine.items():
             copy_whole(parameter, saved[name])
 
     def policy_of(self, model: nn.Module) -> nn.Module | PolicyAlone:
@@ -182,7 +198,7 @@ class Critic:
 class CriticCallback(TrainerCallback):
     """Clips the critic's gradient before each optimizer step and clears it after, as Trainer does for the policy's.
 
-    Before the first, it looks whether any is left for the policy after the warm-up.
+    Of an engine that steps by itself no gradient is left then: it has clipped both by one norm, and stepped. Before the first, it looks whether any is left for the policy after the warm-up.
 
     Args:
         critic: The critic.

@@ -1,4 +1,4 @@
-"""The critic as a part of the policy, so that FSDP2, which shards one model, shards both.
+"""The critic as a part of the policy, so that FSDP2 or DeepSpeed, which shard one model, shard both.
 
 FSDP2 lets a part run by itself only after the whole has run once: the policy's pass comes first, in training, in evaluation
 and after a resume, which `values_beside` sees to.
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -39,11 +40,13 @@ class PolicyAlone:
 
 
 def put_inside(critic: nn.Module, policy: PreTrainedModel, accelerator: Accelerator) -> None:
-    """Make a critic a part of the policy, and a unit of its own where accelerate shards it.
+    """Make a critic a part of the policy, and a unit of its own where FSDP2 shards it.
 
     Of one unit with the rest of the policy it would be whole only while that runs.
     """
     policy.add_module(INSIDE, critic.to(accelerator.device))
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
     plugin = accelerator.state.fsdp_plugin
     names = plugin.transformer_cls_names_to_wrap or policy._no_split_modules
     plugin.transformer_cls_names_to_wrap = sorted({*names, type(critic).__name__})

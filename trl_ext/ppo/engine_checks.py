@@ -1,19 +1,24 @@
-"""Which engines PPO trains under: one process, data parallelism, and FSDP2, with the critic inside the policy."""
+"""Which engines PPO trains under: one process, data parallelism, and with the critic inside the policy FSDP2 and ZeRO."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import Trainer
 
+from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
+from trl_ext.rewards.reward_columns import holders_in
 from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, of_plugin, refuse_settings
-from trl_ext.trainer_kit.sharding import DDP, engine_of, refuse_engine
+from trl_ext.trainer_kit.sharding import DDP, but_for, engine_asked, engine_of, is_in_pieces, refuse_engine
 
 if TYPE_CHECKING:
+    from accelerate.utils import FullyShardedDataParallelPlugin
     from trl import GRPOTrainer
 
+SHARDS = ("FSDP2", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3")
 REFUSAL = {
     "trainer": "PPOTrainer",
-    "runs": "on one device, with data parallelism or under FSDP2",
-    "why": "its critic is inside the model that FSDP2 shards, and outside for the other engines",
+    "runs": "on one device, with data parallelism, under FSDP2 or under DeepSpeed ZeRO-1 to ZeRO-3",
+    "why": "its critic is inside the model that those shard, and outside for the other engines",
     "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}",
 }
 
@@ -24,16 +29,50 @@ SETTINGS = {
 }
 
 
+def refuse_early(args: Any) -> None:
+    """Raise a ValueError for what was asked for, while there are whole weights.
+
+    Args:
+        args: The trainer's config, if it has one.
+    """
+    refuse_engine(but_for(engine_asked(args), *SHARDS), **REFUSAL)
+
+
+def check_whole(models: dict[str, object], rewards: object) -> None:
+    """Raise a ValueError for a model that transformers has cut while it loaded it, as it does once ZeRO-3 is asked for.
+
+    Args:
+        models: By the arguments that they came in.
+        rewards: One, or several, which may hold models.
+    """
+    given = rewards if isinstance(rewards, list | tuple) else [rewards]
+    held = [holder.held_model() for reward in given for holder in holders_in(reward)]
+    for name, model in (*models.items(), *(("reward_funcs", one) for one in (*given, *held))):
+        if isinstance(model, nn.Module) and any(map(is_in_pieces, model.parameters())):
+            raise ValueError(
+                f"PPOTrainer({name}={type(model).__name__}): DeepSpeed ZeRO-3 has cut it while it was loaded, since PPOConfig, "
+                "or another trainer, had been made before. Give its path, or load it before the config is made."
+            )
+
+
 def shards_policy(trainer: "GRPOTrainer") -> bool:
-    """Whether FSDP2 shards what is trained; a ValueError for other engines, and for what is not to be had under FSDP2."""
+    """Whether an engine shards what is trained; a ValueError for other engines, and for what is not to be had under it."""
     engine = engine_of(trainer)
     if engine is None:
         return False
+    refuse_engine(but_for(engine, *SHARDS), **REFUSAL)
+    of_engine = _of_fsdp2(trainer.accelerator.state.fsdp_plugin) if engine == "FSDP2" else of_zero(trainer)
+    refuse_settings([*of_engine, *_of_trainer(trainer)], trainer="PPOTrainer", engine=engine)
     if engine != "FSDP2":
-        refuse_engine(engine, **REFUSAL)
-    plugin = trainer.accelerator.state.fsdp_plugin
-    refuse_settings([*of_plugin(plugin, **SETTINGS), *_of_trainer(trainer)], trainer="PPOTrainer")
+        say_how_it_clips(trainer, engine)
     return True
+
+
+def _of_fsdp2(plugin: "FullyShardedDataParallelPlugin") -> list[Refusal]:
+    """What accelerate's settings may be."""
+    why = "it clips the critic's gradient with the policy's"
+    older = (not hasattr(Trainer, "_clip_grad_norm"), "this transformers", why, "Upgrade transformers")
+    return [*of_plugin(plugin, **SETTINGS), older]
 
 
 def _of_trainer(trainer: "GRPOTrainer") -> list[Refusal]:
@@ -59,11 +98,5 @@ def _of_trainer(trainer: "GRPOTrainer") -> list[Refusal]:
             "a policy of 8 or 4 bits",
             UNTRIED,
             DDP,
-        ),
-        (
-            not hasattr(Trainer, "_clip_grad_norm"),
-            "this transformers",
-            "it clips the critic's gradient with the policy's",
-            "Upgrade transformers",
         ),
     ]

@@ -7,13 +7,12 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trl_ext.ppo.engine_checks import REFUSAL
+from trl_ext.ppo.engine_checks import refuse_early
 from trl_ext.ppo.ppo_config import ADAPTER_RATE, LEARNING_RATE, PPOConfig
 from trl_ext.rewards.reward_callables import Reward
 from trl_ext.rewards.reward_columns import check_reward_columns, holders_in
 from trl_ext.sequences.prompt_rows import check_prompts, lacks_prompts, one_split, read_prompts
 from trl_ext.sequences.template_check import check_template_is_asked
-from trl_ext.trainer_kit.sharding import but_fsdp2, engine_asked, refuse_engine
 from trl_ext.trainer_kit.trainer_input import check_decoder, given_or_default, refuse_scheduler
 
 Rows = Dataset | IterableDataset
@@ -39,7 +38,7 @@ def checked_args(
             raise ValueError(f"PPOTrainer({name}=…): tools and environments are not supported. Use TRL's GRPOTrainer.")
     why = "the scheduler does not know the critic's weights, which join the optimizer"
     refuse_scheduler(optimizers, trainer="PPOTrainer", why=why)
-    refuse_engine(but_fsdp2(engine_asked(args)), **REFUSAL)  # while there are whole weights
+    refuse_early(args)  # while there are whole weights
     args = given_or_default(args, PPOConfig, model, method="PPO")
     if not isinstance(args, PPOConfig):
         raise ValueError(

@@ -36,7 +36,7 @@ MEANINGLESS = {
     "train_sampling_strategy": "prompts are shuffled; no batch of rollouts has one length",
     "remove_unused_columns": "the rewards read the data set's other columns",
     "log_multimodal": "there are no images to log",
-    "ds3_gather_for_generation": "DeepSpeed shards the model, outside of which the critic is",
+    "ds3_gather_for_generation": "under ZeRO-3, processes whose completions differ in length would wait for each other for ever",
 }
 
 # What `generation_kwargs` may not say, and the option that does, by which ratios and masks are taken.

@@ -19,7 +19,7 @@ from trl_ext.memory_planning.planning import MemoryPlan
 from trl_ext.memory_planning.trainer_plan import longest_prompt, run_plan
 from trl_ext.ppo.critic import CRITIC_FILE, CriticCallback
 from trl_ext.ppo.critic_inside import send_policy_alone, taken_out, without_critic
-from trl_ext.ppo.engine_checks import shards_policy
+from trl_ext.ppo.engine_checks import check_whole, shards_policy
 from trl_ext.ppo.like_lengths import TOKEN_MEANS, LikeLengths, joined, weigh
 from trl_ext.ppo.metrics import PPOMetrics
 from trl_ext.ppo.migration import OlderCalls
@@ -63,10 +63,12 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.finite_findings import named_sampling
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
 from trl_ext.trainer_kit.head_tiles import tiles_for
+from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import states_as_one_matrix
+from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.rates import RATES
-from trl_ext.trainer_kit.sharding import whole
+from trl_ext.trainer_kit.sharding import engine_of, put_together, whole
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
@@ -171,6 +173,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         args = checked_args(args, model, optimizers, others, has_adapter=has_adapter)
         train_dataset, eval_dataset = read_data(train_dataset, eval_dataset, args)
         check_value_model(value_model, reward_funcs, args)
+        check_whole({"model": model, "value_model": value_model}, reward_funcs)
         check_text(ptx_dataset, args)
         check_sampling(model, args, quantization_config)
         rollouts, rollout_func = checked_sampler(generator, rollout_func, args)
@@ -179,7 +182,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             check_columns(rewards, train_dataset, eval_dataset)
             check_template_options(named_rows(train_dataset, eval_dataset), ptx_dataset, args)
         adapters = adapter_tensors(model, trainer="PPOTrainer")
-        with reference_from(model, has_adapter=has_adapter):
+        with whole_loading(), reference_from(model, has_adapter=has_adapter):
             super().__init__(
                 model=model,
                 reward_funcs=rewards,
@@ -248,8 +251,9 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         )
 
     def create_optimizer(self, *args, **kwargs):
+        is_new = self.optimizer is None
         super().create_optimizer(*args, **kwargs)
-        self.critic.join(self.optimizer, weight_decay=self.args.weight_decay)
+        self.critic.join(self.optimizer, weight_decay=self.args.weight_decay, is_new=is_new)
         return self.optimizer
 
     def _clip_grad_norm(self, model):
@@ -267,8 +271,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
     def evaluate(self, *args, **kwargs):
         if self.critic.is_inside and self.optimizer is None:
             raise ValueError(
-                "PPOTrainer.evaluate() under FSDP2, before train(): accelerate shards a model with its optimizer only. Set "
-                "eval_on_start=True, or evaluate the saved policy in one process."
+                f"PPOTrainer.evaluate() under {engine_of(self)}, before train(): accelerate shards a model with its optimizer "
+                "only. Set eval_on_start=True, or evaluate the saved policy in one process."
             )
         return super().evaluate(*args, **kwargs)
 
@@ -408,15 +412,15 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         Raises:
             ValueError: If the folder holds another model, or a head on the policy cannot be written as `score`.
         """
-        if self.critic.is_inside:
+        if self.is_fsdp_enabled:
             raise ValueError(
                 f"PPOTrainer.save_value_model({str(output_dir)!r}) under FSDP2: the trunk is in pieces. Each checkpoint's "
                 f"{CRITIC_FILE} has the critic's trained weights, whole."
             )
-        if self.accelerator.is_main_process:
-            policy = self.accelerator.unwrap_model(self.model)
-            save_value_model(self.critic, policy, self._tokenizer, output_dir, facts=self._facts())
-        self.accelerator.wait_for_everyone()
+        policy = self.accelerator.unwrap_model(self.model)
+        with together(self.accelerator), put_together(policy.parameters()), taken_out(policy):
+            if self.accelerator.is_main_process:
+                save_value_model(self.critic, policy, self._tokenizer, output_dir, facts=self._facts())
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

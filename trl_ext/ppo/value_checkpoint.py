@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from trl_ext.ppo.critic import Critic
 from trl_ext.trainer_kit.card_files import CardFacts, write_card
+from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.own_folders import check_own_folder, mark_folder
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.saved_adapters import PREFIX
@@ -93,7 +94,7 @@ def _scorer(base: PreTrainedModel, head: nn.Linear, call: str) -> PreTrainedMode
     config = type(base.config).from_dict(told | {"num_labels": 1})
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(_no_scorer(call, f"transformers has no sequence classifier of {type(base).__name__}"))
-    with torch.device("meta"):
+    with torch.device("meta"), whole_loading():
         scorer = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
     score = dict(scorer.named_children()).get("score")
     if not isinstance(score, nn.Linear) or score.in_features != head.in_features:

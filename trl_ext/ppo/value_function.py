@@ -32,7 +32,7 @@ def make_critic(
 ) -> Critic:
     """The `value_function` and what trains it: a head at ten times the policy's learning rate, unless it is told its own.
 
-    Where FSDP2 shards the policy, the critic is inside it.
+    Where an engine shards the policy, the critic is inside it.
     """
     rate = args.learning_rate * (10 if value_model is None else 1)
     if args.critic_learning_rate is not None:

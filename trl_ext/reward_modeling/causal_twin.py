@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.trunk import logits_of
 
 
@@ -19,7 +20,7 @@ def causal_twin(base: PreTrainedModel) -> PreTrainedModel:
             "encoder predict the next token. Take a decoder, or set imitation_coef=0."
         )
     config = copy.deepcopy(base.config)
-    with torch.device("meta"):
+    with torch.device("meta"), whole_loading():
         return AutoModelForCausalLM.from_config(config)
 
 

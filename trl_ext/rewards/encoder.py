@@ -17,6 +17,7 @@ from trl_ext.rewards.encoder_repository import is_sentence_repository
 from trl_ext.sequences.tokenizers import tokenizer_at
 from trl_ext.sequences.vocabulary import check_ids
 from trl_ext.sequences.windows import model_window
+from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.overrides import replaced
 
 CPU_BATCH = (
@@ -135,7 +136,8 @@ def load_encoder(
     try:
         if is_sentence_repository(path):
             return _load_sentence_transformer(path, device, dtype).requires_grad_(False), None
-        model = AutoModel.from_pretrained(path, dtype=dtype).to(device)
+        with whole_loading():
+            model = AutoModel.from_pretrained(path, dtype=dtype).to(device)
     except (OSError, ValueError) as error:  # ValueError: a folder of something else
         raise ValueError(
             f"RelevanceReward(encoder={path!r}): expected a folder written by save_pretrained or the id of a model on "

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from trl_ext.sequences.tokenizers import tokenizer_at
+from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.saved_adapters import is_adapter, load_with_adapter
 
 Given = str | PreTrainedModel | PeftModel
@@ -55,4 +56,5 @@ def adapter_at(
     options: dict[str, Any] = {"dtype": "float32"} | ((args and args.model_init_kwargs) or {})
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
-    return load(model, **options), tokenizer or tokenizer_at(model)
+    with whole_loading():
+        return load(model, **options), tokenizer or tokenizer_at(model)

@@ -7,7 +7,7 @@ interrupted copy all leave such files. So each is opened, as far as its header o
 import json
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ ADAPTER = ("adapter_model.safetensors", "*/adapter_model.safetensors", "adapter_
 ADAPTER_CONFIG = ("adapter_config.json", "*/adapter_config.json")
 STEPPING = ("optimizer.pt", "scheduler.pt")
 FSDP = (("pytorch_model_fsdp*",), ("optimizer*",), "scheduler.pt")
-DEEPSPEED = ("latest",)  # names the folder with the rest
+LATEST = "latest"  # of DeepSpeed: names the folder with the rest
 READ_IF_THERE = ("config.json", "scaler.pt", RECORD)
 PUSHED = "last-checkpoint"  # what hub_strategy="checkpoint" calls the newest
 
@@ -49,6 +49,18 @@ def has_all_steps(folder: str | Path) -> bool:
 def rng_file(process: int, processes: int) -> str:
     """Name of a process's random state, as transformers' Trainer gives it."""
     return "rng_state.pth" if processes <= 1 else f"rng_state_{process}.pth"
+
+
+def deepspeed_files(processes: Iterable[int], *, cuts_weights: bool) -> Needed:
+    """What DeepSpeed reads of a checkpoint.
+
+    Args:
+        processes: Whose pieces must be there.
+        cuts_weights: Whether each process has a piece of the weights (ZeRO-3), rather than the first all of them.
+    """
+    weights = [f"*/zero_pp_rank_{process}_*model_states.pt" for process in processes]
+    steps = [f"*/*zero_pp_rank_{process}_*optim_states.pt" for process in processes]
+    return (LATEST, *(weights if cuts_weights else ["*/mp_rank_*model_states.pt"]), *steps, "scheduler.pt")
 
 
 def written_by(folder: Path) -> int | None:

@@ -14,13 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl_ext.trainer_kit.checkpoint_files import (
     ADAPTER,
     ADAPTER_CONFIG,
-    DEEPSPEED,
     FSDP,
     MODEL,
     STEPPING,
     TRAINER_STATE,
     Needed,
     checkpoint_folders,
+    deepspeed_files,
     is_finished,
     lacks,
     rng_file,
@@ -84,6 +84,11 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         call = f"{type(self).__name__}.train(resume_from_checkpoint={shown!r})"
         if not isinstance(resume, str | PathLike | bool | None):
             raise ValueError(f"{call}: expected True, None or the path of a checkpoint, got {type(resume).__name__}.")
+        if self.is_deepspeed_enabled and self.deepspeed is not None:
+            raise ValueError(
+                f"{call} under DeepSpeed, after it has trained or evaluated: its engine takes no second optimizer. Make another "
+                "trainer, from the saved weights or to go on from a checkpoint."
+            )
         self._check_disk()
         self._check_processes(resume, call)
         saves = self.args.should_save
@@ -173,7 +178,8 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
     def _trainer_files(self) -> Needed:
         """What Trainer reads of a checkpoint, as this one trains."""
         if self.is_deepspeed_enabled:
-            files = DEEPSPEED
+            cuts_weights = self.accelerator.state.deepspeed_plugin.zero_stage == 3
+            files = deepspeed_files(self._processes(), cuts_weights=cuts_weights)
         elif self.is_fsdp_enabled:
             files = FSDP
         elif isinstance(self.accelerator.unwrap_model(self.model), PeftModel):

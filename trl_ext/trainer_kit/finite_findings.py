@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+
+from trl_ext.trainer_kit.sharding import own_part
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # what a norm can be taken of
 SHOWN = 3  # rows in an error
@@ -41,8 +42,11 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _read(tensors: Iterable[Tensor]) -> list[Tensor]:
-    own = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return [t.detach() for t in own if t.dtype in FLOATS and t.numel() and not t.is_meta and not t.is_sparse]
+    return [
+        t.detach()
+        for t in map(own_part, tensors)
+        if t.dtype in FLOATS and t.numel() and not t.is_meta and not t.is_sparse
+    ]
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -128,20 +132,23 @@ def columns_not_finite(row: dict[str, Any]) -> dict[str, float]:
     return {name: t[~t.isfinite()][0].item() for name, t in floats.items() if not t.isfinite().all()}
 
 
-def stop_message(findings: list[Finding | None], call: str, rates: dict[str, float]) -> str:
+def stop_message(
+    findings: list[Finding | None], call: str, rates: dict[str, float], *, outcome: str = "was not made"
+) -> str:
     """The error that all processes raise.
 
     Args:
         findings: Of each process, None where it has found nothing.
         call: Of the run, and its step.
         rates: Learning rates by their names.
+        outcome: What has become of the step.
     """
     found = [(process, finding) for process, finding in enumerate(findings) if finding is not None]
     process, first = found[0]
     where = f" in process {process} of {len(findings)}" if len(findings) > 1 else ""
     rows = [row for _, finding in found for row in finding.rows]
     return (
-        f"{call} was not made: {first.what} is {first.value}{where}.{rows_said(rows)} Nothing of this step is saved, and "
+        f"{call} {outcome}: {first.what} is {first.value}{where}.{rows_said(rows)} Nothing of this step is saved, and "
         f"checkpoints before it are kept. {advice(rows, rates)}"
     )
 

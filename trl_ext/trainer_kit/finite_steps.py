@@ -120,7 +120,8 @@ class FiniteSteps:
         findings = gather_object([self._finding(batches, name, trained.get(name))])
         call = f"{type(self).__name__}.train: optimizer step {self.state.global_step + 1}"
         rates = {name: rate for name in self._rates if (rate := getattr(self.args, name)) is not None}
-        raise FloatingPointError(stop_message(findings, call, rates))
+        outcome = "was made by DeepSpeed, before it could be stopped" if self.is_deepspeed_enabled else "was not made"
+        raise FloatingPointError(stop_message(findings, call, rates, outcome=outcome))
 
     def _finding(self, batches: list[MicroBatch], name: str | None, parameter: nn.Parameter | None) -> Finding | None:
         """What this process has found: in a parameter's gradient, or else in its loss."""

@@ -13,11 +13,11 @@ UNTRIED = "it was never tried"
 Refusal = tuple[bool, str, str, str]  # whether it is so, what came, why it is refused, and what to do
 
 
-def refuse_settings(found: Iterable[Refusal], *, trainer: str) -> None:
+def refuse_settings(found: Iterable[Refusal], *, trainer: str, engine: str = "FSDP2") -> None:
     """Raise a ValueError for the first that is so."""
     for is_so, came, why, instead in found:
         if is_so:
-            raise ValueError(f"{trainer} under FSDP2 with {came}: {why}. {instead}.")
+            raise ValueError(f"{trainer} under {engine} with {came}: {why}. {instead}.")
 
 
 def of_plugin(

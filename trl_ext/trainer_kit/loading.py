@@ -1,4 +1,4 @@
-"""Loading models: without noise, and what a damaged checkpoint raises."""
+"""Loading models: without noise, whole, and what a damaged checkpoint raises."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
+from transformers.integrations import deepspeed as asked
 
 # What loading may raise of a checkpoint that is absent, damaged or of something else, besides a plain ValueError.
 DAMAGED = (
@@ -24,12 +25,28 @@ DAMAGED = (
 
 
 @contextmanager
+def whole_loading() -> Iterator[None]:
+    """Whole also where ZeRO-3 is asked for: else transformers would cut each model as it loads it, and leave nothing to read.
+
+    What is trained is cut later, by the engine; what only scores stays whole.
+    """
+    config = asked._hf_deepspeed_config_weak_ref
+    asked._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        if asked._hf_deepspeed_config_weak_ref is None:  # else a trainer was made meanwhile, and has its own
+            asked._hf_deepspeed_config_weak_ref = config
+
+
+@contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' report of weights that a checkpoint has too few or too many, where that is dealt with."""
+    """Whole, without transformers' report of weights that a checkpoint has too few or too many, where that is dealt with."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        yield
+        with whole_loading():
+            yield
     finally:
         transformers.logging.set_verbosity(level)
 

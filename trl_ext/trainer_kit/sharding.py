@@ -6,6 +6,8 @@ is there, which is why it is asked twice.
 """
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,7 +54,12 @@ def engine_asked(args: Any = None) -> str | None:
 
 def but_fsdp2(engine: str | None) -> str | None:
     """An engine, unless it is FSDP2, or FSDP of which nobody has said the version yet."""
-    return None if engine in ("FSDP", "FSDP2") else engine
+    return but_for(engine, "FSDP2")
+
+
+def but_for(engine: str | None, *runs: str) -> str | None:
+    """An engine, unless it is one of some, or may be, where nobody has said its version or stage yet."""
+    return None if engine is None or any(one.startswith(engine) for one in runs) else engine
 
 
 def engine_of(trainer: Trainer) -> str | None:
@@ -67,7 +74,7 @@ def _engine_in(state: dict[str, Any]) -> str | None:
     if fsdp is not None:
         return f"FSDP{fsdp.fsdp_version}"
     if deepspeed:
-        (plugin, *_) = deepspeed.values()
+        (plugin, *_) = deepspeed.values() if isinstance(deepspeed, dict) else [deepspeed]
         return f"DeepSpeed ZeRO-{plugin.zero_stage}"
     parallel = state.get("parallelism_config")
     split = [
@@ -111,14 +118,49 @@ def as_cut(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_in_pieces(tensor: Tensor) -> bool:
+    """Whether ZeRO-3 has cut it, so that nothing may be in its place but for a pass."""
+    return hasattr(tensor, "ds_tensor")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What of a tensor is in this process; all of one that nobody has cut."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor.ds_tensor if is_in_pieces(tensor) else tensor
+
+
+def whole_shape(tensor: Tensor) -> list[int]:
+    """The shape of a tensor, cut or not, as a whole."""
+    return list(tensor.ds_shape if is_in_pieces(tensor) else tensor.shape)
+
+
+@contextmanager
+def put_together(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside the block, parameters that ZeRO-3 has cut are whole, to be read; all processes must enter it."""
+    cut = [parameter for parameter in parameters if is_in_pieces(parameter)]
+    if not cut:
+        yield
+        return
+    import deepspeed  # there, where it has cut them
+
+    with deepspeed.zero.GatheredParameters(cut):
+        yield
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 has cut, put together; all processes must ask for it. Any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A tensor that FSDP2 or ZeRO-3 has cut, put together; all processes must ask for it. Any other as it is."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    if not is_in_pieces(tensor):
+        return tensor
+    with put_together([tensor]):
+        return tensor.detach().clone()
 
 
 @torch.no_grad()
 def copy_whole(parameter: Tensor, values: Tensor) -> None:
-    """Give a parameter, cut or not, the values that it has as a whole; each process has all of them."""
+    """Give a parameter, cut by FSDP2 or not, the values that it has as a whole; each process has all of them."""
     if isinstance(parameter, DTensor):
         values = values.to(parameter.device, parameter.dtype)
         values = distribute_tensor(values, parameter.device_mesh, parameter.placements)

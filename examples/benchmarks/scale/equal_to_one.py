@@ -1,14 +1,17 @@
 """Do two processes take PPO's, RAFT's and ReST's steps as one does, and save the same policy? Over a fixed table of
 completions PPO makes three steps, and RAFT and ReST six: two stages, or two thresholds.
 
-    python -m examples.benchmarks.scale.equal_to_one --engine fsdp2     # or ddp
+    python -m examples.benchmarks.scale.equal_to_one --engine fsdp2     # or ddp, zero2, zero3
 
 launches each row of its table by `accelerate launch --config_file examples/accelerate/ENGINE.yaml`, and prints by how much at
 most the saved policy, PPO's critic in the checkpoint and an evaluation (RAFT and ReST sample the policy for it) differ from those
-of one process, in float64 (but for the softmax of attention, which is in float32). CPU processes (gloo) stand in for cards.
+of one process, in float64 (but for the softmax of attention, and the weights that DeepSpeed's optimizer keeps, which are in
+float32). DeepSpeed clips policy and critic by one norm, so that beside it nothing is clipped; RAFT and ReST refuse it. CPU
+processes (gloo) stand in for cards.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import subprocess
@@ -35,7 +38,8 @@ CELLS = [(what, how) for what in WHAT for how in ("full", "LoRA")]
 VOCABULARY, BATCH, STEPS = 512, 8, 3
 TABLE = {f"w{i + 4} w{i + 9}": [(7 * i + 3 * k) % 500 + 4 for k in range(i % 5 + 1)] for i in range(16)}
 EVALUATED = ("eval_loss", "eval_score", "eval_explained_variance", "eval_length")
-ON_CPU = {"ddp": {"ACCELERATE_USE_CPU": "true"}, "fsdp2": {"ACCELERATE_TORCH_DEVICE": "cpu"}, None: {}}
+AS_CARDS = {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+ON_CPU = {None: {}, "ddp": {"ACCELERATE_USE_CPU": "true"}, **dict.fromkeys(("fsdp2", "zero2", "zero3"), AS_CARDS)}
 PATIENCE = 300  # seconds that a launch may take
 
 
@@ -61,11 +65,12 @@ def made(kind, task: str, how: str, seed: int):
     return get_peft_model(model, lora)
 
 
-def train(folder: Path, what: str, how: str) -> None:
+def train(folder: Path, what: str, how: str, clip: float) -> None:
     """A process's part of a run that leaves a policy, a checkpoint and an evaluation in `folder`."""
     quiet()
+    faulthandler.dump_traceback_later(PATIENCE - 30, exit=True)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    sharded = "true" in map(os.environ.get, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     if sharded:  # accelerate takes CPU processes for cards
         PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     torch.set_default_dtype(torch.float64)
@@ -74,7 +79,7 @@ def train(folder: Path, what: str, how: str) -> None:
     kept = {"save_strategy": "steps", "save_steps": STEPS, "logging_strategy": "no"}
     quietly = {"report_to": "none", "disable_tqdm": True}
     plain = {"bf16": False, "use_cpu": not sharded, "gradient_checkpointing": False, "dataloader_pin_memory": False}
-    options = {"output_dir": str(folder), **each, **kept, **quietly, **plain}
+    options = {"output_dir": str(folder), "max_grad_norm": clip, **each, **kept, **quietly, **plain}
     if what in METHODS:
         trainer = self_trainer(what, policy, word_tokenizer(VOCABULARY), [*TABLE], steps=STEPS, **options)
     else:
@@ -92,10 +97,13 @@ def train(folder: Path, what: str, how: str) -> None:
 def ppo_trainer(critic: str, policy: PreTrainedModel, how: str, **options) -> PPOTrainer:
     value_model = made(AutoModelForSequenceClassification, "SEQ_CLS", how, seed=1) if critic == "model" else None
     learned = {"max_steps": STEPS, "num_iterations": 2, "learning_rate": 1e-3, "beta": 0.1, "max_completion_length": 5}
+    args = PPOConfig(**options, **learned)
+    if args.deepspeed_plugin is not None:  # or tensors as small as these would be left whole
+        args.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return PPOTrainer(
         policy,
         even_ids,
-        PPOConfig(**options, **learned),
+        args,
         Dataset.from_dict({"prompt": [*TABLE]}),
         Dataset.from_dict({"prompt": [*TABLE][:BATCH]}),
         word_tokenizer(VOCABULARY),
@@ -104,7 +112,7 @@ def ppo_trainer(critic: str, policy: PreTrainedModel, how: str, **options) -> PP
     )
 
 
-def launched(folder: Path, what: str, how: str, engine: str | None) -> dict[str, dict[str, torch.Tensor]]:
+def launched(folder: Path, what: str, how: str, engine: str | None, clip: float) -> dict[str, dict[str, torch.Tensor]]:
     """What a run leaves: of one process, or of two under an engine."""
     folder.mkdir(parents=True)
     launch = ["-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
@@ -112,7 +120,7 @@ def launched(folder: Path, what: str, how: str, engine: str | None) -> dict[str,
     command = [sys.executable, *launch, "examples.benchmarks.scale.equal_to_one", "--worker", str(folder)]
     environment = os.environ | ON_CPU[engine] | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--what", what, "--how", how],
+        [*command, "--what", what, "--how", how, "--clip", str(clip)],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -138,18 +146,23 @@ def largest_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--engine", choices=("ddp", "fsdp2"), default="fsdp2")
+    parser.add_argument("--engine", choices=("ddp", "fsdp2", "zero2", "zero3"), default="fsdp2")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--what", choices=WHAT, help="only this one: PPO's critic, or another method")
     parser.add_argument("--how", choices=("full", "LoRA"), help="only this one")
+    parser.add_argument("--clip", type=float, help="max_grad_norm; 1 by default, 0 (nothing is clipped) for DeepSpeed")
     given = parser.parse_args()
     if given.worker:
-        return train(given.worker, given.what, given.how)
+        return train(given.worker, given.what, given.how, given.clip)
+    zero = given.engine.startswith("zero")
+    clip = float(not zero) if given.clip is None else given.clip
     print("| engine | trainer | policy | saved policy | critic | evaluation |\n|---|---|---|---|---|---|")
     for what, how in CELLS:
-        if given.what in (None, what) and given.how in (None, how):
+        if given.what in (None, what) and given.how in (None, how) and not (zero and what in METHODS):
             with tempfile.TemporaryDirectory() as folder:
-                one, two = (launched(Path(folder, str(engine)), what, how, engine) for engine in (None, given.engine))
+                one, two = (
+                    launched(Path(folder, str(engine)), what, how, engine, clip) for engine in (None, given.engine)
+                )
             numbers = [f"{largest_difference(one[part], two[part]):.1e}" if one[part] else "–" for part in one]
             print(f"| {given.engine} | {WHAT[what]} | {how} | {' | '.join(numbers)} |", flush=True)
 
