@@ -16,6 +16,7 @@ from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from trl import GRPOTrainer, TrlParser
 
 from trl_ext import PPOConfig, PPOTrainer
+from trl_ext.cli import main
 from trl_ext.ppo.migration import ARGUMENTS, RENAMED, REPLACED, THREE_LINES
 
 UNTIL_0_11 = {  # fields of 0.11.4's PPOConfig
@@ -91,6 +92,24 @@ def test_old_options_on_the_command_line_and_in_a_file(tmp_path):
     (tmp_path / "config.yaml").write_text("kl_coef: 0.1\n")
     with pytest.raises(ValueError, match="kl_coef"):
         TrlParser(PPOConfig).parse_args_and_config([*ON_CPU, "--config", str(tmp_path / "config.yaml")])
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_the_command_says_what_an_old_option_is_now(name, tmp_path, capsys):
+    """Flags and YAML alike; another command has no such past."""
+    for call in (["ppo", f"--{name}", "1"], ["ppo", f"--{name.replace('_', '-')}=1"]):
+        with pytest.raises(SystemExit):
+            main(call)
+        told = capsys.readouterr().err
+        assert f"`{name}`, of TRL's own PPO, is now" in told and "PPOTrainer" not in told
+        assert name not in RENAMED or f"is now `{RENAMED[name]}`." in told
+    (tmp_path / "old.yaml").write_text(f"{name}: 1\n")
+    with pytest.raises(SystemExit):
+        main(["ppo", "--config", str(tmp_path / "old.yaml")])
+    assert f"`{name}`, of TRL's own PPO, is now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["reward", f"--{name}_", "1"])
+    assert "TRL's own PPO" not in capsys.readouterr().err
 
 
 def test_a_config_is_copied_and_pickled_as_before():

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from trl import TrlParser
 
+from trl_ext.cli.command_words import in_words_of
 from trl_ext.cli.given_flags import OF_TRANSFORMERS, SEVERAL, Given, gathered, is_flag, split, written
 from trl_ext.cli.help_format import OF_ALL, OneNameAndDefault, usage_of
 from trl_ext.cli.option_files import options_in
 from trl_ext.cli.plain_flags import options_of, path_of, refuse_word
+from trl_ext.ppo.migration import OPTIONS, OlderOptions
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.near_names import near_name
 from trl_ext.trainer_kit.option_types import NO_RULE, UNFIT, annotations_of, expected, taken
@@ -81,8 +83,8 @@ class CommandParser(TrlParser):
         words = [part.values[0] for part in parts if part.flag is None]
         unknown = next(filter(is_flag, words), None)
         if unknown is not None:
-            near = self._near(unknown.lstrip("-").partition("=")[0])
-            self.error(f"there is no flag {unknown}." + (f" Did you mean --{near}?" if near else ""))
+            name = unknown.partition("=")[0]
+            self.error(f"there is no flag {unknown}.{self._meant(name.lstrip('-'), '--{}')}")
         places = 0 if self.words is None else len(words) if options[f"--{self.words}"].nargs in SEVERAL else 1
         if len(words) > places:
             refuse_word(words[places], self)
@@ -142,8 +144,7 @@ class CommandParser(TrlParser):
         values, call = options_in(path), f"--config {path}"
         for key in values:
             if key != "env" and (not isinstance(key, str) or key not in self._names()):
-                near = self._near(str(key))
-                said = f" Did you mean {near!r}?" if near else ""
+                said = self._meant(str(key), "'{}'")
                 raise ValueError(f"{call}: there is no option {key!r}.{said} {self.prog} --help lists all.")
         if not isinstance(values.get("debug", ""), str):
             raise ValueError(
@@ -155,8 +156,13 @@ class CommandParser(TrlParser):
     def _names(self) -> set[str]:
         return {action.dest for action in self._actions if action.dest != "help"}
 
-    def _near(self, name: str) -> str | None:
-        return near_name(name.replace("-", "_").lower(), self._names())
+    def _meant(self, name: str, form: str) -> str:
+        """What is said of a name that there is not: what took its place, of TRL's own PPO, or the near one."""
+        name = name.replace("-", "_").lower()
+        if name in OPTIONS and any(issubclass(kind, OlderOptions) for kind in self.dataclass_types):
+            return in_words_of(self.prog.split()[-1])(f" `{name}`, of TRL's own PPO, is now {OPTIONS[name]}.")
+        near = near_name(name, self._names())
+        return f" Did you mean {form.format(near)}?" if near else ""
 
 
 def _is_one(value: Any) -> bool:

@@ -97,6 +97,7 @@ RULES = (
     _rule(r"\braise (\w+); to begin", r"raise --\1; to begin"),
     _rule(r"another output_dir", lambda match, names: f"another {names['output_dir']}"),
     _rule(r"(?:\w+Trainer\.train, )?(?<!-)\boutput_dir (?=['/\w])", lambda match, names: f"{names['output_dir']} "),
+    _rule(r"give PPOTrainer a PeftModel, or peft_config=…", "give the folder of an adapter, or --use_peft"),
     _rule(r"base\.reward_model\(LoraConfig\(…\)\)\.module into ImitationRewardTrainer", "trl-ext reward"),
     _rule(r"SharedBase\.\w+\((?P<name>\w+)=(?P<value>[^()]*)\)", _argument),
     _rule(r"SharedBase\.(?P<role>\w+)\((?P<value>[^(),]*)(?:, [^()]*)?\)", _role),

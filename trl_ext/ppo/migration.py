@@ -75,6 +75,8 @@ REPLACED = {
     "use_score_scaling": "score_scaling, on by default",
 }
 
+OPTIONS = {name: f"`{new}`" for name, new in RENAMED.items()} | REPLACED  # what each is now
+
 ARGUMENTS = {
     # until 1.12
     "data_collator": "left out: prompts are text or messages, not tokens",
@@ -103,13 +105,12 @@ class OlderOptions:
     """Mixin before a config: an option of TRL's own PPO raises with what it is called here."""
 
     def __new__(cls, *args, **kwargs):
-        changes = {name: f"`{new}`" for name, new in RENAMED.items()} | REPLACED
-        older = [name for name in kwargs if name in changes]
+        older = [name for name in kwargs if name in OPTIONS]
         if older:
             given = ", ".join(f"{name}={kwargs[name]!r}" for name in older)
             raise ValueError(
                 f"{cls.__name__}({given}): of TRL's own PPO. "
-                f"{_advice({name: changes[name] for name in older})}. trl_ext/ppo/README.md has all of them."
+                f"{_advice({name: OPTIONS[name] for name in older})}. trl_ext/ppo/README.md has all of them."
             )
         return super().__new__(cls)
 
