@@ -80,6 +80,14 @@ def used(folder: Path, **options) -> dict[str, Tensor]:
     return run(folder, after=saved_and_evaluated, **options)
 
 
+def by_config(folder: Path, **options) -> dict[str, Tensor]:
+    """FSDP2 is asked for by the config, and nothing by accelerate's file."""
+    for name in FSDP2:
+        if name != "ACCELERATE_TORCH_DEVICE":
+            del os.environ[name]
+    return run(folder, fsdp=True, **options)
+
+
 def fails(folder: Path) -> dict[str, Tensor]:
     """A reward that fails for a prompt that one process scores ends both."""
 

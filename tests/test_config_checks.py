@@ -122,7 +122,7 @@ def test_defaults_pass_however_they_are_given(cls, settings):
     [
         ("top_p", "x"), ("max_completion_length", math.nan), ("num_generations", 1.5), ("learning_rate", "1e-5"),
         ("temperature", True), ("reward_weights", ["x"]), ("reward_weights", 1.0), ("per_device_train_batch_size", 1.5),
-        ("gradient_checkpointing", "no"), ("seed", None), ("logging_first_step", 1),
+        ("gradient_checkpointing", "no"), ("seed", None), ("logging_first_step", 1), ("fsdp", 2),
     ],
 )  # fmt: skip
 def test_inherited_options_of_another_type(cls, name, bad):

@@ -181,7 +181,9 @@ def test_continuous_batching(tmp_path):
     assert rollout_of(trainer)["old_per_token_logps"].isfinite().all()
 
 
-@pytest.mark.parametrize("option", [{"deepspeed": {"zero_optimization": {"stage": 2}}}, {"fsdp": "full_shard"}])
+@pytest.mark.parametrize(
+    "option", [{"deepspeed": {"zero_optimization": {"stage": 2}}}, {"fsdp": "full_shard"}, {"fsdp": True}]
+)
 def test_sharding_is_refused(option):
     (name,) = option
     with pytest.raises(ValueError, match=rf"PPOConfig\({name}=.*accelerate launch --multi_gpu.*SharedBase"):

@@ -85,6 +85,12 @@ def test_whoever_else_samples_needs_no_whole_weights(tmp_path):
     torch.testing.assert_close(both, one, **CLOSE)
 
 
+def test_the_config_may_ask_for_it(tmp_path):
+    one = run(tmp_path / "one", **sizes(8, full=True))
+    both = in_two(tmp_path / "two", "by_config", case="sharded_raft_case", **sizes(4, full=True))
+    torch.testing.assert_close(both, one, **CLOSE)
+
+
 @pytest.mark.parametrize("what", ["refused", "fails"])
 def test_what_both_processes_are_told(tmp_path, what):
     in_two(tmp_path / "two", what, case="sharded_raft_case")

@@ -46,6 +46,11 @@ TRAINING_RULES = {
     "dataloader_num_workers": Rule(0),
     "seed": SEED,
     "data_seed": SEED,
+    "fsdp": Rule(
+        typed=False,  # transformers' own annotation is text, which it makes True of
+        fits=lambda asked: isinstance(asked, bool | str | list | None),
+        expected="True, or None",
+    ),
     "router_aux_loss_coef": Rule(0.0),
     "reward_weights": Rule(
         fits=lambda weights: all(map(math.isfinite, weights)), expected="finite numbers, one per reward function"
