@@ -7,9 +7,13 @@ import torch
 from accelerate.state import AcceleratorState
 from self_training_case import trainer as raft_trainer
 from test_imitation_reward_trainer import config, trainer_of
+from tiny import byte_tokenizer, tiny_llama
 
+from trl_ext import EndpointGenerator, TransformersGenerator, VLLMGenerator
+from trl_ext.generation.protocol import passes_policy
 from trl_ext.trainer_kit import sharding
 from trl_ext.trainer_kit.sharding import but_fsdp2, copy_whole, engine_asked, refuse_engine, whole
+from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 
 @pytest.fixture
@@ -92,3 +96,24 @@ def test_a_tensor_that_nobody_has_cut():
     parameter, values = torch.zeros(2, 3, requires_grad=True), torch.arange(6.0).view(2, 3)
     copy_whole(parameter, values)
     assert whole(parameter) is parameter and torch.equal(parameter, values)
+
+
+def test_a_copy_without_weights():
+    """As the model is: tied, with the methods of its class, and nothing to hold."""
+    model = tiny_llama(byte_tokenizer(), tie_word_embeddings=True)
+    model.forward = lambda *args, **kwargs: pytest.fail("the model's own, put on it")
+    made = WholeCopy(model)
+    assert made.copy.lm_head.weight is made.copy.get_input_embeddings().weight
+    assert sum(parameter.numel() for parameter in made.copy.parameters()) == 0
+    assert made.copy.forward.__func__ is type(model).forward
+
+
+def test_a_model_that_nobody_cuts_needs_no_copy():
+    with WholeCopy(model := tiny_llama(byte_tokenizer())).filled() as whole_model:
+        assert whole_model is model
+
+
+def test_who_needs_whole_weights():
+    silent = SimpleNamespace(name="mine", generate=lambda *given: (), settings=dict)
+    assert passes_policy(TransformersGenerator()) and passes_policy(VLLMGenerator()) and passes_policy(silent)
+    assert not passes_policy(EndpointGenerator("a-model", "http://localhost/v1", "key"))
