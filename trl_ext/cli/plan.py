@@ -8,9 +8,9 @@ from trl_ext.memory_planning.plan_settings import METHODS, PlanSettings
 DESCRIPTION = """\
 Predict the peak of memory of each phase of a run, compare it with a card, and name the cheapest changes that make it
 fit. MODEL is a path or hub id of any causal language model, of which config.json alone is read, or one of llama-2-7b,
-mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b. A run with its YAML and rows is planned by its own command,
-as trl-ext ppo --config FILE.yaml --dry_run --card 24GB. Ends with 0 if it fits or there is no card to compare with, 1 if it
-does not, 2 for bad input."""
+llama-2-13b, mistral-7b, llama-3.1-8b, llama-3.1-70b, qwen2.5-7b, qwen3-8b, gemma-2-9b. A run with its YAML and rows is
+planned by its own command, as trl-ext ppo --config FILE.yaml --dry_run --card 24GB. Ends with 0 if it fits or there is no
+card to compare with, 1 if it does not, 2 for bad input."""
 NUMBERS = {
     "batch": "completions sampled at once, the batch of one step",
     "micro_batch": "sequences per pass in training; of a reward model, pairs",
@@ -26,7 +26,8 @@ SWITCHES = {
     "reference": "charge for KL to a reference",
     "imitation": "train a reward model with the imitation term",
     "autocast": "train weights in fp32 in 16 bits (bf16=True over a model in fp32)",
-    "shared": "one base for all roles; if not, each has its own",
+    "shared": "one base for all roles; if not, each has its own; unless given, with --shard not",
+    "sync_each_batch": "with --shard: cut gradients after each micro-batch, not after a step's last",
 }
 
 
@@ -75,6 +76,8 @@ def _add_what(parser: ArgumentParser) -> None:
     add("--judge-bits", type=int, help="as --bits, of the judges")
     text = "completions that vLLM holds keys and values of, others wait (default: the batch)"
     add("--served-at-once", type=int, metavar="N", help=text)
+    add("--num-gpus", type=int, default=1, metavar="N", help="cards that --shard cuts over; sizes are each card's")
+    add("--shard", help="fsdp2: weights, gradients and optimizer states are cut over the cards (default: not)")
     text = 'the card, e.g. "RTX 4090"; or its size: 24GB as sold, 23.5GiB exactly (default: the one at hand)'
     add("--gpu", metavar="CARD", help=text)
 
@@ -106,6 +109,8 @@ def run(args: Namespace) -> None:
         "served_at_once",
         "judges",
         "judge_bits",
+        "num_gpus",
+        "shard",
         *NUMBERS,
         *SWITCHES,
     )

@@ -119,6 +119,14 @@ CHANGES = (
         _if(lambda settings: settings.bits == 8 and settings.gradient_checkpointing and not settings.reentrant, True),
     ),
     Change(
+        "sync_each_batch",
+        "gradients that are cut after each micro-batch",
+        "--sync-each-batch",
+        'accelerator_config={{"gradient_accumulation_kwargs": {{"sync_each_batch": True}}}}',
+        "the cards exchange gradients after each micro-batch, not once a step; the result is the same",
+        _if(lambda settings: settings.gathers_gradients, True),
+    ),
+    Change(
         "shared",
         "one shared base",
         "--shared",
@@ -149,6 +157,15 @@ CHANGES = (
         "PPOTrainer(value_model=None)",
         "the critic learns from the policy's states, with no weights of its own below",
         _if(lambda settings: settings.has_critic, False),
+    ),
+    Change(
+        "shared",
+        "LoRA of rank 16",
+        "--lora 16",
+        'LoraConfig(r=16, target_modules="all-linear")',
+        "an adapter is trained in place of all weights",
+        _if(lambda settings: settings.lora is None and settings.shard is not None, False),
+        also=(("lora", 16),),
     ),
     Change(
         "lora",
@@ -191,6 +208,14 @@ CHANGES = (
         'VLLMGenerator(engine_kwargs={{"quantization": "bitsandbytes"}}), with vllm-bnb-plugin',
         "samples come from a policy that is rounded otherwise than the one that is trained, unless that is in 4 bits too",
         _if(lambda settings: settings.generator == "vllm" and settings.served_bits is None, 4),
+    ),
+    Change(
+        "num_gpus",
+        "{value} cards",
+        "--num-gpus {value}",
+        "accelerate launch --num_processes {value}",
+        "as many cards, and what they exchange",
+        lambda settings: [settings.num_gpus * 2**i for i in (1, 2, 3)] if settings.shard else [],
     ),
     Change(
         "completion_length",

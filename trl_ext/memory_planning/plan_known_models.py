@@ -34,8 +34,10 @@ def _sizes(kind: str, *counts: int, **others) -> dict[str, Any]:
 # From the published config.json of each.
 BUILT_IN: dict[str, dict[str, Any]] = {
     "llama-2-7b": _sizes("llama", 32000, 4096, 11008, 32, 32, 32, 128),
+    "llama-2-13b": _sizes("llama", 32000, 5120, 13824, 40, 40, 40, 128),
     "mistral-7b": _sizes("mistral", 32000, 4096, 14336, 32, 32, 8, 128, sliding_window=4096),
     "llama-3.1-8b": _sizes("llama", 128256, 4096, 14336, 32, 32, 8, 128),
+    "llama-3.1-70b": _sizes("llama", 128256, 8192, 28672, 80, 64, 8, 128),
     "qwen2.5-7b": _sizes("qwen2", 152064, 3584, 18944, 28, 28, 4, 128),
     "qwen3-8b": _sizes("qwen3", 151936, 4096, 12288, 36, 32, 8, 128),
     "gemma-2-9b": _sizes("gemma2", 256000, 3584, 14336, 42, 16, 8, 256, tied=True, sliding_window=4096),

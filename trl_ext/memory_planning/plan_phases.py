@@ -14,6 +14,7 @@ from trl_ext.memory_planning.plan_heads import head_forward
 from trl_ext.memory_planning.plan_judges import PlannedJudge
 from trl_ext.memory_planning.plan_roles import judge_bases, other_bases, policy_base, residents
 from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_sharding import UNIT, held_whole, largest_unit, reference_whole
 from trl_ext.memory_planning.plan_training import (
     ACTIVATIONS,
     LOGITS,
@@ -63,6 +64,7 @@ def phases(shape: ModelShape, settings: PlanSettings) -> dict[str, Phase]:
         moments |= {"generate": sampling, "score": scoring(shape, settings)}
     moments["train"] = training_moments(shape, settings)
     stays = {name: staying(shape, settings, name) if by_vllm else residents(shape, settings) for name in moments}
+    stays = {name: terms | held_whole(shape, settings, name) for name, terms in stays.items()}
     return {name: _phase(found, {} if name == "load" else stays[name], settings) for name, found in moments.items()}
 
 
@@ -75,12 +77,13 @@ def _phase(moments: list[Moment], staying: Moment, settings: PlanSettings) -> Ph
 
 
 def loading(shape: ModelShape, settings: PlanSettings) -> Moment:
-    """All bases, and, while a weight is quantised, the largest one as it was."""
+    """All bases, and, while a weight is quantised, the largest one as it was, or while it is cut, the largest unit."""
     quantised = [judge for judge in settings.judges if judge.bits and judge.shape]
     largest = [settings.width * shape.largest_linear if settings.bits else 0]
     largest += [judge.width * judge.shape.largest_linear for judge in quantised]
     others = other_bases(shape, settings) + judge_bases(settings)
-    return {"base weights": policy_base(shape, settings), "other bases": others, WEIGHT: max(largest)}
+    unit = {UNIT: largest_unit(shape, settings)} if settings.shard else {}
+    return {"base weights": policy_base(shape, settings), "other bases": others, WEIGHT: max(largest)} | unit
 
 
 def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
@@ -122,8 +125,9 @@ def scoring(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     if settings.has_reference or settings.method == "ppo":
         run = training_pass(shape, settings)
         state = run.state + mask_bytes(run)
-        moments.append({ACTIVATIONS: state + in_largest(layer_forward, run)})
-        moments.append({ACTIVATIONS: 2 * state, LOGITS: head_forward(run, scored=scored_tokens(settings))})
+        whole = reference_whole(shape, settings)
+        moments.append({ACTIVATIONS: state + in_largest(layer_forward, run)} | whole)
+        moments.append({ACTIVATIONS: 2 * state, LOGITS: head_forward(run, scored=scored_tokens(settings))} | whole)
     return moments
 
 

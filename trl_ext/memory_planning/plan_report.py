@@ -37,6 +37,10 @@ def print_plan(
         each = ", ".join(f"{name} {size(number)}" for name, number in plan.waiting.items())
         total = size(sum(plan.waiting.values()))
         console.print(f"{total} GiB wait in the computer's memory when vLLM's turn begins: {each}.")
+    if plan.read_first:
+        console.print(
+            f"Each of the {plan.settings.num_gpus} processes first reads {size(plan.read_first)} GiB into the computer's memory."
+        )
     console.print()
     console.print(bars(plan, card))
     if time:
@@ -61,7 +65,8 @@ def terms_table(plan: MemoryPlan) -> Table:
     s = plan.settings
     kind = f"{s.bits}-bit" if s.bits else s.dtype
     lengths = f"{s.batch} × ({s.prompt_length} + {s.completion_length}) tokens"
-    table = Table(title=f"{s.method} on {plan.shape.name}, {kind}, {lengths}: GiB", title_justify="left")
+    cards = f", each of {s.num_gpus} cards under {s.shard.upper()}" if s.shard else ""
+    table = Table(title=f"{s.method} on {plan.shape.name}, {kind}, {lengths}{cards}: GiB", title_justify="left")
     table.add_column("at the largest moment", no_wrap=True)
     for name in plan.phases:
         table.add_column(name, justify="right", no_wrap=True)

@@ -3,8 +3,7 @@
 from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, optimizer_bytes
 from trl_ext.memory_planning.plan_settings import PlanSettings
-
-FP32 = 4
+from trl_ext.memory_planning.plan_sharding import FP32, share
 
 
 def own_bases(settings: PlanSettings) -> bool:
@@ -12,8 +11,10 @@ def own_bases(settings: PlanSettings) -> bool:
     return not settings.shared or settings.lora is None
 
 
-def base(shape: ModelShape, settings: PlanSettings, *, head: bool = True) -> int:
-    return base_bytes(shape, bits=settings.bits, width=settings.width, head=head)
+def base(shape: ModelShape, settings: PlanSettings, *, head: bool = True, learns: bool = False) -> int:
+    """A base; `learns`: whether it is one whose weights are trained where no adapter is."""
+    width = trained_width(settings) if learns and settings.lora is None else settings.width
+    return base_bytes(shape, bits=settings.bits, width=width, head=head)
 
 
 def residents(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
@@ -27,13 +28,14 @@ def residents(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
         "other bases": other_bases(shape, settings) + judge_bases(settings),
         "adapters, heads": adapters(shape, settings),
         "imitation head": imitation_head(shape, settings),
-        "optimizer state": 0 if paged else states,
+        "optimizer state": 0 if paged else share(states, settings),
     }
 
 
 def policy_base(shape: ModelShape, settings: PlanSettings) -> int:
     """The base that is trained or shared. A reward model alone has no vocabulary head."""
-    return base(shape, settings, head=settings.method != "reward" or not own_bases(settings))
+    head = settings.method != "reward" or not own_bases(settings)
+    return share(base(shape, settings, head=head, learns=True), settings)
 
 
 def other_bases(shape: ModelShape, settings: PlanSettings) -> int:
@@ -44,7 +46,8 @@ def other_bases(shape: ModelShape, settings: PlanSettings) -> int:
     if not own_bases(settings):
         return 0
     reference = base(shape, settings) if settings.has_reference and settings.lora is None else 0
-    return reference + (settings.has_critic + settings.rewards) * base(shape, settings, head=False)
+    critic = base(shape, settings, head=False, learns=True) if settings.has_critic else 0
+    return share(reference + critic, settings) + settings.rewards * base(shape, settings, head=False)
 
 
 def judge_bases(settings: PlanSettings) -> int:
@@ -57,10 +60,11 @@ def adapters(shape: ModelShape, settings: PlanSettings) -> int:
 
     The reference is a copy of the policy's adapter where that came as one, as those of a shared base do.
     """
-    scorers = settings.has_critic + settings.rewards + (settings.method == "reward")
     each = adapter_params(shape, settings.lora) if settings.lora else 0
-    heads = scorers + (settings.method == "ppo" and not settings.value_model)
-    return policy_adapters(shape, settings) + FP32 * (scorers * each + heads * shape.hidden)
+    learns = settings.has_critic or settings.method == "reward"
+    heads = learns or settings.method == "ppo"
+    trained_ones = policy_adapters(shape, settings) + FP32 * (learns * each + heads * shape.hidden)
+    return share(trained_ones, settings) + FP32 * settings.rewards * (each + shape.hidden)
 
 
 def policy_adapters(shape: ModelShape, settings: PlanSettings) -> int:
@@ -86,8 +90,8 @@ def trained(shape: ModelShape, settings: PlanSettings) -> tuple[int, ...]:
 
 
 def trained_width(settings: PlanSettings) -> int:
-    """Bytes of a trained number: adapters are in fp32, weights in their own precision."""
-    return FP32 if settings.lora is not None else settings.width
+    """Bytes of a trained number: adapters are in fp32, weights in their own precision, where they are cut in fp32."""
+    return FP32 if settings.lora is not None or settings.upcasts else settings.width
 
 
 def paged_bytes(shape: ModelShape, settings: PlanSettings) -> int:

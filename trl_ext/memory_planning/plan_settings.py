@@ -5,6 +5,7 @@ from numbers import Integral
 
 from trl_ext.memory_planning.memory_terms import BYTES_OF
 from trl_ext.memory_planning.plan_judges import PlannedJudge
+from trl_ext.memory_planning.plan_shard_rules import check_shard
 
 METHODS = ("ppo", "grpo", "raft", "rest", "reward", "sft")
 CHOICES = {
@@ -15,9 +16,11 @@ CHOICES = {
     "device": ("cuda", "cpu"),
     "generator": ("transformers", "vllm"),
     "served_bits": (None, 8, 4),
+    "shard": (None, "fsdp2"),
 }
-SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_batch", "num_generations")
+SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_batch", "num_generations", "num_gpus")
 SWITCHES = ("gradient_checkpointing", "reentrant", "value_model", "reference", "imitation", "autocast", "shared")
+SWITCHES += ("sync_each_batch",)
 LEAST = dict.fromkeys(SIZES, 1) | {"reward_models": 0}
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -49,14 +52,19 @@ class PlanSettings:
     imitation: bool = False
     autocast: bool = False
     optimizer: str = "adamw"
-    shared: bool = True
+    shared: bool | None = None
     device: str = "cuda"
     generator: str = "transformers"
     served_bits: int | None = None
     served_at_once: int | None = None
     judges: tuple[PlannedJudge, ...] = ()
+    num_gpus: int = 1
+    shard: str | None = None
+    sync_each_batch: bool = False
 
     def __post_init__(self):
+        if self.shared is None:
+            object.__setattr__(self, "shared", self.shard is None)
         if self.num_generations is None:
             object.__setattr__(self, "num_generations", 1 if self.method == "ppo" else 8)
         for name in ("bits", "served_bits"):
@@ -98,6 +106,7 @@ class PlanSettings:
         if self.judges and not self.samples:
             raise ValueError(f"memory_plan(method={self.method!r}, judges=…): nothing is scored. Leave judges out.")
         self._check_generator()
+        check_shard(self)
 
     def _check_generator(self) -> None:
         if self.generator == "vllm" and not self.samples:
@@ -124,6 +133,16 @@ class PlanSettings:
     def compute_width(self) -> int:
         """Bytes of a number that training computes with."""
         return 2 if self.autocast else self.width
+
+    @property
+    def upcasts(self) -> bool:
+        """Whether what is trained is kept in fp32 though it was loaded in 16 bits: as accelerate does where FSDP2 cuts it."""
+        return self.shard is not None and self.width == 2
+
+    @property
+    def gathers_gradients(self) -> bool:
+        """Whether all gradients wait whole, on each card, for further micro-batches."""
+        return self.shard is not None and self.accumulates and not self.sync_each_batch
 
     @property
     def imitates(self) -> bool:

@@ -14,6 +14,7 @@ from trl_ext.memory_planning.plan_activations import (
 from trl_ext.memory_planning.plan_heads import OUR_CPU_TILE, head_backward, head_kept, imitation_kept, imitation_logits
 from trl_ext.memory_planning.plan_roles import trained, trained_width
 from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_sharding import share, uncut_gradients
 
 ACTIVATIONS, LOGITS, WEIGHT, GRADIENTS = "activations", "logits, sampling", "one dequantised weight", "gradients"
 
@@ -25,7 +26,7 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
     last, has gone backward.
     """
     run = training_pass(shape, settings)
-    gradients = [n * trained_width(settings) for n in trained(shape, settings)]
+    gradients = [gradient_bytes(n, settings) for n in trained(shape, settings)]
     waiting = sum(gradients) if settings.accumulates else 0
     kept = graph_bytes(run, settings, scored=scored_tokens(settings))
     moments = []
@@ -48,6 +49,13 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
     return [*moments, {GRADIENTS: sum(gradients)}]
 
 
+def gradient_bytes(count: int, settings: PlanSettings) -> int:
+    """The gradient of so many numbers, as it waits: a card's share, or between cut weights' micro-batches all of it."""
+    if settings.gathers_gradients:
+        return count * settings.compute_width
+    return share(count * trained_width(settings), settings)
+
+
 def training_pass(shape: ModelShape, settings: PlanSettings) -> Pass:
     """What the trained model reads at once: a micro-batch, of pairs for a reward model."""
     rows = settings.micro_batch * (2 if settings.method == "reward" else 1)
@@ -65,7 +73,7 @@ def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: 
         trains_all=settings.lora is None,
         autocast=autocast,
         cuda=settings.cuda,
-        cast=autocast and settings.autocast,
+        cast=autocast and settings.autocast and not settings.shard,  # what is cut is gathered in 16 bits
         tile=OUR_CPU_TILE if settings.sets_tiles else None,
     )
 
@@ -107,4 +115,5 @@ def _through_layer(run: Pass, settings: PlanSettings, kept: int) -> dict[str, in
         return anew + layer_backward(one)
 
     largest = max((one for one, _ in of_each(run)), key=lambda one: backward(one) + one_weight(one))
-    return {ACTIVATIONS: kept + backward(largest), WEIGHT: one_weight(largest)}
+    working = {ACTIVATIONS: kept + backward(largest), WEIGHT: one_weight(largest)}
+    return working | uncut_gradients(run.shape, settings)

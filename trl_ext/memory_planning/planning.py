@@ -12,6 +12,7 @@ from trl_ext.memory_planning.plan_judges import planned_judges
 from trl_ext.memory_planning.plan_phases import Phase, phases
 from trl_ext.memory_planning.plan_roles import paged_bytes
 from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_sharding import read_first
 from trl_ext.memory_planning.plan_vllm import waiting
 from trl_ext.memory_planning.time_bounds import TimeBound, time_bound
 
@@ -54,6 +55,11 @@ class MemoryPlan:
         return waiting(self.shape, self.settings)
 
     @property
+    def read_first(self) -> int:
+        """Bytes that each of several processes reads into the computer's memory before they are cut; not in the peak."""
+        return read_first(self.shape, self.settings)
+
+    @property
     def keeps_bits(self) -> bool:
         """Whether it was asked for fewer bits than bitsandbytes can give it."""
         return self.shape.refuses_bits and self.settings.bits is not None
@@ -68,6 +74,9 @@ class MemoryPlan:
             "vLLM's share of the card is by arithmetic alone, not measured on a card": self.settings.generator
             == "vllm",
             "its layers stay in 16 bits, as bitsandbytes leaves those of a class of their own": self.keeps_bits,
+            "FSDP2 by its code alone, two layers gathered at a time": self.settings.shard is not None,
+            "what is trained is kept in fp32, as accelerate does under FSDP2 with bf16=True": self.settings.upcasts
+            and self.settings.lora is None,
         }
         unknown = [judge.left_out for judge in self.settings.judges if judge.left_out]
         layers = unknown + [f"{what}: what its linear layers make is kept" for what in self.shape.assumed]
@@ -105,6 +114,10 @@ class MemoryPlan:
             length: `prompts` of the whole run (of a reward model pairs), or `max_steps`; neither: of one batch. `epochs`:
                 how often each completion is trained on, if not as often as the method's config has it.
         """
+        if self.settings.shard:
+            raise ValueError(
+                f"time_bound(shard={self.settings.shard!r}): how long cards exchange what is cut is not known. Plan one card."
+            )
         card = card if isinstance(card, Card) else card_named(card, call="time_bound")
         return time_bound(self.shape, _counted(self.shape, self.settings), card, **length)
 
@@ -137,19 +150,22 @@ def memory_plan(
     imitation: bool = False,
     autocast: bool = False,
     optimizer: str = "adamw",
-    shared: bool = True,
+    shared: bool | None = None,
     device: str = "cuda",
     generator: str = "transformers",
     served_bits: int | None = None,
     served_at_once: int | None = None,
     judges: Sequence[Any] = (),
     judge_bits: int | None = None,
+    num_gpus: int = 1,
+    shard: str | None = None,
+    sync_each_batch: bool = False,
 ) -> MemoryPlan:
     """Predict what a run needs, per device. Nothing is loaded and nothing is measured.
 
     Args:
-        model: A built-in shape (llama-2-7b, mistral-7b, llama-3.1-8b, qwen2.5-7b, qwen3-8b, gemma-2-9b), the path or
-            hub id of any causal language model, a configuration, a loaded model, or a `ModelShape`.
+        model: A built-in shape (llama-2-7b, llama-2-13b, mistral-7b, llama-3.1-8b, llama-3.1-70b, qwen2.5-7b, qwen3-8b,
+            gemma-2-9b), the path or hub id of any causal language model, a configuration, a loaded model, or a `ModelShape`.
         method: "ppo", "grpo", "raft", "rest", "reward" (training a reward model) or "sft".
         bits: 8 or 4 (NF4, double quantisation) for the blocks' linear layers of the frozen base; None or 16: as `dtype`.
         dtype: Of what is not quantised, and of activations unless with `autocast`.
@@ -167,7 +183,7 @@ def memory_plan(
         imitation: Whether a reward model is trained with the imitation term (`ImitationRewardConfig`).
         autocast: Whether weights in fp32 are trained in 16 bits (`bf16=True` over a model loaded in fp32).
         optimizer: "adamw", "adamw_8bit" or "paged_adamw_8bit".
-        shared: One base for all roles (`SharedBase`); False: each has its own.
+        shared: One base for all roles (`SharedBase`); False: each has its own. None: one, unless it is cut by `shard`.
         device: "cuda", or "cpu" for what its kernels do, without context and slack.
         generator: "transformers", or "vllm": a process beside the run, with which the policy takes turns on the card
             (`VLLMGenerator`). Not measured on a card.
@@ -177,6 +193,11 @@ def memory_plan(
         judges: Reward models and judges that are other models than the policy (`LikertReward("my-judge")`), each with a base
             of its own and as `model` is given; beside `reward_models`, which are of the policy's shape.
         judge_bits: As `bits`, of the judges.
+        num_gpus: Cards that the weights are cut over; sizes are each card's own.
+        shard: "fsdp2": with accelerate's settings in examples/accelerate/fsdp2.yaml, in 16 bits with `bf16=True`. None: each
+            card holds all weights. Not measured on cards.
+        sync_each_batch: Whether gradients are cut after each micro-batch, not after a step's last
+            (`accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}`).
 
     Raises:
         ValueError: For bad input, or what is no decoder of text.
@@ -188,6 +209,11 @@ def memory_plan(
 
 
 def _plan(shape: ModelShape, settings: PlanSettings) -> MemoryPlan:
+    if settings.shard and settings.imitates and shape.tied:
+        raise ValueError(
+            f"memory_plan(shard={settings.shard!r}, imitation=True): the vocabulary head of {shape.name} is its embedding, which "
+            "would be cut and is read whole. Train without, or on one card."
+        )
     return MemoryPlan(shape, settings, phases(shape, _counted(shape, settings)))
 
 

@@ -17,6 +17,7 @@ from trl_ext.rewards.reward_columns import HoldsModel, holders_in
 from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
+from trl_ext.trainer_kit.sharding import engine_asked
 
 UNKNOWN_LENGTH = 512  # of the prompts of a stream
 
@@ -81,6 +82,7 @@ def run_plan(
         autocast=base.dtype == torch.float32 and bool(args.bf16 or args.fp16),
         shared=all(_on_same_base(other, base) for other in alike),
         judges=list(judges.values()),
+        **cut_settings(args),
         **settings,
     )
 
@@ -127,6 +129,15 @@ def args_settings(args: TrainingArguments, *, completions: int = 2) -> dict[str,
         "optimizer": _optimizer(args),
         "device": "cuda" if args.device.type == "cuda" else "cpu",
     }
+
+
+def cut_settings(args: TrainingArguments) -> dict[str, Any]:
+    """The same of an engine that cuts the weights over the run's processes; nothing where none does."""
+    if engine_asked(args) != "FSDP2" or args.world_size < 2:
+        return {}
+    accumulation = getattr(args.accelerator_config, "gradient_accumulation_kwargs", None) or {}
+    syncs = args.gradient_accumulation_steps > 1 and bool(accumulation.get("sync_each_batch"))
+    return {"shard": "fsdp2", "num_gpus": args.world_size, "sync_each_batch": syncs}
 
 
 def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None) -> int:
