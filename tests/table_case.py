@@ -109,7 +109,7 @@ def run(folder: str | Path, *, resume: str | None = None, after=lambda trainer: 
 def saved_and_evaluated(trainer: PPOTrainer) -> dict[str, Tensor]:
     """Saves the policy; tells what an evaluation says of the table's completions."""
     trainer.save_model(Path(trainer.args.output_dir, "saved"))
-    said = trainer.evaluate(Dataset.from_dict({"prompt": [*TABLE][:8]}))
+    said = trainer.evaluate(Dataset.from_dict({"prompt": [*TABLE][:5]}))  # which do not come out even
     names = ("eval_loss", "eval_score", "eval_kl", "eval_explained_variance", "eval_value_loss")
     said |= {name: value for name, value in trainer.state.log_history[-1].items() if name in names}
     return {name: torch.tensor(said[name], dtype=torch.float64) for name in names}
@@ -138,8 +138,10 @@ def watch_rollouts(trainer) -> dict[str, Tensor]:
     seen, make = {}, trainer._generate_and_score_completions
 
     def watched(inputs):
-        rollout, number = make(inputs), trainer.rollouts.sampled
+        rollout, number = make(inputs), trainer.rollouts.sampled if trainer.model.training else "evaluated"
         for row, (example, mask) in enumerate(zip(inputs, rollout["completion_mask"].bool(), strict=True)):
+            if not (trainer.model.training or rollout["tool_mask"][row].any()):
+                continue  # in an evaluation, a row that another process counts
             for name in ("advantages", "returns", "values", "old_per_token_logps"):
                 seen[f"{number}.{example['prompt']}.{name}"] = rollout[name][row][mask].clone()
         return rollout

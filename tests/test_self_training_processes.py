@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from self_training_case import trainer
 from two_processes import run_in_two
@@ -14,6 +15,7 @@ from two_processes import run_in_two
 from trl_ext import ReSTTrainer
 
 COMPLETIONS = {"completion": [" on", None, " so", " no", " up", " it", None, " hm"]}  # tokenised by each process
+HELD_OUT = {"prompt": ["where?", "when?", "how?"], "completion": [" there", " at noon, or so", " so"]}
 STEP = {
     "thresholds": [0.2],
     "score_map": "none",
@@ -32,14 +34,15 @@ from datasets import Dataset
 from self_training_case import trainer
 from trl_ext import ReSTTrainer
 
-held_out = Dataset.from_dict({{"prompt": ["where?", "when?", "how?"]}})
+held_out = Dataset.from_dict({HELD_OUT})
 one = trainer(
     sys.argv[1], ReSTTrainer, per_device_train_batch_size=4, ddp_backend="gloo", eval_dataset=held_out, **{STEP}
 )
 one.train()
 one.save_model(sys.argv[1])
-score = one.evaluate()["eval_score"]
-print(f"\\neval_score {{one.accelerator.process_index}} {{score}}\\n", end="", flush=True)
+found = one.evaluate()
+score, loss = found["eval_score"], found["eval_loss"]
+print(f"\\neval_score {{one.accelerator.process_index}} {{score}} of loss {{loss}}\\n", end="", flush=True)
 """
 FAILING = """
 import sys
@@ -72,8 +75,12 @@ def test_two_processes_grow_select_and_step_like_one(tmp_path):
     weights = {name: p for name, p in one.model.state_dict().items() if name != "lm_head.weight"}
     trained = {name: p for name, p in load_file(tmp_path / "run" / "model.safetensors").items() if name in weights}
     torch.testing.assert_close(trained, weights, atol=1e-6, rtol=1e-4)
-    scores = re.findall(r"^eval_score \d ([\d.]+)", done.stdout, re.MULTILINE)
+    scores = re.findall(r"^eval_score \d ([\d.]+) of loss ([\d.]+)", done.stdout, re.MULTILINE)
     assert len(scores) == 2 and len(set(scores)) == 1  # both processes know the score of all held-out prompts
+    loss = one.evaluate(Dataset.from_dict(HELD_OUT))["eval_loss"]
+    assert float(scores[0][1]) == pytest.approx(
+        loss, rel=1e-5
+    )  # of three rows, some of which two processes read twice
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """PPO with a critic, on top of TRL's GRPO."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from fractions import Fraction
 from os import PathLike
 from typing import Any
@@ -92,6 +92,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         _generate_and_score_completions       replace the group advantages by GAE
         _get_per_token_logps_and_entropies    on a CPU, take narrower tiles of the vocabulary
         _compute_loss                         leave KL to the reward, add the value loss
+        prediction_step                       the loss of all processes' rows, each once
         _get_train_sampler                    an order of prompts per epoch that a resumed run finds again
         _save_optimizer_and_scheduler         also save the critic, the rollouts in use and what is kept over them
         _load_optimizer_and_scheduler         also load them
@@ -276,6 +277,12 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             )
         return super().evaluate(*args, **kwargs)
 
+    def prediction_step(self, *args, **kwargs):
+        loss, *others = super().prediction_step(*args, **kwargs)
+        return self.accelerator.reduce(
+            loss, reduction="mean"
+        ), *others  # each process's is a part of one sum over tokens
+
     # Rollouts
 
     def _generate(self, prompts):
@@ -309,10 +316,18 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             replaced(self, num_iterations=aligned),  # the parent need not pass for old log-probs, the next pass does
         ):
             rollout = super()._generate_and_score_completions(inputs)
-        training = self.model.training
-        rollout = self.walk(rollout, rewards[0], ended[0], self._evaluate_policy, self.metrics, training=training)
+        how = {"training": self.model.training, "counted": self._counted(len(rewards[0]))}
+        rollout = self.walk(rollout, rewards[0], ended[0], self._evaluate_policy, self.metrics, **how)
         self.memory.enter("train")
         return rollout
+
+    def _counted(self, rows: int) -> int | None:
+        """How many of all processes' rows an evaluation counts: in its last batch accelerate repeats some behind."""
+        if self.model.training or not self.accelerator.gradient_state.end_of_dataloader:
+            return None
+        dataset = self.callback_handler.eval_dataloader.dataset
+        real = len(dataset) * self.num_generations_eval if isinstance(dataset, Sized) else 0
+        return real % rows or None
 
     def _evaluate_policy(self, rollout: dict) -> tuple[Tensor, Tensor]:
         """log π and V of the completion's tokens, `(B, T)` each, as the policy is now.

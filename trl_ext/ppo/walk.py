@@ -49,6 +49,7 @@ class CompletionWalk:
         metrics: PPOMetrics,
         *,
         training: bool,
+        counted: int | None = None,
     ) -> dict[str, Tensor]:
         """Scores, log π and V, KL, token rewards, advantages and returns, whitening, the sampler's weights.
 
@@ -59,10 +60,11 @@ class CompletionWalk:
             evaluate: Gives log π and V of a rollout's tokens, `(B, T)` each, as the policy is now.
             metrics: Where numbers are taken down.
             training: Whether this is to be learned from, and moves the state.
+            counted: How many of all processes' rows are not there twice, the first ones; None: all.
         """
         if training:
             self.state.begin()
-        scores = self.scores(rewards, ended, metrics, training=training)
+        scores = self.scores(rewards, ended, metrics, training=training, counted=counted)
         rollout = rollout | self.own_tokens(rollout, scores)
         mask, ref_log_probs = rollout["tool_mask"], rollout.pop("ref_per_token_logps", None)
         unknown = torch.full(mask.shape, math.nan, device=mask.device)
@@ -93,14 +95,24 @@ class CompletionWalk:
         learned = {"advantages": advantages * weights, "values": values, "returns": returns}
         return rollout | learned | {"old_per_token_logps": log_probs}
 
-    def scores(self, rewards: Tensor, ended: list[bool], metrics: PPOMetrics, *, training: bool) -> Tensor:
-        """The scores of this process's completions, `(B,)`, NaN where there is none; all processes' move the statistics."""
+    def scores(
+        self,
+        rewards: Tensor,
+        ended: list[bool],
+        metrics: PPOMetrics,
+        *,
+        training: bool,
+        counted: int | None = None,
+    ) -> Tensor:
+        """The scores of this process's completions, `(B,)`, NaN where there is none, or the row is there twice; all processes'
+        move the statistics."""
         cut = ~self.accelerator.gather(torch.tensor(ended, device=rewards.device))
         scores = weighted_scores(rewards, self.reward_weights) - self.args.missing_eos_penalty * cut
         if training:
             unlearned = scores.isnan() | (cut & self.args.mask_truncated_completions)
             self.state.score_moments.update(scores[~unlearned])
-        seen = metrics.of_scores(scores, cut)
+        seen = metrics.of_scores(scores[:counted], cut[:counted])
+        scores[len(scores) if counted is None else counted :] = math.nan
         if training:
             self.state.ending.update(seen["completions/eos_ratio"])
         return scores[self.accelerator.process_index * len(ended) :][: len(ended)]
