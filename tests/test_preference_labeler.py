@@ -288,6 +288,16 @@ def test_each_pass_is_written_down_before_the_next(tmp_path):
     assert watch.seen == [(i, before + i) for i in range(1, 7)]
 
 
+def test_a_pair_that_cannot_be_cut_is_named_before_anything_is_read(tmp_path):
+    rows, keep = pairs(3).to_list(), tmp_path / "kept.jsonl"
+    rows[1] |= {"completion_1": "x" * 200, "prompt": "cut at first " * 9}
+    with pytest.raises(
+        ValueError, match=r"PreferenceLabeler.label: row 1: the pair has \d+ tokens, .*'bad 1' and 'xxx"
+    ):
+        labeler(window=128, batch_size=2).label(rows, keep=keep)
+    assert not keep.exists() or not keep.read_text()
+
+
 def test_reasons_are_written_for_a_batch_at_a_time(monkeypatch):
     written = []
 

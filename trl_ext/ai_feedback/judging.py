@@ -45,6 +45,14 @@ class Answer(NamedTuple):
     cut: int = 0
 
 
+class UnfitQuestion(ValueError):
+    """A question that a labeler in the process cannot be asked; `question`: which."""
+
+    def __init__(self, question: Question, said: str):
+        super().__init__(said)
+        self.question = question
+
+
 class Judge(Protocol):
     """Who is asked; `chat`: as a chat, or for text to go on from."""
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.ai_feedback.judging import Answer
+from trl_ext.ai_feedback.judging import Answer, UnfitQuestion
 from trl_ext.ai_feedback.preference_questions import ORDERS, Question, Wording, context_number
 from trl_ext.generation.protocol import Part, Policy, Sampling
 from trl_ext.generation.transformers_generator import TransformersGenerator
@@ -52,6 +52,8 @@ class ModelJudge:
         self, questions: list[Question], wording: Wording, reasons: Sampling | None
     ) -> Iterator[tuple[int, Answer]]:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt) + sum(map(len, questions[i][1])))
+        if questions:  # what cannot be cut is told before anything is read
+            self._fitted(max(questions, key=lambda question: sum(map(len, question.completions))), wording, reasons)
         size = max(self.batch_size * (BATCHES if reasons is None else 1) // 2, 1)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
@@ -94,12 +96,13 @@ class ModelJudge:
         window = model_window(self.model.config)
         if window is None:
             return _Fitted(question, 0)
+        whole = question
         longest = before = self._longest(question, wording, reasons)
         while longest > window:
             count = len(self.tokenizer(question.prompt, add_special_tokens=False, verbose=False)["input_ids"])
             keep = int(len(question.prompt) * (1 - (longest - window) / max(count, 1))) - 1
             if keep <= 0:
-                raise _too_long(question, before, window)
+                raise _too_long(whole, before, window)
             question = question._replace(prompt=question.prompt[-keep:])
             longest = self._longest(question, wording, reasons)
         return _Fitted(question, before - longest)
@@ -128,9 +131,10 @@ def _read(choice: Choice) -> int:
     return len(choice.context) + max(map(len, choice.options)) - 1
 
 
-def _too_long(question: Question, tokens: int, window: int) -> ValueError:
-    return ValueError(
-        f"PreferenceLabeler: a pair has {tokens} tokens, with preamble and examples, of which the model's window takes {window}, "
+def _too_long(question: Question, tokens: int, window: int) -> UnfitQuestion:
+    return UnfitQuestion(
+        question,
+        f"the pair has {tokens} tokens, with preamble and examples, of which the model's window takes {window}, "
         f"and too few of them are its prompt's to be cut; its completions begin with {question.completions[0][:40]!r} and "
-        f"{question.completions[1][:40]!r}. Drop such pairs, give fewer examples, or take another labeler."
+        f"{question.completions[1][:40]!r}. Drop such pairs, give fewer examples, or take another labeler.",
     )

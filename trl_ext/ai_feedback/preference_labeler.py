@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.ai_feedback.endpoint_judge import EndpointJudge
-from trl_ext.ai_feedback.judging import Judge, Judgement, is_judgement, judgement_of
+from trl_ext.ai_feedback.judging import Judge, Judgement, UnfitQuestion, is_judgement, judgement_of
 from trl_ext.ai_feedback.model_judge import ModelJudge
 from trl_ext.ai_feedback.preambles import Preamble, preamble_of
 from trl_ext.ai_feedback.preference_pairs import Pair, preference_pairs
@@ -130,6 +130,8 @@ class PreferenceLabeler:
             found, asked, tokens = self._answered({_one_way(pair.question) for pair in differ}, kept, progress)
         except RefusedRequest as error:
             raise _of_row(error, differ, call) from None
+        except UnfitQuestion as error:
+            raise ValueError(f"{call}: row {_row(error.question, differ)}: {error}") from None
         judgements = [None if pair.is_equal else _of(pair.question, found) for pair in pairs]
         told = [each for each in judgements if each is not None]
         self.report = report_of(
@@ -186,13 +188,17 @@ def _judge(
 
 def _of_row(error: RefusedRequest, pairs: list[Pair], call: str) -> RefusedRequest:
     """The server's refusal, with the row that it is of and what to do."""
-    row = next(pair.row for pair in pairs if _one_way(pair.question) == error.item)
-    prompt, completions = error.item
+    row, (prompt, completions) = _row(error.item, pairs), error.item
     return error.of(
         f"{call}: row {row}, of {len(prompt):,} characters of prompt and {sum(map(len, completions)):,} of completions,",
         "Where it is too long for the server's model, shorten or drop that row, give fewer examples, or serve the model with a "
         "larger window; a prompt is cut of a model in the process alone.",
     )
+
+
+def _row(question: Question, pairs: list[Pair]) -> int:
+    """The first that asks it, in whichever order."""
+    return next(pair.row for pair in pairs if _one_way(pair.question) == question)
 
 
 def _one_way(question: Question) -> Question:
