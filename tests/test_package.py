@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import trl_ext
 
@@ -71,3 +72,12 @@ def test_one_version():
     version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(encoding="utf-8"), re.M)
     assert cited and cited[1] == version
+
+
+@pytest.mark.parametrize(("platform", "is_asked_for"), [("linux", True), ("win32", True), ("darwin", False)])
+def test_bitsandbytes_is_asked_for_where_it_has_always_been_built(platform, is_asked_for):
+    """By the markers themselves; what else a run needs is asked for everywhere."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    needed = {each.name: each.marker for each in map(Requirement, project["dependencies"])}
+    asked = {name for name, marker in needed.items() if marker is None or marker.evaluate({"sys_platform": platform})}
+    assert asked == needed.keys() - (set() if is_asked_for else {"bitsandbytes"})

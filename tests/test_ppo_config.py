@@ -63,6 +63,14 @@ def test_options_without_meaning_are_refused(name):
         config(**{name: OTHER_VALUES[name]})
 
 
+def test_all_meaningless_options_are_refused_at_once():
+    with pytest.raises(ValueError) as raised:
+        config(loss_type="grpo", scale_rewards="batch")
+    assert all(
+        f"PPOConfig({option}): " in str(raised.value) for option in ("loss_type='grpo'", "scale_rewards='batch'")
+    )
+
+
 ACCEPTED = {  # the rest of what GRPOConfig adds to TrainingArguments: it means for PPO what it means for GRPO
     "model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "cast_lm_head_to_fp32",
     "num_generations", "num_generations_eval", "max_completion_length",

@@ -79,18 +79,20 @@ def defaults_of(config: Any) -> dict[str, Any]:
 
 
 def refuse_meaningless(config: Any, reasons: dict[str, str]) -> None:
-    """Raise a ValueError for the first inherited option that was set although the method gives it no meaning.
+    """Raise a ValueError for inherited options that were set although the method gives them no meaning; all at once.
 
     Args:
         config: A dataclass.
         reasons: Why, by the fields' names; those that this version of the parent lacks are passed over.
     """
     defaults = defaults_of(config)
-    for name, reason in reasons.items():
-        if name in defaults and getattr(config, name) != defaults[name]:
-            raise ValueError(
-                f"{type(config).__name__}({name}={getattr(config, name)!r}): {reason}. Leave it at {defaults[name]!r}."
-            )
+    said = [
+        f"{type(config).__name__}({name}={getattr(config, name)!r}): {reason}. Leave it at {defaults[name]!r}."
+        for name, reason in reasons.items()
+        if name in defaults and getattr(config, name) != defaults[name]
+    ]
+    if said:
+        raise ValueError(" ".join(said))
 
 
 def take_renamed(config: Any, names: dict[str, str]) -> None:
