@@ -40,7 +40,7 @@ TABLE = {f"w{i + 4} w{i + 9}": [(7 * i + 3 * k) % 500 + 4 for k in range(i % 5 +
 EVALUATED = ("eval_loss", "eval_score", "eval_explained_variance", "eval_length")
 AS_CARDS = {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
 ON_CPU = {None: {}, "ddp": {"ACCELERATE_USE_CPU": "true"}, **dict.fromkeys(("fsdp2", "zero2", "zero3"), AS_CARDS)}
-PATIENCE = 300  # seconds that a launch may take
+PATIENCE = 900  # seconds that a launch may take
 
 
 def even_ids(completion_ids, **columns) -> list[float]:

@@ -13,7 +13,7 @@ from trl_ext.sequences.samples import Sample
 METHODS = {"RAFT": RAFTTrainer, "ReST": ReSTTrainer}
 STAGES = {
     "RAFT": {"num_stages": 2, "beta": 0.1},
-    "ReST": {"num_stages": 1, "thresholds": [0.5, 1.5], "score_map": "none", "keep_best": True, "mix_dataset": False},
+    "ReST": {"num_stages": 1, "thresholds": [0.2, 0.5], "score_map": "grow", "keep_best": True, "mix_dataset": False},
 }
 COMPLETIONS = 4  # of each prompt
 UNTOLD = {"prompt_ids": None, "completion_ids": None, "ended": True, "seed": -1}
