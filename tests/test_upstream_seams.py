@@ -34,6 +34,7 @@ from transformers import (
     get_scheduler,
 )
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import base_trainer, utils
 from trl.trainer import grpo_trainer as grpo_module
 
@@ -54,6 +55,7 @@ SIGNATURES = {  # and where each is used
     ),
     (GRPOTrainer, "_generate_and_score_completions"): (["self", "inputs"], "PPOTrainer, to replace the advantages"),
     (GRPOTrainer, "_generate"): (["self", "prompts"], "PPOTrainer, between the phases of its memory"),
+    (VLLMGeneration, "sync_weights"): (["self"], "PPOTrainer under FSDP2, to leave the critic inside out"),
     (GRPOTrainer, "_prepare_inputs"): (["self", "generation_batch"], "like_lengths, to split a batch of rollouts"),
     (GRPOTrainer, "_compute_loss"): (["self", "model", "inputs"], "PPOTrainer, to add the value loss"),
     (GRPOTrainer, "_get_train_sampler"): (["self", "dataset"], "PPOTrainer, for an order that resuming finds again"),
