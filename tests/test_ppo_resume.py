@@ -11,6 +11,7 @@ from ppo_case import even_letters, ppo_trainer
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
 
+from trl_ext import PPOTrainer
 from trl_ext.trainer_kit.run_record import RECORD
 
 STEPS = 12  # three rollouts of two epochs × two steps each; one pass over the prompts is two rollouts
@@ -48,6 +49,20 @@ def trainer(folder, *, value_model=None, lora=False, stop_at=STEPS, **changes):
         value_model=value_model and tiny_reward_model(tokenizer, seed=3),
         callbacks=[StopAt(stop_at)],
         **settings | changes,
+    )
+
+
+def on_a_stream(folder, *, prompts=16, stop_at=STEPS):
+    """The same run, whose prompts come from a stream that is shuffled."""
+    made = trainer(folder)
+    rows = Dataset.from_dict({"prompt": [f"say {i}" for i in range(prompts)]}).to_iterable_dataset()
+    return PPOTrainer(
+        made.model,
+        even_letters,
+        made.args,
+        rows.shuffle(seed=3, buffer_size=4),
+        processing_class=made.processing_class,
+        callbacks=[StopAt(stop_at)],
     )
 
 
@@ -158,3 +173,29 @@ def broken_after(completions_scored):
         return [float("nan") if len(seen) > completions_scored else 1.0 for _ in completions]
 
     return checked_reward(vowels_then_nan)
+
+
+@pytest.mark.parametrize("stop_at", [3, 7, 8])  # 8: as its first pass is over
+def test_a_run_on_a_stream_goes_on_where_it_was(tmp_path, stop_at):
+    whole = on_a_stream(tmp_path / "whole")
+    whole.train()
+    on_a_stream(tmp_path / "stopped", stop_at=stop_at).train()
+    resumed = on_a_stream(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    expected = state_of(whole)
+    assert resumed.state.global_step == STEPS
+    assert all(
+        torch.equal(value, expected[name]) for name, value in state_of(resumed).items() if torch.is_tensor(value)
+    )
+
+
+def test_a_run_on_a_stream_that_had_ended_is_not_gone_on_with(tmp_path):
+    """Trainer would skip all steps in the first pass, which has fewer, and make the rest of them without prompts of their own."""
+    on_a_stream(tmp_path, prompts=10, stop_at=7).train()
+    with pytest.raises(
+        ValueError, match=r"the stream had ended before 'checkpoint-7' was written.*stream\.repeat\(None\)"
+    ):
+        on_a_stream(tmp_path, prompts=10).train(resume_from_checkpoint=True)
+    resumed = on_a_stream(tmp_path, prompts=10)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == STEPS

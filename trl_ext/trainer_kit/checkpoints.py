@@ -32,6 +32,7 @@ from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, has_lost_another, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
 from trl_ext.trainer_kit.sharding import engine_of
+from trl_ext.trainer_kit.streams import check_first_pass
 from trl_ext.trainer_kit.trl_versions import saved_by_all
 from trl_ext.trainer_kit.watched_runs import WatchedTrainer
 
@@ -95,6 +96,7 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         self._before = before = from_main(self.accelerator, lambda: self._check_run(resume, call), asks=saves)
         checkpoint = self._checkpoint(resume)
         with together(self.accelerator):
+            check_first_pass(self.train_dataset, checkpoint, call=call)
             self._check_beginning(checkpoint, call)
         self._changed = from_main(self.accelerator, lambda: self._begin_run(checkpoint, before, call), asks=saves)
         return checkpoint
