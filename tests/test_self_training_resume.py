@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from self_training_case import PROMPTS, even_letters, trainer
@@ -45,12 +45,17 @@ RUNS = {
         },
     ),
     "rest_em": (ReSTTrainer, {"thresholds": [0.3], "score_map": "grow", "restart_from_base": True}),
+    "stream": (
+        RAFTTrainer,
+        {"train_dataset": lambda: shuffled_stream(), "stage_batch_size": 5},
+    ),  # ends in the second stage
     "8 bit": (RAFTTrainer, {"beta": 0.05, "peft_config": LORA}),
 }
 
 
 def run(folder: Path, name: str, resume: bool, watch=None) -> None:
     cls, options = RUNS[name]
+    options = {key: make() if callable(make) else make for key, make in options.items()}
     one = trainer(
         folder / "run",
         cls,
@@ -67,6 +72,10 @@ def run(folder: Path, name: str, resume: bool, watch=None) -> None:
     )
     one.train(resume_from_checkpoint=resume)
     one.save_model(folder / "final")
+
+
+def shuffled_stream() -> IterableDataset:
+    return Dataset.from_dict({"prompt": PROMPTS}).to_iterable_dataset().shuffle(seed=0, buffer_size=4)
 
 
 def policy_8_bit(folder: Path):
