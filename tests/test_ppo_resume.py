@@ -52,10 +52,10 @@ def trainer(folder, *, value_model=None, lora=False, stop_at=STEPS, **changes):
     )
 
 
-def on_a_stream(folder, *, prompts=16, stop_at=STEPS):
+def on_a_stream(folder, *, prompts=16, repeats=1, stop_at=STEPS):
     """The same run, whose prompts come from a stream that is shuffled."""
     made = trainer(folder)
-    rows = Dataset.from_dict({"prompt": [f"say {i}" for i in range(prompts)]}).to_iterable_dataset()
+    rows = Dataset.from_dict({"prompt": [f"say {i}" for i in range(prompts)]}).to_iterable_dataset().repeat(repeats)
     return PPOTrainer(
         made.model,
         even_letters,
@@ -175,12 +175,20 @@ def broken_after(completions_scored):
     return checked_reward(vowels_then_nan)
 
 
-@pytest.mark.parametrize("stop_at", [3, 7, 8])  # 8: as its first pass is over
-def test_a_run_on_a_stream_goes_on_where_it_was(tmp_path, stop_at):
-    whole = on_a_stream(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("stop_at", "rows"),
+    [
+        (3, {}),
+        (7, {}),
+        (8, {}),  # as its first pass is over
+        (7, {"prompts": 10, "repeats": None}),  # which has no second
+    ],
+)
+def test_a_run_on_a_stream_goes_on_where_it_was(tmp_path, stop_at, rows):
+    whole = on_a_stream(tmp_path / "whole", **rows)
     whole.train()
-    on_a_stream(tmp_path / "stopped", stop_at=stop_at).train()
-    resumed = on_a_stream(tmp_path / "stopped")
+    on_a_stream(tmp_path / "stopped", stop_at=stop_at, **rows).train()
+    resumed = on_a_stream(tmp_path / "stopped", **rows)
     resumed.train(resume_from_checkpoint=True)
     expected = state_of(whole)
     assert resumed.state.global_step == STEPS

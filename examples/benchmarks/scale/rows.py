@@ -7,6 +7,7 @@ memory then rises, `s` the CPU seconds. Rows have a prompt of about 12 tokens, o
 
     PPO, RAFT          the trainer is made of a data set of so many prompts
     prompts asked      the rows of a stage become parts, and their columns' type is read
+    stream found       a stream is read up to the place where a run was before, as a resumed one does
     what it says       a finished Grow's metrics and cost, as the main process logs them once a stage
     opened             all its rows are kept: what an Improve learns from is written, mapped and put in order
     held               bytes a row that stay in the process while the Improve runs, beside the tokens, which are in the file
@@ -34,6 +35,7 @@ from trl_ext.generation.sample_files import make_parts, prompt_type, sample_sche
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import grow_cost, grow_metrics
 from trl_ext.self_training.improve_rows import ImproveRows, KeptRows
+from trl_ext.self_training.prompt_stream import PromptStream
 from trl_ext.self_training.schedule import Schedule
 
 MIB = 2**20
@@ -93,6 +95,13 @@ def of_asking(rows: int, folder: Path, tokens: int) -> dict:
             make_parts(schedule.stage_rows(0), dataset[schedule.stage_rows(0)]["prompt"], size=256),
         )
     )
+
+
+def of_stream(rows: int, folder: Path, tokens: int) -> dict:
+    stream, again = (PromptStream(prompts(rows).to_iterable_dataset(), call="rows") for _ in range(2))
+    for _ in range(0, rows, 100):
+        stream.take(min(100, rows))
+    return measured(lambda: again.seek(stream.position))
 
 
 def of_saying(rows: int, folder: Path, tokens: int) -> dict:
@@ -159,7 +168,14 @@ def finished_grow(folder: Path, rows: int, tokens: int) -> GrowFiles:
     return files
 
 
-PARTS = {"PPO": of_ppo, "RAFT": of_raft, "prompts asked": of_asking, "what it says": of_saying, "opened": of_opening}
+PARTS = {
+    "PPO": of_ppo,
+    "RAFT": of_raft,
+    "prompts asked": of_asking,
+    "stream found": of_stream,
+    "what it says": of_saying,
+    "opened": of_opening,
+}
 
 
 def in_its_own_process(name: str, rows: int, tokens: int) -> dict:
