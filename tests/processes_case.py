@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from checkpoint_case import PROMPTS, STEPS, assert_same, make, pairs, trained
+from checkpoint_case import PROMPTS, STEPS, assert_same, even_letters, make, pairs, trained
 from datasets import Dataset
-from tiny import byte_tokenizer, tiny_reward_model
+from peft import LoraConfig, get_peft_model
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
 from two_processes import leave
 
 from trl_ext.trainer_kit import machines, output_dirs
+from trl_ext.trainer_kit.machines import bits
 
 PATIENCE = 200  # seconds, after which each process shows where it is
 EVALUATED, KILLED_AT = 2, 3  # steps
@@ -124,6 +126,32 @@ def own_disks(case: str, folder: Path) -> None:
     longer = {"max_steps": STEPS + 2}
     refused("another's", lambda: each(**longer).train(resume_from_checkpoint=True))
     leave()
+
+
+def unseeded(case: str, folder: Path) -> None:
+    """A new adapter's random numbers are each process's own, and a run returns to them."""
+    model = tiny_llama(byte_tokenizer())
+    torch.manual_seed(RANK)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    one = make(case, folder, model=model, ddp_backend="gloo", num_stages=2, restart_from_base=True)
+    one.train()
+    learned = {name: p for name, p in one.model.named_parameters() if p.requires_grad}
+    say(f"learned {sum(bits(parameter) for parameter in learned.values())}")
+    leave()
+
+
+def fails(case: str, folder: Path) -> None:
+    """A reward that only the second process cannot have, which must not let the first wait for it."""
+
+    def broken(completions, **columns):
+        if RANK:
+            raise RuntimeError("the service is away")
+        return even_letters(completions)
+
+    rewards = {"reward_funcs": [broken, even_letters]}
+    make(
+        case, folder, parts=rewards, ddp_backend="gloo", **({"prompts_per_part": 8} if case == "raft" else {})
+    ).train()
 
 
 def damage(path: str, trainer) -> None:

@@ -62,3 +62,22 @@ def _refuses_together(said: str, folder: Path, case: str) -> None:
     one = trainer_of(case, folder, weight_decay=0.5, accept_changes=["processes"])
     with pytest.raises(ValueError, match=r"written by 2 processes, and now .*'processes' cannot change within a run"):
         one.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.slow
+def test_two_processes_return_to_one_beginning(tmp_path):
+    done = in_two("unseeded", "rest", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    learned = re.findall(r"^\d: learned (-?\d+)$", done.stdout, re.MULTILINE)
+    assert len(learned) == 2 and len(set(learned)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["ppo", "raft"])
+def test_one_processs_error_ends_both(tmp_path, case):
+    """Else the other would wait for it until the network's time is over."""
+    done = in_two("fails", case, tmp_path)
+    assert done.returncode != 0
+    assert "RuntimeError: the service is away" in done.stderr
+    assert "process 1 of 2 failed: RuntimeError: the service is away" in done.stderr
+    assert (tmp_path / "grow-000").is_dir() == (case == "raft")

@@ -44,17 +44,6 @@ found = one.evaluate()
 score, loss = found["eval_score"], found["eval_loss"]
 print(f"\\neval_score {{one.accelerator.process_index}} {{score}} of loss {{loss}}\\n", end="", flush=True)
 """
-FAILING = """
-import sys
-from self_training_case import even_letters, trainer
-
-def broken(completions, prompts, **columns):
-    if "go" in prompts:  # which one of the two processes scores
-        raise RuntimeError("the service is away")
-    return even_letters(completions)
-
-trainer(sys.argv[1], ddp_backend="gloo", reward_funcs=broken).train()
-"""
 
 
 def in_two(script: str, folder: Path) -> subprocess.CompletedProcess:
@@ -81,13 +70,3 @@ def test_two_processes_grow_select_and_step_like_one(tmp_path):
     assert float(scores[0][1]) == pytest.approx(
         loss, rel=1e-5
     )  # of three rows, some of which two processes read twice
-
-
-@pytest.mark.slow
-def test_one_processs_error_ends_both(tmp_path):
-    """Else the other would wait for it until the network's time is over."""
-    done = in_two(FAILING, tmp_path)
-    assert done.returncode != 0
-    assert "RuntimeError: the service is away" in done.stderr
-    assert "of 2 failed: RuntimeError: the service is away" in done.stderr
-    assert (tmp_path / "run" / "grow-000").is_dir()

@@ -86,9 +86,7 @@ class RunFolder:
         elif initial is not None and accelerator.is_main_process:
             save_weights(self.path / INITIAL, initial)
         accelerator.wait_for_everyone()
-        if (
-            initial is not None and accelerator.num_processes > 1
-        ):  # a new adapter's may be each process's own until here
+        if initial is not None and accelerator.num_processes > 1:  # an adapter's may be each process's own until here
             self.grower.initial = load_file(self.path / INITIAL)
 
     def complete(self, checkpoint: Path) -> None:
