@@ -45,8 +45,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trl_ext.self_training import at_most_per_prompt, best_overall, best_per_prompt, random_of_same_size
-from trl_ext.trainer_kit import ends_in_one_line, seeded, stable_seed
-from trl_ext.trainer_kit.fingerprints import model_fingerprint
+from trl_ext.trainer_kit import ends_in_one_line, model_fingerprint, seeded, stable_seed
 
 PLAIN = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 Reward = Callable[[Images, list[Condition]], Sequence[float]]

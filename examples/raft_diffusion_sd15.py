@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
 from raft_diffusion import Plan, raft
 
-from trl_ext.cli.named_rewards import named_reward
+from trl_ext.cli import named_reward
 from trl_ext.trainer_kit import seeded, stable_seed
 
 SAMPLING = {"height": 256, "width": 256, "guidance_scale": 7.5, "num_inference_steps": 50}

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trl_ext import __version__
 from trl_ext.cli.command_words import in_words_of
@@ -16,7 +17,13 @@ from trl_ext.cli.plain_flags import arguments
 from trl_ext.cli.plain_terminal import plain_without_terminal
 from trl_ext.cli.plan import add_plan
 from trl_ext.trainer_kit.commands import ends_in_one_line, whole_process
+from trl_ext.trainer_kit.lazy import lazy_exports
 from trl_ext.trainer_kit.near_names import near_name
+
+if TYPE_CHECKING:
+    from trl_ext.cli.named_rewards import named_reward as named_reward
+
+lazy_exports(__name__)
 
 BY_DATACLASS = {  # commands whose flags are those of TRL's parser: their modules, and what they do
     "reward": ("train_reward", "train a reward model on pairs"),

@@ -9,6 +9,7 @@ from trl_ext.trainer_kit.lazy import lazy_exports
 if TYPE_CHECKING:
     from trl_ext.trainer_kit.checkpoints import newest_complete_checkpoint as newest_complete_checkpoint
     from trl_ext.trainer_kit.commands import ends_in_one_line as ends_in_one_line
+    from trl_ext.trainer_kit.fingerprints import model_fingerprint as model_fingerprint
     from trl_ext.trainer_kit.own_folders import claim_folder as claim_folder
     from trl_ext.trainer_kit.row_files import READERS as READERS
     from trl_ext.trainer_kit.row_files import UNREADABLE as UNREADABLE
