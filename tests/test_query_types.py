@@ -20,6 +20,7 @@ from trl_ext.query_types.query_features import BUCKETS, bucket, counts, scripts,
 from trl_ext.query_types.query_questions import ORDERS, letter_of, question, question_text
 from trl_ext.query_types.query_type_classifier import FEW, KIND, SHIPPED
 from trl_ext.sequences.log_probs import completion_log_probs
+from trl_ext.sequences.option_log_probs import choice_log_probs
 from trl_ext.sequences.training_rows import training_row
 
 VOCABULARY = np.array(sorted(map(word_number, "ab")), np.uint32)
@@ -305,6 +306,29 @@ def test_what_is_no_label_is_not_taken(sure, tmp_path):
     ):
         label_query_types(rows("a"), Told(sure=sure), keep=tmp_path / "labels.jsonl")
     assert not (tmp_path / "labels.jsonl").read_text()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_query_beyond_the_window_loses_its_end(chat, monkeypatch):
+    tokenizer = byte_tokenizer()
+    if not chat:
+        tokenizer.chat_template = None
+    model = tiny_llama(tokenizer, max_position_embeddings=700)
+    read = []
+
+    def noted(model, choices, **options):
+        read.extend(len(choice.context) + 1 for choice in choices)
+        return choice_log_probs(model, choices, **options)
+
+    monkeypatch.setattr("trl_ext.query_types.language_model_labeler.choice_log_probs", noted)
+    labeler = LanguageModelLabeler(model, tokenizer)
+    with pytest.warns(UserWarning, match=r"1 of 2 queries, e\.g\. '왜 왜.*lost their end, to fit the model's window"):
+        labelled = label_query_types(rows("왜 " * 400, "why"), labeler)
+    assert None not in labelled["query_type"][:] and 695 < max(read) <= 700
+    [whole] = list(labeler.label(["why"]))
+    assert labelled["query_type_confidence"][1] == pytest.approx(whole[1].confidence, abs=1e-5)
+    with pytest.raises(ValueError, match="window of 700 tokens does not hold the question about 'why'"):
+        list(LanguageModelLabeler(model, tokenizer, examples=[("x" * 300, "open")]).label(["why"]))
 
 
 def test_a_language_model_that_gives_nan_is_refused():

@@ -1,6 +1,8 @@
 """Query types by the log-probabilities that a causal LM gives two options."""
 
 import os
+import warnings
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from math import exp
 
@@ -9,11 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.query_types.labels import Label, label_of
-from trl_ext.query_types.query_questions import ORDERS, asked_by, question, question_text
+from trl_ext.query_types.query_questions import LONGEST, ORDERS, asked_by, question, question_text
 from trl_ext.sequences.causal_lms import Model, causal_lm, model_key
 from trl_ext.sequences.option_log_probs import Choice, choice_log_probs, option_ids
 from trl_ext.sequences.query_type_column import TYPES
 from trl_ext.sequences.tokenizers import tokenizer_beside
+from trl_ext.sequences.windows import model_window
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
@@ -60,9 +63,38 @@ class LanguageModelLabeler:
         return f"language model {model_key(self.model, self.tokenizer):08x} {asked_by(self.examples)}"
 
     def label(self, queries: list[str]) -> Iterator[tuple[int, Label]]:
+        """A query that the model's window does not hold loses its end, which is warned of."""
+        cut = []
         for start in range(0, len(queries), self.batch_size):
-            for i, p_open in enumerate(self._p_open(queries[start : start + self.batch_size]), start):
+            own = queries[start : start + self.batch_size]
+            fitted = [self._fitted(query) for query in own]
+            cut += [query for query, short in zip(own, fitted, strict=True) if short != query]
+            for i, p_open in enumerate(self._p_open(fitted), start):
                 yield i, label_of(p_open)
+        if cut:
+            warnings.warn(
+                f"LanguageModelLabeler: {len(cut)} of {len(queries)} queries, e.g. {cut[0][:40]!r}, lost their end, to fit the "
+                "model's window. Shorten them, give fewer examples, or take a model of a larger window.",
+                stacklevel=2,
+            )
+
+    def _fitted(self, query: str) -> str:
+        """As much of its beginning as fits the window in both orders; all of it, where that does."""
+        window, shown = model_window(self.model.config), query[:LONGEST]
+
+        def fits(length: int) -> bool:
+            choices = (self._choice(shown[:length], order) for order in ORDERS)
+            return max(len(choice.context) + max(map(len, choice.options)) for choice in choices) <= window
+
+        if window is None or fits(len(shown)):
+            return query
+        longest = bisect_left(range(1, len(shown)), True, key=lambda length: not fits(length))
+        if not longest:
+            raise ValueError(
+                f"LanguageModelLabeler: the model's window of {window} tokens does not hold the question about {query[:40]!r}. "
+                "Give fewer examples, or a model of a larger window."
+            )
+        return shown[:longest]
 
     def _p_open(self, queries: list[str]) -> list[float]:
         first, second = (
