@@ -113,6 +113,15 @@ def test_what_has_no_shape_is_weighed_and_named():
     )
 
 
+def test_a_value_model_of_another_shape_is_not_planned_for():
+    tokenizer, args = byte_tokenizer(), SFTConfig("unused", use_cpu=True, bf16=False)
+    policy, sizes = tiny_llama(tokenizer), {"prompt_length": 4, "completion_length": 4}
+    plan = run_plan("ppo", policy, args, value_model=tiny_reward_model(tokenizer, vocab_size=300), **sizes)
+    assert plan.settings.value_model  # more words alone are no other shape
+    with pytest.raises(ValueError, match="the value model is of another shape than the policy"):
+        run_plan("ppo", policy, args, value_model=tiny_reward_model(tokenizer, hidden_size=32), **sizes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

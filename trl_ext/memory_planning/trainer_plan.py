@@ -60,9 +60,10 @@ def run_plan(
         settings: Others of `memory_plan`.
 
     Raises:
-        ValueError: For an architecture or kind of adapter that the plan does not know.
+        ValueError: For an architecture or kind of adapter that the plan does not know, or a value model of another shape.
     """
     base, holders = under_adapter(model), reward_modules(rewards)
+    _check_value_model(value_model, base)
     held = [reward.held_model() for reward in holders]
     judges = other_models([one for one in held if not _on_same_base(one, base)], base)
     alike = [one for one in held if id(one) not in judges] + ([] if value_model is None else [value_model])
@@ -111,6 +112,19 @@ def loaded_judge(model: nn.Module, seen: set[int]) -> PlannedJudge:
     seen |= set(map(id, own))
     name = trunk.config._name_or_path or type(trunk).__name__
     return PlannedJudge(name, sum(each.nbytes for each in own), shape, bits, dtype.itemsize)
+
+
+def _check_value_model(value_model: nn.Module | None, base: nn.Module) -> None:
+    """Raise a ValueError for one whose layers, which are trained beside the policy's, are others than those."""
+    if value_model is not None and _layers(under_adapter(value_model)) != _layers(base):
+        raise ValueError(
+            "memory_plan: the value model is of another shape than the policy, and what its training needs is not counted."
+        )
+
+
+def _layers(base: nn.Module) -> tuple | None:
+    shape = shape_if_known(base)
+    return shape and (shape.hidden, shape.kinds)
 
 
 def _kind(base: nn.Module) -> tuple[ModelShape | None, int | None, torch.dtype]:
