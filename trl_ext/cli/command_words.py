@@ -114,7 +114,7 @@ RULES = (
         r"\((?P<name>\w+)=(?P<value>'[^']*'|[^()]*)\)",
         _argument,
     ),
-    _rule(r"\bPreferenceLabeler\.label: ", ""),
+    _rule(r"\b(?:PreferenceLabeler\.label|label_query_types|LanguageModelLabeler): ", ""),
     _rule(
         r"labeler=LanguageModelLabeler\(model\) or EndpointLabeler\(…\): rows that have a type keep it",
         "--model or --endpoint, with the labelled file and another --output: rows that have a type keep it",
