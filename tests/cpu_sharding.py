@@ -57,4 +57,10 @@ def shard_on_cpu(*, engine: str = "FSDP2", patience: float = 240, **changes: str
     """
     faulthandler.dump_traceback_later(patience, exit=True)
     os.environ.update(ENGINES[engine] | changes)
+    if engine.startswith("ZeRO"):
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # compiled, by whoever holds a lock that outlives a process
+        )
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)

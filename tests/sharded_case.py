@@ -226,6 +226,7 @@ def stopped(folder: Path, **options) -> dict[str, Tensor]:
 def refused_by_zero(folder: Path, **options) -> dict[str, Tensor]:
     """What a trainer says that cannot do it under DeepSpeed, of models that were cut before, and of other checkpoints."""
     said = pytest.warns(UserWarning, match="clips policy and critic by one norm")
+    policy = tiny_llama(byte_tokenizer()).bfloat16()
     with nullcontext() if int(os.environ["RANK"]) else said:
         trainer = table_trainer(folder / "a", save_strategy="steps", save_steps=1, max_steps=2, **options)
     with pytest.raises(ValueError, match=r"evaluate\(\) under DeepSpeed ZeRO-.*, before train"):
@@ -241,6 +242,8 @@ def refused_by_zero(folder: Path, **options) -> dict[str, Tensor]:
     with pytest.raises(ValueError, match=r"there is no .*zero_pp_rank_1_.*optim_states.pt in it"):
         again.train(resume_from_checkpoint=str(checkpoint))
     if stage == 3:
+        with pytest.raises(ValueError, match=r"bf16=False and trained tensors in torch.bfloat16: it takes one dtype"):
+            table_trainer(folder, full=True, model=policy)
         cut = LlamaForCausalLM._from_config(tiny_llama(byte_tokenizer()).config)
         for name in ("model", "value_model", "reward_funcs"):
             with pytest.raises(ValueError, match=rf"{name}=Llama.*has cut it while it was loaded.*Give its path"):

@@ -1,5 +1,6 @@
 """Two processes between which FSDP2 shards policy and critic must take PPO's steps as one process does."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from table_case import TABLE, run, saved_and_evaluated
 from tiny import byte_tokenizer, tiny_llama
 from transformers import LlamaForCausalLM
 from trl.generation import vllm_generation
+from two_processes import run_in_two
 
 
 def test_the_example_says_what_is_tested_here():
@@ -109,7 +111,7 @@ def test_a_checkpoint_of_another_engine(tmp_path):
         (None, "there is no pytorch_model_fsdp"),
     ):
         script = Path(__file__).parent / "sharded_case.py"
-        refused = run_in_two(script, tmp_path / "fsdp2", "trained", json.dumps(options | resume))
+        refused = run_in_two(script, tmp_path / "fsdp2", "trained", json.dumps(options | resume), "FSDP2")
         assert refused.returncode and said in refused.stderr, refused.stderr[-3000:]
         for path in folder.rglob(record or "nothing"):
             path.unlink()

@@ -5,14 +5,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from ppo_case import ppo_trainer
 from self_training_case import trainer as raft_trainer
 from test_imitation_reward_trainer import config, trainer_of
 from tiny import byte_tokenizer, tiny_llama
+from transformers.integrations import deepspeed as asked
 
 from trl_ext import EndpointGenerator, TransformersGenerator, VLLMGenerator
 from trl_ext.generation.protocol import passes_policy
 from trl_ext.trainer_kit import sharding
-from trl_ext.trainer_kit.sharding import but_fsdp2, copy_whole, engine_asked, refuse_engine, whole
+from trl_ext.trainer_kit.finite_findings import all_finite
+from trl_ext.trainer_kit.loading import whole_loading
+from trl_ext.trainer_kit.sharding import (
+    SHARDING,
+    but_for,
+    but_fsdp2,
+    check_uncut,
+    copy_whole,
+    engine_asked,
+    own_part,
+    refuse_engine,
+    whole,
+    whole_shape,
+)
 from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 
@@ -51,6 +66,7 @@ def test_a_config_asks_first(launched):
         ({"distributed_type": "MULTI_GPU"}, None),
         ({"fsdp_plugin": SimpleNamespace(fsdp_version=2)}, "FSDP2"),
         ({"deepspeed_plugins": {"default": SimpleNamespace(zero_stage=3)}}, "DeepSpeed ZeRO-3"),
+        ({"deepspeed_plugins": SimpleNamespace(zero_stage=2)}, "DeepSpeed ZeRO-2"),
         ({"distributed_type": "MEGATRON_LM"}, "Megatron-LM"),
         ({"parallelism_config": SimpleNamespace(tp_enabled=True)}, r"accelerate's parallelism_config (tp)"),
     ],
@@ -67,6 +83,12 @@ def test_fsdp2_among_engines():
     assert [but_fsdp2(engine) for engine in ("FSDP1", "DeepSpeed ZeRO-2")] == ["FSDP1", "DeepSpeed ZeRO-2"]
 
 
+def test_some_engines():
+    assert [but_for(engine, *SHARDING) for engine in (None, "FSDP", "DeepSpeed", "DeepSpeed ZeRO-3")] == [None] * 4
+    others = ["DeepSpeed ZeRO-0", "FSDP1", "Megatron-LM"]
+    assert [but_for(engine, *SHARDING) for engine in others] == others
+
+
 def test_a_refusal_names_the_engine_and_the_way_round():
     refuse_engine(None, trainer="X", why="y")
     with pytest.raises(
@@ -76,19 +98,24 @@ def test_a_refusal_names_the_engine_and_the_way_round():
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("make", "name", "engine"),
     [
-        (lambda folder, tokenizer: raft_trainer(folder), "RAFTTrainer"),
-        (lambda folder, tokenizer: trainer_of(folder, tokenizer, args=config(folder)), "ImitationRewardTrainer"),
+        (lambda folder, tokenizer: ppo_trainer(folder), "PPOTrainer", "Megatron-LM"),
+        (lambda folder, tokenizer: raft_trainer(folder), "RAFTTrainer", "DeepSpeed"),
+        (
+            lambda folder, tokenizer: trainer_of(folder, tokenizer, args=config(folder)),
+            "ImitationReward",
+            "Megatron-LM",
+        ),
     ],
 )
-def test_deepspeed_is_refused_before_it_takes_the_weights(tmp_path, tokenizer, monkeypatch, make, name):
+def test_an_engine_is_refused_before_it_takes_the_weights(tmp_path, tokenizer, monkeypatch, make, name, engine):
     """ZeRO-3 leaves a trainer that is built empty tensors, so that it failed in them before it could say a word."""
     monkeypatch.setattr(sharding, "AcceleratorState", SimpleNamespace(_shared_state={}))
-    monkeypatch.setattr(sharding, "LAUNCHED", {"LAUNCHED_SO": "DeepSpeed"})  # whose own name transformers acts upon
+    monkeypatch.setattr(sharding, "LAUNCHED", {"LAUNCHED_SO": engine})  # whose own name transformers acts upon
     monkeypatch.setenv("LAUNCHED_SO", "true")
     monkeypatch.setattr("transformers.Trainer.__init__", lambda *args, **kwargs: pytest.fail("it was built"))
-    with pytest.raises(ValueError, match=f"{name} runs on .*, not under DeepSpeed: "):
+    with pytest.raises(ValueError, match=f"{name}.* runs on .*, not under {engine}: "):
         make(tmp_path, tokenizer)
 
 
@@ -117,3 +144,26 @@ def test_who_needs_whole_weights():
     silent = SimpleNamespace(name="mine", generate=lambda *given: (), settings=dict)
     assert passes_policy(TransformersGenerator()) and passes_policy(VLLMGenerator()) and passes_policy(silent)
     assert not passes_policy(EndpointGenerator("a-model", "http://localhost/v1", "key"))
+
+
+def test_a_piece_stands_for_a_tensor_that_zero_3_has_cut():
+    """What stands in its place is empty, which would be finite, small, and like any other."""
+    parameter = torch.nn.Parameter(torch.empty(0))
+    assert own_part(parameter) is parameter and whole_shape(parameter) == [0]
+    parameter.ds_tensor, parameter.ds_shape = torch.tensor([torch.nan]), torch.Size([2, 3])
+    assert not all_finite([parameter]) and whole_shape(parameter) == [2, 3]
+    model = torch.nn.ParameterList([parameter])
+    check_uncut("its path", call="X")
+    with pytest.raises(ValueError, match=r"X\(model=…\): DeepSpeed ZeRO-3 has cut it .*Give its path"):
+        check_uncut(model, call="X(model=…)")
+
+
+def test_models_are_loaded_whole_until_a_trainer_says_otherwise(monkeypatch):
+    first, second = (lambda: SimpleNamespace(is_zero3=lambda: True) for _ in range(2))
+    monkeypatch.setattr(asked, "_hf_deepspeed_config_weak_ref", first)
+    with whole_loading():
+        assert not asked.is_deepspeed_zero3_enabled()
+    assert asked._hf_deepspeed_config_weak_ref is first
+    with whole_loading():
+        asked._hf_deepspeed_config_weak_ref = second
+    assert asked._hf_deepspeed_config_weak_ref is second

@@ -2,19 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers import Trainer
 
 from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
 from trl_ext.rewards.reward_columns import holders_in
 from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, of_plugin, refuse_settings
-from trl_ext.trainer_kit.sharding import DDP, but_for, engine_asked, engine_of, is_in_pieces, refuse_engine
+from trl_ext.trainer_kit.sharding import DDP, SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
 
 if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from trl import GRPOTrainer
 
-SHARDS = ("FSDP2", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3")
 REFUSAL = {
     "trainer": "PPOTrainer",
     "runs": "on one device, with data parallelism, under FSDP2 or under DeepSpeed ZeRO-1 to ZeRO-3",
@@ -35,11 +33,11 @@ def refuse_early(args: Any) -> None:
     Args:
         args: The trainer's config, if it has one.
     """
-    refuse_engine(but_for(engine_asked(args), *SHARDS), **REFUSAL)
+    refuse_engine(but_for(engine_asked(args), *SHARDING), **REFUSAL)
 
 
 def check_whole(models: dict[str, object], rewards: object) -> None:
-    """Raise a ValueError for a model that transformers has cut while it loaded it, as it does once ZeRO-3 is asked for.
+    """Raise a ValueError for a model that came in pieces.
 
     Args:
         models: By the arguments that they came in.
@@ -48,11 +46,7 @@ def check_whole(models: dict[str, object], rewards: object) -> None:
     given = rewards if isinstance(rewards, list | tuple) else [rewards]
     held = [holder.held_model() for reward in given for holder in holders_in(reward)]
     for name, model in (*models.items(), *(("reward_funcs", one) for one in (*given, *held))):
-        if isinstance(model, nn.Module) and any(map(is_in_pieces, model.parameters())):
-            raise ValueError(
-                f"PPOTrainer({name}={type(model).__name__}): DeepSpeed ZeRO-3 has cut it while it was loaded, since PPOConfig, "
-                "or another trainer, had been made before. Give its path, or load it before the config is made."
-            )
+        check_uncut(model, call=f"PPOTrainer({name}={type(model).__name__})")
 
 
 def shards_policy(trainer: "GRPOTrainer") -> bool:
@@ -60,7 +54,7 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
     engine = engine_of(trainer)
     if engine is None:
         return False
-    refuse_engine(but_for(engine, *SHARDS), **REFUSAL)
+    refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
     of_engine = _of_fsdp2(trainer.accelerator.state.fsdp_plugin) if engine == "FSDP2" else of_zero(trainer)
     refuse_settings([*of_engine, *_of_trainer(trainer)], trainer="PPOTrainer", engine=engine)
     if engine != "FSDP2":

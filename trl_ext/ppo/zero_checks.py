@@ -3,6 +3,8 @@
 import warnings
 from typing import TYPE_CHECKING
 
+import torch
+
 from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal
 
 if TYPE_CHECKING:
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from trl import GRPOTrainer
 
     from trl_ext.ppo.ppo_config import PPOConfig
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def of_zero(trainer: "GRPOTrainer") -> list[Refusal]:
@@ -47,9 +51,16 @@ def _of_plugin(plugin: "DeepSpeedPlugin", args: "PPOConfig") -> list[Refusal]:
 
 
 def _of_steps(trainer: "GRPOTrainer") -> list[Refusal]:
-    args = trainer.args
+    args, stage = trainer.args, trainer.accelerator.state.deepspeed_plugin.zero_stage
+    halves = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad} & set(HALVES)
     return [
         (bool(args.use_vllm), "use_vllm=True", UNTRIED, "Leave it out: the policy samples, all processes in step"),
+        (
+            stage == 3 and not args.bf16 and bool(halves),
+            f"bf16=False and trained tensors in {', '.join(sorted(map(str, halves)))}",
+            "it takes one dtype, and the critic is in float32",
+            "Set bf16=True, or load the policy in float32",
+        ),
         (
             args.critic_warmup_rollouts > 0,
             f"critic_warmup_rollouts={args.critic_warmup_rollouts}",

@@ -59,13 +59,23 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.counted_once import CountedOnce, counted_rows
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
+from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
-from trl_ext.trainer_kit.sharding import but_fsdp2, engine_asked, engine_of, refuse_engine
+from trl_ext.trainer_kit.sharding import (
+    CUTTING,
+    SHARDING,
+    but_for,
+    check_uncut,
+    engine_asked,
+    engine_of,
+    refuse_engine,
+)
 from trl_ext.trainer_kit.trainer_input import check_offloading, given_or_default
 
 REFUSAL = {
     "trainer": "ImitationRewardTrainer",
-    "runs": "on one device, with data parallelism or, with an imitation_head of its own, under FSDP2",
+    "runs": "on one device, with data parallelism, under DeepSpeed ZeRO-1 or ZeRO-2 or, with an imitation_head of its own, "
+    "under FSDP2 or ZeRO-3",
     "why": "the vocabulary head that it reads the trunk with is in pieces, or read before they are put together",
 }
 
@@ -145,28 +155,30 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         model, processing_class = adapter_at(model, processing_class, args, quantization_config, load=load)
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
         if _imitates(args):
-            refuse_engine(but_fsdp2(engine_asked(args)), **REFUSAL)  # while there are whole weights
+            refuse_engine(but_for(engine_asked(args), *SHARDING), **REFUSAL)  # while there are whole weights
+            check_uncut(model, call=f"ImitationRewardTrainer(model={type(model).__name__})")
         check_offloading(args)
         check_one_label(model, args.model_init_kwargs)
         check_data(train_dataset, eval_dataset)
         if not _imitates(args):
             _refuse_idle_head(imitation_head)
         adapters = adapter_tensors(model, trainer="ImitationRewardTrainer") if _imitates(args) else {}
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            compute_metrics,
-            callbacks,
-            optimizers,
-            optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics,
-            quantization_config,
-            peft_config,
-        )
+        with whole_loading() if _imitates(args) else nullcontext():
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                compute_metrics,
+                callbacks,
+                optimizers,
+                optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics,
+                quantization_config,
+                peft_config,
+            )
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         check_pair_tokens([self.train_dataset, *evaluated], self.processing_class, self.model.config)
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
@@ -174,7 +186,7 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         keep_4_bit_layout(self.model)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
-            refuse_engine(but_fsdp2(engine_of(self)), **REFUSAL)
+            refuse_engine(but_for(engine_of(self), *SHARDING), **REFUSAL)
             check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}
@@ -361,7 +373,7 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
 
     def _imitation_head(self, given: nn.Module | str | None) -> VocabularyHead:
         revision = (self.args.model_init_kwargs or {}).get("revision")
-        is_cut = engine_of(self) is not None
+        is_cut = engine_of(self) in CUTTING
         return imitation_head_of(self.model, given, self.processing_class, revision=revision, is_cut=is_cut)
 
 

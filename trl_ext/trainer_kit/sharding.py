@@ -28,6 +28,8 @@ TYPES = {
     DistributedType.FSDP: "FSDP",
     DistributedType.MEGATRON_LM: "Megatron-LM",
 }
+SHARDING = ("FSDP2", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3")  # what some trainers run under
+CUTTING = ("FSDP2", "DeepSpeed ZeRO-3")  # of them those that leave no process whole weights
 DDP = (
     "Launch it with `accelerate launch --multi_gpu`; a model too large for that may train an adapter on a base in 8 or 4 bits "
     "(SharedBase)"
@@ -133,6 +135,20 @@ def own_part(tensor: Tensor) -> Tensor:
 def whole_shape(tensor: Tensor) -> list[int]:
     """The shape of a tensor, cut or not, as a whole."""
     return list(tensor.ds_shape if is_in_pieces(tensor) else tensor.shape)
+
+
+def check_uncut(model: object, *, call: str) -> None:
+    """Raise a ValueError for a model that transformers has cut while it loaded it, as it does once ZeRO-3 is asked for.
+
+    Args:
+        model: As it was given; what is no module is passed over.
+        call: In which call.
+    """
+    if isinstance(model, nn.Module) and any(map(is_in_pieces, model.parameters())):
+        raise ValueError(
+            f"{call}: DeepSpeed ZeRO-3 has cut it while it was loaded, since the trainer's config, or another trainer, had "
+            "been made before. Give its path, or load it before the config is made."
+        )
 
 
 @contextmanager

@@ -73,6 +73,12 @@ def train(folder: Path, what: str, how: str, clip: float) -> None:
     sharded = "true" in map(os.environ.get, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     if sharded:  # accelerate takes CPU processes for cards
         PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # compiled, by whoever holds a lock that outlives a process
+        )
     torch.set_default_dtype(torch.float64)
     policy = made(AutoModelForCausalLM, "CAUSAL_LM", how, seed=0)
     each = {f"per_device_{kind}_batch_size": BATCH // processes for kind in ("train", "eval")}
