@@ -6,6 +6,7 @@ import os
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from transformers import training_args
 
 FSDP2 = {
     "ACCELERATE_TORCH_DEVICE": "cpu",
@@ -64,3 +65,4 @@ def shard_on_cpu(*, engine: str = "FSDP2", patience: float = 240, **changes: str
             False  # compiled, by whoever holds a lock that outlives a process
         )
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    training_args.is_torch_bf16_gpu_available = lambda: True  # which a CPU's processes may use, too

@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from cpu_sharding import CUT, FSDP2, shard_on_cpu
 from safetensors.torch import load_file, save_file
-from table_case import TABLE, run, saved_and_evaluated, table_trainer, weights
+from table_case import TABLE, run, saved_and_evaluated, table_trainer, watch_rollouts, weights
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import Tensor
 from transformers import LlamaForCausalLM, training_args
@@ -89,6 +89,17 @@ def values_first(folder: Path, **options) -> dict[str, Tensor]:
     trainer._evaluate_policy = values_before
     trainer.train()
     return weights(trainer)
+
+
+def in_16_bits(folder: Path, **options) -> dict[str, Tensor]:
+    """Of passes in bf16 neither log π nor V is rounded to it: as accelerate would have it, to a 1/32 at 5."""
+    trainer = table_trainer(folder, max_steps=1, bf16=True, **options)
+    rollouts = watch_rollouts(trainer)
+    trainer.train()
+    seen = torch.cat([tensor for name, tensor in rollouts.items() if name.endswith(("values", "old_per_token_logps"))])
+    seen = seen[seen != 0]
+    assert (seen == seen.bfloat16()).float().mean() < 0.1
+    return {}
 
 
 def refused(folder: Path, **options) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from two_processes import leave
 import trl_ext
 from trl_ext import RAFTTrainer, VLLMGenerator
 from trl_ext.sequences.samples import Sample
+from trl_ext.trainer_kit.overrides import outputs_of
 from trl_ext.trainer_kit.sharding import whole
 from trl_ext.trainer_kit.whole_copies import WholeCopy
 
@@ -86,6 +87,15 @@ def by_config(folder: Path, **options) -> dict[str, Tensor]:
         if name != "ACCELERATE_TORCH_DEVICE":
             del os.environ[name]
     return run(folder, fsdp=True, **options)
+
+
+def in_16_bits(folder: Path) -> dict[str, Tensor]:
+    """Of passes in bf16 losses are in float32: as accelerate would have it, one of 5 would be told to a 1/32."""
+    one = made(folder, full=True, bf16=True, num_stages=1, use_cpu=False)
+    with outputs_of(one, "compute_loss") as losses:
+        one.train()
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    return {}
 
 
 def fails(folder: Path) -> dict[str, Tensor]:

@@ -91,6 +91,6 @@ def test_the_config_may_ask_for_it(tmp_path):
     torch.testing.assert_close(both, one, **CLOSE)
 
 
-@pytest.mark.parametrize("what", ["refused", "fails"])
-def test_what_both_processes_are_told(tmp_path, what):
+@pytest.mark.parametrize("what", ["refused", "fails", "in_16_bits"])
+def test_what_both_processes_see(tmp_path, what):
     in_two(tmp_path / "two", what, case="sharded_raft_case")

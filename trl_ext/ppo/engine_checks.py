@@ -6,7 +6,7 @@ from transformers import Trainer
 
 from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
 from trl_ext.rewards.reward_columns import holders_in
-from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, keep_outputs, of_plugin, refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
     refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
     of_engine = _of_fsdp2(trainer.accelerator.state.fsdp_plugin) if engine == "FSDP2" else of_zero(trainer)
     refuse_settings([*of_engine, *_of_trainer(trainer)], trainer="PPOTrainer", engine=engine)
-    if engine != "FSDP2":
+    if engine == "FSDP2":
+        keep_outputs(trainer.accelerator.state.fsdp_plugin)
+    else:
         say_how_it_clips(trainer, engine)
     return True
 

@@ -3,7 +3,7 @@
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
-from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, keep_outputs, of_plugin, refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, engine_of, refuse_engine
 
 REFUSAL = {
@@ -23,6 +23,7 @@ def shards_policy(trainer: Trainer) -> bool:
         refuse_engine(engine, trainer=name, **REFUSAL)
     plugin, config = trainer.accelerator.state.fsdp_plugin, type(trainer.args).__name__
     refuse_settings([*of_plugin(plugin, config=config), *_of_trainer(trainer)], trainer=name)
+    keep_outputs(plugin)
     return True
 
 
