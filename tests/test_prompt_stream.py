@@ -220,6 +220,30 @@ def test_a_bad_prompt_that_comes_later_is_refused_before_it_is_sampled(tmp_path,
     assert not (tmp_path / "prompts-001.parquet").exists() and (tmp_path / "grow-000.parquet").exists()
 
 
+class Known:
+    """A reward that reads a column, of which it knows one value."""
+
+    __name__ = "known"
+
+    def check_columns(self, columns, rows):
+        if any(columns["kind"][row] != "open" for row in rows):
+            raise ValueError("expected 'open' in the column `kind`")
+
+    def __call__(self, completions, kind, **columns):
+        return even_letters(completions)
+
+
+def test_columns_are_looked_at_when_they_come(tmp_path):
+    rows = stream_of(kind=["open"] * 39 + ["shut"])
+    one = trainer(tmp_path, train_dataset=rows, reward_funcs=Known(), stage_batch_size=38, improve_steps=1)
+    with (
+        pytest.warns(UserWarning, match="is read anew"),
+        pytest.raises(ValueError, match="expected 'open' in the column `kind` Row 0 is row 38 of the stream"),
+    ):
+        one.train()
+    assert not (tmp_path / "prompts-001.parquet").exists()
+
+
 def test_a_run_without_its_prompts(tmp_path):
     settings = {"stage_batch_size": 4, "improve_steps": 1, "save_strategy": "steps", "save_steps": 1}
     one = trainer(tmp_path, train_dataset=stream_of(), num_stages=1, **settings)

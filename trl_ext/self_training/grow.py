@@ -127,7 +127,8 @@ class Grower:
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self.prompts.prepare(stage, Path(self.args.output_dir), self.check)
-        dataset, rows = self.stage_rows(stage)
+        with together(self.accelerator):
+            dataset, rows = self.stage_rows(stage)
         parts = make_parts(rows, dataset.select_columns("prompt")[rows]["prompt"], size=self.args.prompts_per_part)
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
         self.enter("generate")

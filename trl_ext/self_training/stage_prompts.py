@@ -14,7 +14,7 @@ from trl_ext.generation.sample_files import read_table, write_table
 from trl_ext.self_training.prompt_stream import Position, PromptStream, Row
 from trl_ext.self_training.schedule import Schedule
 from trl_ext.sequences.prompt_rows import read_dataset
-from trl_ext.trainer_kit.fingerprints import data_fingerprint, rows_fingerprint
+from trl_ext.trainer_kit.fingerprints import data_fingerprint, stream_fingerprint
 from trl_ext.trainer_kit.row_files import MixedColumn, mixtures_named
 
 PROMPTS_NAME = re.compile(r"prompts-\d{3,}\.parquet")
@@ -74,7 +74,7 @@ class StreamPrompts:
         if not first:
             raise ValueError(f"{self._call} is empty: expected at least one prompt.")
         self.known = self._as_dataset(first)
-        self._fingerprint = f"stream {rows_fingerprint(list(first[0]), first[:1])}"
+        self._fingerprint = stream_fingerprint(first[0])
 
     def fingerprint(self) -> str | None:
         return self._fingerprint

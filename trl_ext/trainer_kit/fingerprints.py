@@ -63,7 +63,11 @@ def data_fingerprint(dataset: Dataset | IterableDataset | None) -> str | None:
         return None
     if isinstance(dataset, Dataset):
         return rows_fingerprint(dataset.column_names, dataset)
-    first = next(iter(dataset), {})
+    return stream_fingerprint(next(iter(dataset), {}))
+
+
+def stream_fingerprint(first: dict[str, Any]) -> str:
+    """Of a stream, of which its first row is all that can be known."""
     return f"stream {rows_fingerprint(list(first), [first])}"
 
 
