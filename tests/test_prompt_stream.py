@@ -74,6 +74,16 @@ def test_a_position_is_found_again_behind_a_shuffling_buffer():
         assert taken(again, 7) == stage
 
 
+@pytest.mark.filterwarnings("ignore:.*is read anew")
+def test_a_stream_that_another_trainer_has_read_begins_at_its_beginning():
+    """As in a notebook, whose trainer is made anew after it was stopped."""
+    rows = IterableDataset.from_generator(lambda: ({"n": n} for n in range(20))).shuffle(seed=3, buffer_size=6)
+    first = PromptStream(rows, call="RAFT(…)")
+    stages = [taken(first, 8) for _ in range(5)]
+    again = PromptStream(rows, call="RAFT(…)")
+    assert [taken(again, 8) for _ in range(5)] == stages
+
+
 def test_a_stream_with_fewer_rows_than_a_stage():
     with pytest.raises(
         ValueError, match=r"RAFT\(…\): the stream ended after 3 prompts, and stage_batch_size=4. Lower"

@@ -41,7 +41,7 @@ class PromptStream:
     """
 
     def __init__(self, stream: IterableDataset, *, call: str):
-        self.stream, self.call, self._first_epoch = stream, call, stream.epoch
+        self.stream, self.call = stream, call
         self._open(0)
 
     def first(self, count: int) -> list[Row]:
@@ -88,7 +88,7 @@ class PromptStream:
             yield row
 
     def _open(self, epoch: int) -> None:
-        self.stream.set_epoch(self._first_epoch + epoch)
+        self.stream.set_epoch(epoch)
         self._epoch, self._taken, self._digest = epoch, 0, hashlib.blake2b(digest_size=16)
         self._rows, self._ahead = iter(self.stream), []
 
