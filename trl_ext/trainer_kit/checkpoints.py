@@ -26,7 +26,7 @@ from trl_ext.trainer_kit.checkpoint_files import (
     rng_file,
     written_by,
 )
-from trl_ext.trainer_kit.machines import bits, check_loaded, machine_of, machines
+from trl_ext.trainer_kit.machines import bits, check_loaded, machines, who_says
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, has_lost_another, together
@@ -150,24 +150,10 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
 
         A folder is one by its name: where each machine has a disk, each may have it elsewhere.
         """
-        seen, names = (
-            gather_object([{folder.name: self._lacks(folder) for folder in folders}]),
-            machines(self.accelerator),
-        )
+        said = gather_object([{folder.name: self._lacks(folder) for folder in folders}])
         own = {folder.name: folder for folder in folders}
-        missing = ["there is no such folder"]  # on a disk of another machine
-        found = {}
-        for name in dict.fromkeys(name for each in seen for name in each):
-            by_problem: dict[str, list[int]] = {}
-            for process, each in enumerate(seen):
-                for problem in each.get(name, missing):
-                    by_problem.setdefault(problem, []).append(process)
-            path = own.get(name, Path(self.args.output_dir, name))
-            found[path] = [
-                problem if len(who) == len(seen) else f"{machine_of(who[0], names)}: {problem}"
-                for problem, who in by_problem.items()
-            ]
-        return found
+        found = who_says(said, machines(self.accelerator), unknown="there is no such folder")
+        return {own.get(name, Path(self.args.output_dir, name)): problems for name, problems in found.items()}
 
     def _lacks(self, folder: Path) -> list[str]:
         then, now = written_by(folder), self.accelerator.num_processes

@@ -28,6 +28,27 @@ def machines(accelerator: Accelerator) -> list[str]:
     return gather_object([platform.node() or "a machine without a name"])
 
 
+def who_says(said: list[dict[str, list[str]]], names: list[str], *, unknown: str) -> dict[str, list[str]]:
+    """What is wrong with each of some things, as any process says; with the first that says so, where not all do.
+
+    >>> who_says([{"a": [], "b": ["empty"]}, {"a": ["empty"]}], ["here", "there"], unknown="gone")
+    {'a': ['process 1 on there: empty'], 'b': ['process 0 on here: empty', 'process 1 on there: gone']}
+
+    Args:
+        said: By each process, of the things that it knows.
+        names: Of the processes' machines.
+        unknown: Said by who does not know a thing.
+    """
+    found: dict[str, list[str]] = {}
+    for thing in dict.fromkeys(thing for one in said for thing in one):
+        each, found[thing] = [one.get(thing, [unknown]) for one in said], []
+        for problem in dict.fromkeys(problem for one in each for problem in one):
+            who = [process for process, one in enumerate(each) if problem in one]
+            place = "" if len(who) == len(said) else f"{machine_of(who[0], names)}: "
+            found[thing].append(f"{place}{problem}")
+    return found
+
+
 def check_alike(run: Record, accelerator: Accelerator, *, call: str) -> None:
     """Raise a ValueError, in all processes, where one begins otherwise than the first.
 
