@@ -1,8 +1,8 @@
 """Programs as processes that need not import anything: forked from one that has imported, once, what they share.
 
 A fresh process spends six seconds on torch, transformers and TRL, and most programs of the tests less on what they are
-for. What only a fresh process shows is tested by those that start one: `accelerate launch` in test_ppo_processes.py, and
-the commands in test_commands.py.
+for. What only a fresh process shows is tested by those that start one: `torchrun` and `accelerate launch` in
+test_cli_in_two.py, and the commands in test_commands.py.
 """
 
 import multiprocessing

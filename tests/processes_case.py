@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from checkpoint_case import PROMPTS, STEPS, assert_same, even_letters, make, pairs, trained
+from checkpoint_case import KINDS, PROMPTS, STEPS, assert_same, even_letters, make, pairs, trained
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
@@ -80,13 +80,19 @@ def begins(case: str, folder: Path) -> None:
     whole.train()
     say(f"wrote {len(written)} records and {len(saved)} models")
     torch.save(trained(whole), folder / f"trained-{RANK}.pt")
+    if case in KINDS:
+        refuses_together(case, folder / "whole")
+    trainer_of(case, folder / "killed", callbacks=[Killed()]).train()
+
+
+def refuses_together(case: str, folder: Path) -> None:
+    """A second run, another option, no path; the same option is then accepted."""
     for what, given, options in (("anew", None, {}), ("decayed", True, {"weight_decay": 0.5}), ("a number", 3, {})):
-        refused(what, lambda: trainer_of(case, folder / "whole", **options).train(resume_from_checkpoint=given))  # noqa: B023
+        refused(what, lambda: trainer_of(case, folder, **options).train(resume_from_checkpoint=given))  # noqa: B023
     accepted = {"weight_decay": 0.5, "accept_changes": ["weight_decay"], "save_strategy": "no"}
-    again = trainer_of(case, folder / "whole", **accepted)
+    again = trainer_of(case, folder, **accepted)
     again.train(resume_from_checkpoint=True)
     say(f"decays by {again.optimizer.param_groups[0]['weight_decay']}")
-    trainer_of(case, folder / "killed", callbacks=[Killed()]).train()
 
 
 def goes_on(case: str, folder: Path) -> None:

@@ -1,9 +1,6 @@
 """Two processes must take PPO's steps as one does: every mean is over the tokens of both."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,25 +10,10 @@ from table_case import TABLE, run
 from two_processes import run_in_two
 
 
-def launched(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
-    """As a user starts two processes; those of `run_in_two` are spared the launcher and their imports."""
-    root = Path(__file__).parent
-    path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    return subprocess.run(
-        [*launch, str(script), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def ends(folder: Path, run, **options) -> list[dict[str, torch.Tensor]]:
+def ends(folder: Path, **options) -> list[dict[str, torch.Tensor]]:
     """What each of two processes ends with."""
     folder.mkdir()
-    done = run(Path(__file__).parent / "table_case.py", folder, json.dumps(options))
+    done = run_in_two(Path(__file__).parent / "table_case.py", folder, json.dumps(options))
     assert done.returncode == 0, done.stderr[-3000:]
     return [load_file(folder / f"process-{process}.safetensors") for process in range(2)]
 
@@ -56,8 +38,7 @@ def test_two_processes_step_like_one(tmp_path, case):
     """Advantages, returns and values of each completion, and the weights after three steps."""
     options = CASES[case]
     one = run(tmp_path / "one", **options | batches(options, 8))
-    in_two = launched if case == "head" else run_in_two
-    first, second = ends(tmp_path / "two", in_two, **options | batches(options, 4))
+    first, second = ends(tmp_path / "two", **options | batches(options, 4))
     weights = [name for name in one if name.startswith(("policy.", "critic."))]
     assert len(one) - len(weights) == 4 * len(TABLE)
     torch.testing.assert_close(first | second, one, rtol=0, atol=1e-6)

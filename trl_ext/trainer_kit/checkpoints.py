@@ -246,8 +246,8 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         me, all_of_them, state = self.accelerator.process_index, self.accelerator.num_processes, self.state
         return (
             f"{type(self).__name__}.train: process {me} of {all_of_them} no longer hears another one, after step "
-            f"{state.global_step} of {state.max_steps}. That one has ended, or stood still for longer than ddp_timeout="
-            f"{self.args.ddp_timeout} seconds: what it said last is the reason. {self._kept()} Start all of them again with "
+            f"{state.global_step} of {state.max_steps}. That one has ended, or stood still for longer than the time-out "
+            f"(ddp_timeout; on a CPU half an hour): what it said last is the reason. {self._kept()} Start all of them again with "
             f"resume_from_checkpoint=True. ({error})"
         )
 
