@@ -263,3 +263,27 @@ def test_what_is_stored_is_small_and_clean(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))  # run once, from top to bottom
     for output in (output for cell in code for output in cell.outputs):
         assert output.output_type != "error" and output.get("name") != "stderr"
+
+
+def said_to_be_resolved(path: Path) -> list[tuple[float, float, bool]]:
+    """Of each stored row that says it: the difference, the smallest that could have been seen, and what is said."""
+    outputs = [output for cell in code_cells(path) for output in cell.outputs if "data" in output]
+    tables = [output.data["text/plain"] for output in outputs if "text/plain" in output.data]
+    number = r"(-?[\d.]+)"
+    row = re.compile(rf"{number} +{number} +{number} +(True|False)$", re.M)
+    found = [
+        row.findall(table) for table in tables if re.match(r".*difference +error +detectable +resolved$", table, re.M)
+    ]
+    return [(float(each[0]), float(each[2]), each[3] == "True") for rows in found for each in rows]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("r3_in_grpo", 6), ("raft_and_rest", 20)])
+def test_resolved_is_what_could_have_been_seen(name, rows):
+    """The rule of `compare` and of every other table here, in which the smallest such difference stands beside it."""
+    said = said_to_be_resolved(FOLDER / f"{name}.ipynb")
+    assert len(said) == rows and all((abs(value) > seen) == resolved for value, seen, resolved in said)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_notebook_resolves_by_two_errors(path):
+    assert not re.search(r"> 2 \* (error|table)|twice its error", path.read_text(encoding="utf-8"))
