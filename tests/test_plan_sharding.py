@@ -158,6 +158,14 @@ def test_a_trainer_says_how_its_run_is_cut(engine, processes, steps, found, monk
     assert trainer_plan.cut_settings(args) == found
 
 
+@pytest.mark.parametrize("engine", ["DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP1"])
+def test_no_plan_is_better_than_that_of_one_card(engine, monkeypatch):
+    monkeypatch.setattr(trainer_plan, "engine_asked", lambda args: engine)
+    assert trainer_plan.cut_settings(SimpleNamespace(world_size=1)) == {}
+    with pytest.raises(ValueError, match=f"memory_plan: what {engine} leaves on each card is not counted"):
+        trainer_plan.cut_settings(SimpleNamespace(world_size=4))
+
+
 RUNS = {
     "head": {"kind": "head", "full": True, "per_device_train_batch_size": 4},
     "model": {"kind": "model", "full": True, "per_device_train_batch_size": 4},

@@ -78,6 +78,15 @@ def test_accelerates_state_knows_best(launched, monkeypatch, state, engine):
     assert engine_asked() == engine
 
 
+def test_the_version_of_what_a_config_asks_for_is_in_the_state(launched, monkeypatch):
+    fsdp = SimpleNamespace(deepspeed=None, fsdp=True)
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {"fsdp_plugin": SimpleNamespace(fsdp_version=2)})
+    assert engine_asked(fsdp) == "FSDP2"
+    assert engine_asked(SimpleNamespace(deepspeed="zero3.json", fsdp=None)) == "DeepSpeed"
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {"distributed_type": "MULTI_GPU"})
+    assert engine_asked(fsdp) == "FSDP"
+
+
 def test_fsdp2_among_engines():
     assert [but_fsdp2(engine) for engine in ("FSDP", "FSDP2", None)] == [None] * 3
     assert [but_fsdp2(engine) for engine in ("FSDP1", "DeepSpeed ZeRO-2")] == ["FSDP1", "DeepSpeed ZeRO-2"]

@@ -60,7 +60,7 @@ def run_plan(
         settings: Others of `memory_plan`.
 
     Raises:
-        ValueError: For an architecture or kind of adapter that the plan does not know, or a value model of another shape.
+        ValueError: For an architecture, kind of adapter or engine that the plan does not know, or a value model of another shape.
     """
     base, holders = under_adapter(model), reward_modules(rewards)
     _check_value_model(value_model, base)
@@ -146,9 +146,12 @@ def args_settings(args: TrainingArguments, *, completions: int = 2) -> dict[str,
 
 
 def cut_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The same of an engine that cuts the weights over the run's processes; nothing where none does."""
-    if engine_asked(args) != "FSDP2" or args.world_size < 2:
+    """The same of an engine that cuts the weights over the run's processes; nothing where none does, a ValueError for others."""
+    engine = engine_asked(args)
+    if engine is None or args.world_size < 2:
         return {}
+    if engine != "FSDP2":
+        raise ValueError(f"memory_plan: what {engine} leaves on each card is not counted.")
     accumulation = getattr(args.accelerator_config, "gradient_accumulation_kwargs", None) or {}
     syncs = args.gradient_accumulation_steps > 1 and bool(accumulation.get("sync_each_batch"))
     return {"shard": "fsdp2", "num_gpus": args.world_size, "sync_each_batch": syncs}

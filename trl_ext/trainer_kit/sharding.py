@@ -42,10 +42,11 @@ def engine_asked(args: Any = None) -> str | None:
     Args:
         args: A trainer's config, where there is one.
     """
+    state = AcceleratorState._shared_state
     for name, engine in (("deepspeed", "DeepSpeed"), ("fsdp", "FSDP")):
         if args is not None and getattr(args, name):
-            return engine
-    state = AcceleratorState._shared_state
+            there = _engine_in(state) if state else None  # which knows its version or stage
+            return there if there is not None and there.startswith(engine) else engine
     if state:
         return _engine_in(state)
     launched = [engine for name, engine in LAUNCHED.items() if os.environ.get(name, "").lower() == "true"]
