@@ -15,7 +15,7 @@ from cpu_sharding import FSDP2, shard_on_cpu
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from self_training_case import even_letters, trainer
+from self_training_case import PROMPTS, even_letters, trainer
 from table_case import adapter, default_dtype
 from tiny import byte_tokenizer, tiny_llama
 from torch import Tensor
@@ -39,13 +39,17 @@ UNTOLD = {"prompt_ids": None, "completion_ids": None, "ended": True, "generator"
 TOLD = ("eval_loss", "eval_score", "eval_length", "grow/score", "grow/score_kept", "cost")
 
 
-def made(folder: Path, *, full: bool = False, tied: bool = False, method: str = "RAFT", **options) -> RAFTTrainer:
+def made(
+    folder: Path, *, full: bool = False, tied: bool = False, streamed: bool = False, method: str = "RAFT", **options
+) -> RAFTTrainer:
     """Two stages over eight prompts, which the policy itself completes; three held-out ones."""
     tokenizer, cls = byte_tokenizer(), getattr(trl_ext, f"{method}Trainer")
     policy = tiny_llama(tokenizer, tie_word_embeddings=tied)
     settings = {"eval_dataset": HELD_OUT, "improve_steps": 3, "optim": "adamw_torch"}
     if method == "ReST":
         settings["columns"] = COMPLETIONS
+    if streamed:
+        settings["train_dataset"] = Dataset.from_dict({"prompt": PROMPTS}).to_iterable_dataset()
     return trainer(folder, cls, model=policy if full else adapter(0, "CAUSAL_LM", policy), **settings | options)
 
 

@@ -42,6 +42,7 @@ CASES = {
         "eval_steps": 1,
         "num_stages": 1,
     },
+    "RAFT, adapter, a stream, ranked by KL": {"streamed": True, "stage_batch_size": 5, "beta": 0.1},
     "ReST, full, back to the best": REST | {"full": True, "improve_steps": 4, "improve_patience": 1},
     "ReST, adapter, recomputed": REST | {"gradient_checkpointing": True},
 }
