@@ -12,7 +12,9 @@ from tiny import byte_tokenizer
 
 from trl_ext.generation.endpoint_answers import text_and_end, texts_and_ends
 from trl_ext.generation.endpoint_generator import EndpointError, EndpointGenerator
+from trl_ext.generation.endpoint_log_probs import EndpointLogProbs
 from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.query_types import EndpointLabeler
 from trl_ext.trainer_kit.seeds import stable_seed
 
 CHAT = [{"role": "user", "content": "Where is Seoul?"}]
@@ -93,8 +95,8 @@ def server():
     server.server_close()
 
 
-def ask(server, prompts=("a",), *, rows=None, max_retries=0, concurrency=8, **sampling):
-    generator = EndpointGenerator("m", server.url, "secret", max_retries=max_retries, concurrency=concurrency)
+def ask(server, prompts=("a",), *, key="secret", rows=None, max_retries=0, concurrency=8, **sampling):
+    generator = EndpointGenerator("m", server.url, key, max_retries=max_retries, concurrency=concurrency)
     parts = [Part(0, tuple(rows or range(len(prompts))), tuple(prompts))]
     [(part, samples)] = generator.generate(parts, Sampling(**sampling), Policy(None, byte_tokenizer()))
     assert part is parts[0]
@@ -360,3 +362,50 @@ def test_what_is_no_address(url):
     with pytest.raises(ValueError, match=r"EndpointGenerator\(base_url='.*'\): expected an address such as") as error:
         EndpointGenerator("m", url)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-secret\n", " sk-secret", "sk-secret\r\n", "“sk-secret”", "sk-secret\x00", ["sk-secret"]]
+)
+def test_a_key_that_no_request_carries_is_refused_unsaid(server, key, monkeypatch):
+    """Clients and their loggers repeat a header that is none."""
+    for call in (EndpointGenerator, EndpointLabeler):
+        with pytest.raises(ValueError, match=r"EndpointGenerator: expected a key of visible ASCII") as error:
+            call("m", server.url, key)
+        assert "sk-secret" not in str(error.value)
+    if isinstance(key, str) and "\x00" not in key:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ValueError, match=r"EndpointLogProbs: .*OPENAI_API_KEY") as error:
+            EndpointLogProbs("m", server.url)
+        assert "sk-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("start", range(40, 200, 20))
+def test_an_answer_is_cut_behind_its_keys(server, start, monkeypatch):
+    """Half of a key is none to hide, and a server may write a slash in JSON with a backslash."""
+    key, text = "sk/first-second-third", "x" * start
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.answer = lambda path, request: {}
+    bodies = [
+        text + key,
+        json.dumps({"error": text + key}).replace("/", "\\/"),
+        json.dumps({"error": text + key}),
+        json.dumps({"choices": [{"message": {"content": text + key}}]}),
+    ]
+    for body in bodies:
+        server.body = body
+        with pytest.raises(EndpointError) as raised:
+            EndpointLogProbs("m", server.url, max_retries=0).option_log_probs(CHAT, ("1", "2"))
+        said = str(raised.value)
+        if "choices" not in body:
+            with pytest.raises(EndpointError) as raised:
+                ask(server, [CHAT], key=key)
+            said += str(raised.value)
+        assert "xx" in said and "sk/f" not in said and "sk\\" not in said, said
+
+
+def test_nobody_shows_a_key(server):
+    """Nor does what is written of whoever has one."""
+    generator, labeler = EndpointGenerator("m", server.url, "sk-secret"), EndpointLabeler("m", server.url, "sk-secret")
+    told = [repr(generator), str(generator), repr(labeler), labeler.name, generator.name, repr(generator._secrets)]
+    assert "sk-secret" not in "".join(told)

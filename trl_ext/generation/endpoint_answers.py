@@ -2,12 +2,13 @@
 
 import json
 import logging
+import re
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 from trl_ext.trainer_kit.whole_text import cut, whole_text
 
-EXCERPT = 200  # characters of an answer that a message quotes
+EXCERPT, BEGINNING = 200, 80  # characters that a message quotes, of an answer that is JSON and of another
 SAID = ("stop", "length")  # how a completion ends
 FAILED = ("error", "abort", "content_filter")  # how none does: what text there is has no end of its own
 SHORTEST_SECRET = 4  # characters; less is found everywhere
@@ -15,7 +16,11 @@ LOGGERS = ("httpx", "httpx2", "openai._base_client")  # which write down the add
 
 
 class NoText(Exception):
-    """An answer without a single completion; its text is what came."""
+    """An answer without a single completion; `came`: what it was."""
+
+    def __init__(self, came: Any):
+        super().__init__()
+        self.came = came
 
 
 class Silent(NoText):
@@ -34,7 +39,7 @@ def texts_and_ends(answer: str) -> tuple[list[tuple[str, bool]], list[Any]]:
     found = [(choice, text_and_end(choice)) for choice in choices] if isinstance(choices, list) else []
     texts = [text for _, text in found if text is not None]
     if not texts:
-        raise (Silent if found and not any(map(_broke, choices)) else NoText)(excerpt(content))
+        raise (Silent if found and not any(map(_broke, choices)) else NoText)(content)
     return texts, [choice for choice, text in found if text is None]
 
 
@@ -73,11 +78,6 @@ def tokens_of(answer: str) -> int:
 
 def _broke(choice: Any) -> bool:
     return not isinstance(choice, dict) or choice.get("finish_reason") in ("error", "abort")
-
-
-def excerpt(content: Any) -> str:
-    """What came, as JSON, in the length of a message."""
-    return cut(json.dumps(content, ensure_ascii=False), EXCERPT)
 
 
 def _joined(content: Any) -> str | None:
@@ -119,6 +119,15 @@ def address_and_query(url: str, *, call: str) -> tuple[str, dict[str, str]]:
     return parts._replace(query="", fragment="").geturl(), dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
+def check_key(api_key: str, *, call: str) -> None:
+    """Raise a ValueError, which does not repeat it, for a key that no request can carry: its error would show all of it."""
+    if not isinstance(api_key, str) or not re.fullmatch(r"[!-~]+", api_key):
+        raise ValueError(
+            f"{call}: expected a key of visible ASCII characters alone, and this one has others, such as a blank, the end of a line "
+            "or a “. Give it, or OPENAI_API_KEY in the environment, without them."
+        )
+
+
 class Secrets(logging.Filter):
     """Keys that no message may repeat. As a filter, it takes them out of what a logger writes."""
 
@@ -127,10 +136,7 @@ class Secrets(logging.Filter):
         parts = urlsplit(url)
         values = [api_key, parts.password or parts.username, *(value for _, value in parse_qsl(parts.query))]
         values = [value for value in values if value is not None and len(value) >= SHORTEST_SECRET]
-        forms = {
-            form for value in values for form in (value, unquote(value), quote(value, safe=""), quote_plus(value))
-        }
-        self.forms = sorted(forms, key=len, reverse=True)
+        self.forms = sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
         for name in LOGGERS:
             logging.getLogger(name).addFilter(self)
 
@@ -139,6 +145,20 @@ class Secrets(logging.Filter):
             text = text.replace(form, "…")
         return text
 
+    def excerpt(self, content: Any) -> str:
+        """What came, as JSON, in the length of a message; keys go before it is cut, so that no half of one stays."""
+        return cut(self.hidden(json.dumps(content, ensure_ascii=False)), EXCERPT)
+
+    def beginning(self, answer: str) -> str:
+        """Of what is no JSON."""
+        return self.hidden(answer)[:BEGINNING]
+
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = self.hidden(record.getMessage()), None
         return True
+
+
+def _forms(value: str) -> tuple[str, ...]:
+    """How a key may come back: as it is, in an address, and in JSON, which may set a backslash before a slash."""
+    escaped = json.dumps(value)[1:-1]
+    return value, unquote(value), quote(value, safe=""), quote_plus(value), escaped, escaped.replace("/", "\\/")

@@ -14,7 +14,7 @@ from trl_ext.generation.endpoint_answers import (
     Secrets,
     Silent,
     address_and_query,
-    excerpt,
+    check_key,
     public_url,
     texts_and_ends,
     tokens_of,
@@ -143,7 +143,7 @@ class EndpointGenerator:
                 if empty == EMPTY_ANSWERS:
                     raise self._error(
                         f"it gave {len(choices)} of the {asked} completions that prompt {row} should get, and then "
-                        f"{EMPTY_ANSWERS} answers without any; the last was {error}",
+                        f"{EMPTY_ANSWERS} answers without any; the last was {self._secrets.excerpt(error.came)}",
                         NoCompletion if isinstance(error, Silent) else EndpointError,
                     ) from None
             else:
@@ -158,13 +158,13 @@ class EndpointGenerator:
             texts, without = texts_and_ends(answer)
         except json.JSONDecodeError:  # e.g. a web page
             raise self._error(
-                f"it could not be asked: it answered something else than JSON ({answer[:80]!r}); does its base_url end "
+                f"it could not be asked: it answered something else than JSON ({self._secrets.beginning(answer)!r}); does its base_url end "
                 "in /v1?"
             ) from None
         if without:
-            first = self._secrets.hidden(excerpt(without[0]))
+            first = self._secrets.excerpt(without[0])
             warnings.warn(
-                f"{self._call}: {len(without)} of {len(texts) + len(without)} completions of {self._secrets.hidden(excerpt(prompt))} "
+                f"{self._call}: {len(without)} of {len(texts) + len(without)} completions of {self._secrets.excerpt(prompt)} "
                 f"came without text, or cut off by the server, and are asked for again, e.g. {first}",
                 stacklevel=2,
             )
@@ -241,6 +241,8 @@ def _client(base_url: str | None, api_key: str | None, *, call: str, timeout: fl
             f"{call}(base_url=None, api_key=None): OpenAI's own server needs a key. Give api_key, set "
             "OPENAI_API_KEY, or give the base_url of another server."
         )
+    if api_key is not None:
+        check_key(api_key, call=call)
     address, query = (None, None) if base_url is None else address_and_query(base_url, call=call)
     return openai.OpenAI(
         base_url=address, default_query=query, api_key=api_key or "none", timeout=timeout, max_retries=max_retries

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_ext.generation.endpoint_answers import excerpt
 from trl_ext.generation.endpoint_generator import EndpointGenerator
 from trl_ext.generation.listed_tokens import NoLogProbs, Place, option_bounds, places_of
 from trl_ext.sequences.texts import Text
@@ -84,7 +83,7 @@ class EndpointLogProbs(EndpointGenerator):
             except NoLogProbs:
                 raise self._error(
                     f"it gives no log-probabilities, of which labels are made; to {'logprobs, top_logprobs' if self.chat else 'logprobs'} "
-                    f"it answered {excerpt(content)}. Ask a model and server that give them, e.g. of vLLM or llama.cpp, or a "
+                    f"it answered {self._secrets.excerpt(content)}. Ask a model and server that give them, e.g. of vLLM or llama.cpp, or a "
                     "model of your own, in the process"
                 ) from None
             except (
@@ -93,7 +92,7 @@ class EndpointLogProbs(EndpointGenerator):
                 LookupError,
                 AttributeError,
             ):  # a web page, half an answer, a proxy's message
-                reason = answer[:80]
+                reason = self._secrets.beginning(answer)
         raise self._error(
             f"its answer cannot be read, {self._client.max_retries + 1} times in a row, the last one was {reason!r}; does its "
             "base_url end in /v1?"
