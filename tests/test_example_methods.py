@@ -150,7 +150,11 @@ def served():
 @pytest.mark.slow
 def test_ppo_by_a_remote_reward(served):
     texts = {"prompts": ["why?", "who?"], "completions": [" so", " me"]}
-    assert ppo_remote_reward.remote_reward(served)(**texts) == pytest.approx(LearnedReward("reward")(**texts))
+    remote, here = ppo_remote_reward.remote_reward(served), LearnedReward("reward")
+    assert remote(**texts) == pytest.approx(here(**texts))
+    for ends in ({"completion_ended": [True, False]}, {"completion_ids": [[here.tokenizer.eos_token_id], [5]]}):
+        cut = here(**texts, **ends)
+        assert remote(**texts, **ends) == pytest.approx(cut) and cut[1] != here(**texts)[1]
     flags = f"train --url {served} --prompts few.jsonl --max_steps 1 --max_completion_length 8".split()
     ppo_remote_reward.main([*flags, *SMALL])
     assert Path("out/model.safetensors").is_file()

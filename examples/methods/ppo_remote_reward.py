@@ -4,8 +4,8 @@
     python examples/methods/ppo_remote_reward.py train --url http://localhost:8001 --model_name_or_path my-sft \\
         --prompts prompts.jsonl --output_dir ppo --max_completion_length 128
 
-POST {"prompts": […], "completions": […]} gives {"scores": […]}. The server is for a network that you trust: it asks nobody who he is.
-A failing request is tried three times; then the run stops, and the same command goes on from its last checkpoint.
+POST {"prompts": […], "completions": […], "completion_ended": […]}, or "completion_ids" in its place, gives {"scores": […]}. The
+server is for a network that you trust. A failing request is tried three times; the same command then goes on from the last checkpoint.
 """
 
 import json
@@ -28,9 +28,7 @@ def server(reward: LearnedReward, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            answer = json.dumps(
-                {"scores": reward(prompts=asked["prompts"], completions=asked["completions"])}
-            ).encode()
+            answer = json.dumps({"scores": reward(**asked)}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -43,7 +41,9 @@ def remote_reward(url: str, *, timeout: float = 120, tries: int = 3):
     """A reward function like any other; it works in TRL's trainers too."""
 
     def remote(*, prompts: list, completions: list, **columns) -> list[float]:
-        asked = urllib.request.Request(url, json.dumps({"prompts": prompts, "completions": completions}).encode())
+        ends = {name: columns.get(name) for name in ("completion_ended", "completion_ids")}  # TRL's own give ids alone
+        asked = json.dumps({"prompts": prompts, "completions": completions, **ends}).encode()
+        asked = urllib.request.Request(url, asked)
         for attempt in range(tries):
             try:
                 with urllib.request.urlopen(asked, timeout=timeout) as answer:
