@@ -1,5 +1,6 @@
 """Programs that a user copies stand on what a user may import."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -12,9 +13,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("trl
 
 
 def programs(page: Path) -> list[str]:
-    """The Python of a page; sessions of `>>>` are other tests'."""
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-    return [block.replace("…", "...") for block in blocks if ">>>" not in block]  # what a reader fills in
+    """The Python of a page: its programs, and what a reader of its sessions types."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    written = [block.replace("…", "...") for block in blocks if ">>>" not in block]  # what a reader fills in
+    return written + [example.source for example in doctest.DocTestParser().get_examples(text)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -25,6 +28,14 @@ def test_scripts_import_public_names(script):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_import_public_names(page):
     assert [name for block in programs(page) for name in private_imports(block)] == []
+
+
+def test_a_session_is_read_too(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\n>>> from trl_ext.sequences.samples import Sample\n\n```\n")
+    assert [name for block in programs(page) for name in private_imports(block)] == [
+        "trl_ext.sequences.samples.Sample"
+    ]
 
 
 def test_an_inner_name_is_found():

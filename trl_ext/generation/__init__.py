@@ -18,5 +18,6 @@ if TYPE_CHECKING:
     from trl_ext.generation.sample_files import write_table as write_table
     from trl_ext.generation.transformers_generator import TransformersGenerator as TransformersGenerator
     from trl_ext.generation.vllm_generator import VLLMGenerator as VLLMGenerator
+    from trl_ext.sequences.samples import Sample as Sample
 
 lazy_exports(__name__)
