@@ -1,5 +1,6 @@
 import gc
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -81,3 +82,26 @@ def test_bitsandbytes_is_asked_for_where_it_has_always_been_built(platform, is_a
     needed = {each.name: each.marker for each in map(Requirement, project["dependencies"])}
     asked = {name for name, marker in needed.items() if marker is None or marker.evaluate({"sys_platform": platform})}
     assert asked == needed.keys() - (set() if is_asked_for else {"bitsandbytes"})
+
+
+def test_on_the_index_no_link_of_the_first_page_is_relative():
+    """Nothing lies beside it there: pictures come raw, files as they are shown."""
+    root = Path(__file__).parents[1]
+    for_the_index = runpy.run_path(str(root / ".ci" / "index_page"))["for_the_index"]
+    page = for_the_index((root / "README.md").read_text(encoding="utf-8"), "an/owner", "v1")
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(links) > 20 and all(link.startswith("https://") for link in links)
+    pictures = [link for link in links if link.endswith(".png")]
+    assert pictures and all(link.startswith("https://raw.githubusercontent.com/an/owner/v1/") for link in pictures)
+    here = "https://github.com/an/owner/blob/v1/"
+    paths = [link.removeprefix(here).split("#")[0] for link in links if link.startswith(here)]
+    assert paths and all((root / path).exists() for path in paths)
+
+
+def test_links_on_the_index_by_hand():
+    for_the_index = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "index_page"))["for_the_index"]
+    text = "![a](b/c.png) [`d`](e.md#f) [g\nh](https://i.org) [j](#k)"
+    assert for_the_index(text, "o/p", "v1") == (
+        "![a](https://raw.githubusercontent.com/o/p/v1/b/c.png) [`d`](https://github.com/o/p/blob/v1/e.md#f) "
+        "[g\nh](https://i.org) [j](#k)"
+    )
