@@ -25,6 +25,7 @@ from two_processes import leave, run_in_two
 
 from trl_ext import SharedBase, TransformersGenerator
 from trl_ext.ppo.policy import whole_sequences
+from trl_ext.trainer_kit import machines
 from trl_ext.trainer_kit.sharding import is_in_pieces, whole
 
 # Attention's softmax and the logits' are in float32, whatever the weights are; AdamW magnifies what is left of that.
@@ -109,6 +110,22 @@ def refused(folder: Path, **options) -> dict[str, Tensor]:
         trainer.evaluate(trainer.train_dataset)
     with pytest.raises(ValueError, match=r"save_value_model\('x'\) under FSDP2: the trunk is in pieces"):
         trainer.save_value_model("x")
+    return {}
+
+
+def own_disks(folder: Path, **options) -> dict[str, Tensor]:
+    """Each process on a machine of its own, where it would leave a part of each checkpoint."""
+    os.environ.update({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
+    machines.VISIBLE_WITHIN = 0.2
+    own = folder / f"machine-{os.environ['RANK']}"
+    own.mkdir()
+    os.chdir(own)
+    for told in ({"save_strategy": "steps"}, {"save_on_each_node": True}):
+        with pytest.raises(
+            ValueError, match=r"does not see .* all processes write .*on a disk that all machines share\.$"
+        ):
+            table_trainer("run", max_steps=1, **told, **options).train()
+    os.chdir(folder)
     return {}
 
 

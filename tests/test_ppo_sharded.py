@@ -90,7 +90,7 @@ def test_processes_that_sample_unlike_lengths_wait_for_each_other(tmp_path):
     assert told["length.0"].max() == 5 and (told["length.1"] == 1).all()
 
 
-@pytest.mark.parametrize("what", ["values_first", "refused", "in_16_bits"])
+@pytest.mark.parametrize("what", ["values_first", "refused", "in_16_bits", "own_disks"])
 def test_what_holds_while_it_is_sharded(tmp_path, what):
     in_two(tmp_path / "two", what, per_device_train_batch_size=4)
 

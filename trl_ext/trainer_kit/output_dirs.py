@@ -129,14 +129,18 @@ class OutputDirWatch(ModelCards):
 
     def _folders_needed(self) -> Iterator[tuple[bool, str]]:
         """Whether one folder of each machine or of all is needed, and what to do where it is not there."""
-        args, one_disk = self.args, "Give all processes one folder, on a disk that all machines share"
+        args, engine = self.args, engine_of(self)
+        one_disk = "Give all processes one folder, on a disk that all machines share"
+        saves = args.save_strategy != "no" and (not args.save_only_model or args.load_best_model_at_end)
         if self._reads_together:
             yield False, f"{self._reads_together}. {one_disk}."
-        if args.save_on_each_node:
-            yield True, f"{one_disk}, and leave save_on_each_node out."
-        elif args.save_strategy != "no" and (not args.save_only_model or args.load_best_model_at_end):
+        if engine is not None and (saves or args.save_on_each_node):
+            yield False, f"Under {engine} all processes write each checkpoint together. {one_disk}."
+        elif saves and not args.save_on_each_node:
             own = "where each machine has a disk of its own, give save_on_each_node=True"
             yield False, f"No run could go on from its checkpoints. {one_disk}; or, {own}."
+        if args.save_on_each_node:
+            yield True, f"{one_disk}, and leave save_on_each_node out."
 
     def _check_disk(self) -> None:
         with together(self.accelerator):
