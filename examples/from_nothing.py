@@ -44,6 +44,7 @@ from rich.table import Table
 from trl_ext import LearnedReward, PreferenceLabeler, SelfInstruct, SelfInstructConfig, evaluate
 from trl_ext.demo import COMPLETION_LENGTH, closed_right, load_world, r3, sample_questions
 from trl_ext.generation import EndpointLogProbs
+from trl_ext.generation.endpoint_answers import public_url
 from trl_ext.reporting import report
 from trl_ext.self_instruct import MadeTasks
 from trl_ext.trainer_kit import check_seed, claim_folder, ends_in_one_line
@@ -218,6 +219,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     written = {name: str(value) for name, value in vars(options).items() if name not in ("output_dir", "rounds")}
+    written["endpoint"] = public_url(written["endpoint"])  # a folder is no place for a key
     call = f"from_nothing.py --output-dir {options.output_dir}"
     with ExitStack() as open_servers:
         given = teacher(options, open_servers)  # who is there, before a folder is taken

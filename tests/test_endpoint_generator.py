@@ -341,7 +341,9 @@ def test_keys_reach_the_server_and_nobody_else(server, caplog):
     part = Part(0, (0,), ("a",))
     list(generator.generate([part], Sampling(), Policy(None, byte_tokenizer())))
     assert server.paths == ["/v1/completions?api-key=query+key&version=2"]
-    server.body = json.dumps({"error": "bad key: query key, query+key, query%20key, bearer, pass%20word"})
+    server.body = json.dumps(
+        {"error": "bad key: query key, query+key, query%20key, bearer, pass%20word, bWU6cGFzcyB3b3Jk"}
+    )
     errors = []
     for failures in (0, 1):
         server.failures = failures
@@ -350,7 +352,8 @@ def test_keys_reach_the_server_and_nobody_else(server, caplog):
         errors += traceback.format_exception(error.value)
     told = [generator.name, generator.base_url, json.dumps(generator.settings()), caplog.text, *errors]
     assert "HTTP Request" in caplog.text and "bad key" in "".join(errors)
-    for key in ("query key", "query+key", "query%20key", "bearer", "pass%20word", "pass word"):
+    assert server.requests[0][2] == "Basic bWU6cGFzcyB3b3Jk"  # me:pass word
+    for key in ("query key", "query+key", "query%20key", "bearer", "pass%20word", "pass word", "bWU6cGFz"):
         assert key not in "".join(told)
 
 

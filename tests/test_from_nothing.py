@@ -157,10 +157,11 @@ def live():
 
 
 def test_a_live_endpoint_teaches_all_of_it(tmp_path, live, capsys):
-    """Instructions and labels both come from it, as a chat; what was asked before is not asked again."""
+    """Instructions and labels both come from it, as a chat; what was asked before is not asked again, and no file has a key."""
     import from_nothing
 
-    small = ["--quick", "--endpoint", live.url, "--endpoint-model", "tiny", "--instructions", "8", "--with", "dpo"]
+    url = live.url.replace("http://", "http://me:sk-secret@")
+    small = ["--quick", "--endpoint", url, "--endpoint-model", "tiny", "--instructions", "8", "--with", "dpo"]
     rows = from_nothing.main(["--output-dir", str(tmp_path), *small])
     assert [row["policy"] for row in rows] == ["SFT", "round 1"] and rows[0]["kl"][0] == 0 < rows[1]["kl"][0]
     asked = [body for path, body, _ in live.requests if path == "/v1/chat/completions"]
@@ -172,6 +173,8 @@ def test_a_live_endpoint_teaches_all_of_it(tmp_path, live, capsys):
     assert "agreement" in (said := capsys.readouterr().out) and "labels right" in said
     from_nothing.main(["--output-dir", str(tmp_path), *small])
     assert len(live.requests) == len(asked)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-secret" in path.read_bytes()]
+    assert not written and "sk-secret" not in said
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from base64 import b64encode
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
@@ -134,7 +135,9 @@ class Secrets(logging.Filter):
     def __init__(self, url: str, api_key: str | None):
         super().__init__()
         parts = urlsplit(url)
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"  # which clients send as base64
         values = [api_key, parts.password or parts.username, *(value for _, value in parse_qsl(parts.query))]
+        values += [b64encode(user.encode()).decode()] if parts.username else []
         values = [value for value in values if value is not None and len(value) >= SHORTEST_SECRET]
         self.forms = sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
         for name in LOGGERS:
