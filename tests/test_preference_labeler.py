@@ -4,6 +4,7 @@ import json
 import math
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -485,6 +486,12 @@ def test_nan_is_no_label():
         ({"preamble": "helpfullness"}, "Did you mean 'helpfulness'"),
         ({"preamble": 3}, "a Preamble, or text with placeholders"),
         ({"examples": [("a", "b", "c", 3)]}, "better 1 or 2"),
+        ({"examples": [("a", "b", "c", True)]}, "better 1 or 2"),
+        ({"examples": [("a", "b", "c", [1])]}, "better 1 or 2"),
+        ({"examples": [("a", "b", "c", 1, None)]}, "a rationale is text too"),
+        ({"examples": ["abcd"]}, "better 1 or 2"),
+        ({"examples": None}, r"PreferenceLabeler\(examples=…\): expected a list, got NoneType"),
+        ({"examples": "abcd"}, "expected a list, got str"),
         ({"examples": [("a", "b", "c", 1)], "rationale": True}, "Add its rationale as the fifth"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"rationale": "yes"}, "rationale='yes'"),
@@ -494,6 +501,25 @@ def test_nan_is_no_label():
 def test_what_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         labeler(**options)
+
+
+def test_which_is_better_may_come_as_a_files_number():
+    """Parquet and JSON have 1.0."""
+    shown = labeler(examples=[("e", "x", "y", 2.0)])
+    assert shown.wording == labeler(examples=[("e", "x", "y", 2)]).wording
+    assert len(shown.label(pairs(1))) == 1
+
+
+@pytest.mark.parametrize("name, given", [("instruction", None), ("pair", 3), ("ending", None), ("rationale", ["why"])])
+def test_words_that_are_no_text_are_refused(name, given):
+    with pytest.raises(ValueError, match=rf"Preamble\({name}=.*expected text"):
+        replace(PREAMBLE, **{name: given})
+
+
+@pytest.mark.parametrize("answers", [(1, 2), "12", ("1", "2", "3"), None, ("1", None), ("1", " ")])
+def test_answers_that_are_no_two_words_are_refused(answers):
+    with pytest.raises(ValueError, match=r"Preamble\(answers=.*expected two words that differ"):
+        replace(PREAMBLE, answers=answers)
 
 
 def test_answers_that_are_one_word_are_refused():

@@ -452,6 +452,11 @@ def test_what_a_model_said_is_not_taken_for_anothers():
         ({"model": 3}, "expected a causal LM"),
         ({"model": "/nowhere/at/all"}, "cannot be loaded"),
         ({"model": tiny_llama(byte_tokenizer()), "examples": [("a", "poem")]}, r"examples=\[\('a', 'poem'\)"),
+        ({"model": tiny_llama(byte_tokenizer()), "examples": [3]}, r"examples=\[3"),
+        (
+            {"model": tiny_llama(byte_tokenizer()), "examples": None},
+            r"LanguageModelLabeler\(examples=…\): expected a list",
+        ),
         ({"model": tiny_llama(byte_tokenizer()), "batch_size": 0}, "batch_size=0"),
     ],
 )

@@ -308,6 +308,8 @@ def test_in_korean(tmp_path):
         ([*seed_rows(), {"instruction": " "}], r"SelfInstruct.run: seed 8 is .*expected `instruction`, text"),
         ([*seed_rows(), {"prompt": "Sing."}], "seed 8 is .*prompt"),
         ([*seed_rows(), "Sing."], "seed 8 is"),
+        (3, r"SelfInstruct.run\(seeds=…\): expected a list, got int"),
+        ({"instruction": "Sing."}, "expected a list, got dict"),
         ([*seed_rows(), {"instruction": "Sing.", "instances": [{"input": "a"}]}], "seed 8 is"),
         ([*seed_rows(), {"instruction": "Sing.", "is_classification": "no"}], "seed 8 is"),
         (

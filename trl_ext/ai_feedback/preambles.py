@@ -29,6 +29,9 @@ class Preamble:
     answers: tuple[str, str] = ("1", "2")
 
     def __post_init__(self):
+        for name in ("instruction", "pair", "ending", "rationale"):
+            if not isinstance(given := getattr(self, name), str):
+                raise ValueError(f"Preamble({name}={given!r}): expected text. Give some.")
         named = NAMED.findall(self.pair)
         wrong = [name for name in named if name not in PLACEHOLDERS]
         if wrong:
@@ -38,8 +41,11 @@ class Preamble:
         missing = [f"{{{name}}}" for name in PLACEHOLDERS if name not in named]
         if missing:
             raise ValueError(f"Preamble(pair={self.pair[:60]!r}): it lacks {', '.join(missing)}. {REMEDY}")
-        if len({answer.strip() for answer in self.answers} - {""}) != 2:
+        is_pair = isinstance(self.answers, list | tuple) and len(self.answers) == 2
+        words = {answer.strip() for answer in self.answers if isinstance(answer, str)} if is_pair else {}
+        if len(words) != 2 or "" in words:
             raise ValueError(f"Preamble(answers={self.answers!r}): expected two words that differ, as ('1', '2').")
+        object.__setattr__(self, "answers", tuple(self.answers))
 
     def shown(self, prompt: str, first: str, second: str) -> str:
         """A pair in its places; braces in texts stay what they are."""

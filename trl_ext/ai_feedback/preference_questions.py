@@ -8,6 +8,7 @@ from zlib import crc32
 from trl_ext.ai_feedback.preambles import Preamble
 from trl_ext.sequences.text_shapes import content_text
 from trl_ext.sequences.texts import Text
+from trl_ext.trainer_kit.config_checks import checked_list
 
 ORDERS = (0, 1)  # which of a question's completions comes first
 
@@ -106,19 +107,19 @@ class Wording:
 def checked_examples(examples: Sequence[Any], *, rationale: bool, call: str) -> tuple[Example, ...]:
     """Each as an Example, also of a tuple, or a ValueError for the first that is none."""
     found = []
-    for given in examples:
+    for given in checked_list(examples, call=f"{call}(examples=…)"):
         example = given if isinstance(given, Example) else Example(*given) if _fits(given) else None
-        if example is None or example.better not in (1, 2) or not all(isinstance(each, str) for each in example[:3]):
+        if example is None or not _is_whole(example):
             raise ValueError(
                 f"{call}(examples=[{given!r}, …]): expected (prompt, completion_1, completion_2, better), all text, and better "
-                "1 or 2. Mend that one."
+                "1 or 2; a rationale is text too. Mend that one."
             )
         if rationale and not example.rationale.strip():
             raise ValueError(
                 f"{call}(rationale=True, examples=[{given!r}, …]): an example that gives no reasons would teach to give none. "
                 "Add its rationale as the fifth."
             )
-        found.append(example)
+        found.append(example._replace(better=int(example.better)))
     return tuple(found)
 
 
@@ -138,6 +139,11 @@ def conversation_text(prompt: Text) -> str:
 def context_number(context: Text) -> int:
     """By which a rationale is drawn: the same for the same context, whatever else is asked."""
     return crc32(repr(context).encode("utf-8", "surrogatepass"))
+
+
+def _is_whole(example: Example) -> bool:
+    is_text = all(isinstance(each, str) for each in (*example[:3], example.rationale))
+    return is_text and not isinstance(example.better, bool) and example.better in (1, 2)
 
 
 def _fits(given: Any) -> bool:

@@ -17,7 +17,7 @@ from trl_ext.sequences.option_log_probs import Choice, choice_log_probs, option_
 from trl_ext.sequences.query_type_column import TYPES
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.sequences.windows import model_window
-from trl_ext.trainer_kit.config_checks import checked
+from trl_ext.trainer_kit.config_checks import checked, checked_list
 from trl_ext.trainer_kit.option_rules import AT_LEAST_1
 
 
@@ -125,8 +125,9 @@ class LanguageModelLabeler:
 
 
 def _checked_examples(examples: Sequence[tuple[str, str]], *, call: str) -> tuple[tuple[str, str], ...]:
-    for example in examples:
-        if not (len(example) == 2 and isinstance(example[0], str) and example[1] in TYPES):
+    for example in checked_list(examples, call=f"{call}(examples=…)"):
+        is_pair = isinstance(example, list | tuple) and len(example) == 2
+        if not (is_pair and isinstance(example[0], str) and example[1] in TYPES):
             raise ValueError(
                 f"{call}(examples=[{example!r}, …]): expected pairs of a query and its type, one of {list(TYPES)}. "
                 "Mend that one."

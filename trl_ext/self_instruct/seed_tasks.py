@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trl_ext.trainer_kit.config_checks import checked_list
 from trl_ext.trainer_kit.row_files import UNREADABLE, json_rows
 from trl_ext.trainer_kit.whole_files import written_whole
 
@@ -45,7 +46,8 @@ def read_seeds(seeds: str | os.PathLike | Iterable[dict], *, call: str) -> list[
         ValueError: Names the first row that is no task.
     """
     if not isinstance(seeds, str | os.PathLike):
-        return _joined([task_of(row, f"{call}: seed {number}") for number, row in enumerate(seeds)])
+        rows = checked_list(seeds, call=f"{call}(seeds=…)")
+        return _joined([task_of(row, f"{call}: seed {number}") for number, row in enumerate(rows)])
     path = Path(seeds).expanduser()
     try:
         rows = list(json_rows(path))

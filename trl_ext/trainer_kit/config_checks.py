@@ -2,7 +2,7 @@
 
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any
@@ -53,6 +53,13 @@ def checked(call: str, name: str, value: Any, kind: Any, rule: Rule = NO_RULE, *
         raise ValueError(f"{shown}expected {rule.expected}.")
     leave = f", or leave it at {default['default']!r}" if default else ""
     raise ValueError(f"{shown}{expected(name, value, kind, rule)}{leave}.")
+
+
+def checked_list(given: Any, *, call: str) -> Iterable:
+    """What is given, or a ValueError where it is one thing, as text is, or none."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{call}: expected a list, got {type(given).__name__}. Give one.")
+    return given
 
 
 def _check_needs(config: Any, name: str, needs: Need | tuple[Need, ...]) -> None:
