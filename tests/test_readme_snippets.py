@@ -99,6 +99,33 @@ def test_the_korean_page_says_the_same():
     assert commands and set(commands) <= set(re.findall(r"```sh\n(.*?)```", README, re.S))
 
 
+def rows_of_methods(page: str) -> list[str]:
+    """Of the first page's first table: which method when."""
+    return [line for line in re.search(r"^\|---.*\n((?:\|.*\n)+)", page, re.M)[1].splitlines()]
+
+
+def claims(row: str) -> list[set[str]]:
+    """What is alike in every language: names, where links lead, and measured numbers."""
+    return [set(re.findall(kind, row)) for kind in (r"`([^`]*)`", r"\]\(([^)]*)\)", r"(?<![\w.])\d+\.\d+")]
+
+
+def test_the_korean_page_s_table_claims_the_same():
+    korean, english = rows_of_methods(KOREAN), rows_of_methods(README)
+    assert [claims(row) for row in korean] == [claims(row) for row in english] and len(korean) == 7
+
+
+def test_the_korean_page_leads_to_each_notebook_for_a_card_and_the_pictures():
+    for kind in (r"notebooks/(?!from_nothing)\w+\.ipynb", r"\]\(([^)]*\.png)\)"):
+        assert set(re.findall(kind, KOREAN)) == set(re.findall(kind, README)) != set()
+
+
+def test_the_korean_page_s_dry_run_is_the_first_page_s():
+    """But for the model's name."""
+    command = r"`(trl-ext\sppo\s--config[^`]*)`"
+    (korean,), (english,) = (re.findall(command, page) for page in (KOREAN, README))
+    assert korean.replace("모델", "meta-llama/Llama-3.1-8B").split() == english.split()
+
+
 @pytest.mark.slow
 def test_the_korean_page_s_r3_as_printed(folder):
     names = {}
