@@ -5,8 +5,10 @@ import doctest
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from encoders import saved_bert
 from methods import best_worst_dpo, ppo_r3, ppo_remote_reward, raft, rest, stack_llama
 from shared_case import SIZES
@@ -137,6 +139,15 @@ def test_best_and_worst_into_dpo(capsys):
     }
     assert len(pairs) == 4 and all(a > b for a, b in zip(scored["chosen"], scored["rejected"], strict=True))
     assert "4 pairs of 4 prompts" in capsys.readouterr().out and Path("out/adapter_model.safetensors").is_file()
+
+
+def test_answers_that_score_alike_make_no_dpo(monkeypatch):
+    """And no error of DPOTrainer's about rows that are not there."""
+    alike = Dataset.from_list([{"row": 0, "prompt": "why?", "completion": text, "proxy": 1.0} for text in "ab"])
+    monkeypatch.setattr(best_worst_dpo, "best_of_n", lambda *_, **__: SimpleNamespace(samples=alike))
+    with pytest.raises(SystemExit, match="All answers to each prompt score alike"):
+        best_worst_dpo.main(*parsed(best_worst_dpo, DPOConfig, "--prompts", "few.jsonl", "--reward", "reward"))
+    assert not Path("out/pairs.jsonl").exists()
 
 
 @pytest.fixture

@@ -50,6 +50,10 @@ def main(options: Options, args: DPOConfig, model: ModelConfig) -> None:
     )
     pairs = best_worst(found.samples)
     print(f"{len(pairs)} pairs of {len(prompts)} prompts")
+    if not len(pairs):
+        raise SystemExit(
+            "All answers to each prompt score alike, so there is no pair. Give more --samples, or another --reward."
+        )
     pairs.to_json(Path(args.output_dir) / "pairs.jsonl")
     trainer = DPOTrainer(
         model=model.model_name_or_path, args=args, train_dataset=pairs, peft_config=get_peft_config(model)
