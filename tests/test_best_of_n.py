@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
+from matplotlib.figure import Figure
 from tiny import byte_tokenizer, never_ending, tiny_llama, tiny_reward_model
 
 from trl_ext import RepetitionPenalty, reward_evaluation
@@ -158,6 +159,23 @@ def test_the_curve_as_json_and_picture(tmp_path):
 
 
 # Gao's forms
+
+
+def test_no_name_is_written_over_a_point(tmp_path, monkeypatch):
+    """Of a gold that turns down, which is at the upper left where a proxy is not."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: [figures.append(figure), save(figure, *a, **k)])
+    proxy = np.random.default_rng(0).normal(size=(40, 32))
+    gold = -(proxy**2) + np.random.default_rng(1).normal(size=proxy.shape)
+    curve = best_of_n_curve(proxy, gold)
+    draw_curves(tmp_path / "two.png", {"with imitation": curve, "without it": curve})
+    for axes in figures[0].axes:
+        names = axes.get_legend().get_window_extent()
+        points = [
+            axes.transData.transform(line.get_xydata()) for line in axes.get_lines() if len(line.get_xdata()) > 2
+        ]
+        assert points and not any(names.contains(*point) for line in points for point in line)
 
 
 def test_a_curve_of_gaos_form_is_found_again():

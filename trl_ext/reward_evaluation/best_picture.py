@@ -68,7 +68,7 @@ def draw_curves(path: str | PathLike, curves: Mapping[str, Drawn]) -> None:
         axes.set(xlabel="√KL to the start (nats), at most", ylabel=f"{what}: gain over the start, in its deviations")
         _add_sizes(axes, largest)
         if any(curves):  # a name to show
-            axes.legend(fontsize=8, frameon=False, loc="upper left")
+            axes.legend(fontsize=8, frameon=False)
     with written_whole(Path(path)) as partial:
         figure.savefig(partial, dpi=110, format="png")
 
