@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import subprocess
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -247,6 +248,16 @@ def test_the_first_lines_bring_a_torch_where_there_is_none(monkeypatch):
 @pytest.mark.parametrize(("card", "half"), [(None, None), ("T4", "fp16"), ("L4", "bf16")])
 def test_the_first_lines_choose_the_half_precision_of_the_card(monkeypatch, card, half):
     assert begin(monkeypatch, card=card)[1] == {name: name == half for name in ("bf16", "fp16")}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_run_s_folder_is_no_part_of_the_repository(path):
+    """Where git is, and this is a checkout."""
+    if not (FOLDER.parent / ".git").exists():
+        pytest.skip("no checkout")
+    (name,) = re.findall(r"""OUT = Path\(f"(.*?)\{time""", "".join(cell.source for cell in code_cells(path)))
+    run = FOLDER / f"{name}20261129-105046" / "sft" / "adapter_config.json"
+    assert subprocess.run(["git", "check-ignore", "-q", str(run)], cwd=FOLDER).returncode == 0
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
