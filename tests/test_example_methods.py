@@ -84,6 +84,11 @@ def test_r3_in_ppo(capsys):
     assert Path("out/adapter_model.safetensors").is_file()
 
 
+def test_r3_without_any_reference_says_so():
+    with pytest.raises(SystemExit, match=r"few\.jsonl: no row has a `reference`"):
+        ppo_r3.typed_prompts("few.jsonl")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--prompts few.jsonl --reward reward", "--prompts records.jsonl --prompt_field text --reward classifier --label LABEL_1"])  # fmt: skip
 def test_raft(flags):

@@ -25,6 +25,10 @@ class Options:
 def typed_prompts(path: str) -> Dataset:
     """Rows whose type is known; R³ has no route for the others, and none for a closed question without its answer."""
     rows = load_dataset("json", data_files=path, split="train")
+    if "reference" not in rows.column_names:
+        raise SystemExit(
+            f"{path}: no row has a `reference`; R³ is fitted to at least 50. Add right answers to such questions."
+        )
     if "query_type" not in rows.column_names:
         rows = label_query_types(rows)
     usable = rows.filter(
