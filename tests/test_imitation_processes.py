@@ -70,3 +70,35 @@ def test_two_processes_that_share_the_weights_step_like_one(tmp_path, tokenizer)
     loss, trained = step_in_two(tmp_path, SHARDED)
     assert loss == pytest.approx(logged(one, "imitation_loss")[0], rel=1e-5)
     torch.testing.assert_close(trained, weights(one), atol=1e-6, rtol=1e-4)
+
+
+REFUSED = """
+import os
+import sys
+import pytest
+from accelerate.state import AcceleratorState
+from cpu_sharding import FSDP2, shard_on_cpu
+from test_imitation_processes import STEP, own_head
+from test_imitation_reward_trainer import byte_tokenizer, config, trainer_of
+from two_processes import leave
+
+shard_on_cpu()
+for name, value, message in [
+    ("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT", "save_model would write no weights. Set it to FULL_STATE_DICT"),
+    ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params=true: it was never tried"),
+]:
+    os.environ.update(FSDP2 | {name: value})
+    AcceleratorState._reset_state()
+    args = config(sys.argv[1], use_cpu=False, **STEP)
+    with pytest.raises(ValueError, match="ImitationRewardTrainer under FSDP2 with .*" + message):
+        trainer_of(sys.argv[1], byte_tokenizer(), args=args, imitation_head=own_head())
+print("refused")
+leave()
+"""
+
+
+def test_settings_under_which_nothing_would_be_saved_are_refused(tmp_path):
+    script = tmp_path / "refused.py"
+    script.write_text(REFUSED)
+    done = run_in_two(script, tmp_path)
+    assert done.returncode == 0 and done.stdout.count("refused") == 2, done.stderr[-3000:]

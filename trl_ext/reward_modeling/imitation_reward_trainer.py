@@ -59,6 +59,7 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.counted_once import CountedOnce, counted_rows
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
+from trl_ext.trainer_kit.fsdp_settings import of_plugin, refuse_settings
 from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.sharding import (
@@ -186,7 +187,7 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         keep_4_bit_layout(self.model)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
-            refuse_engine(but_for(engine_of(self), *SHARDING), **REFUSAL)
+            _check_engine(self)
             check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}
@@ -379,6 +380,15 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
 
 def _imitates(args: RewardConfig) -> bool:
     return isinstance(args, ImitationRewardConfig) and args.imitation_coef > 0
+
+
+def _check_engine(trainer: RewardTrainer) -> None:
+    """Raise a ValueError for an engine, or settings of it, that the imitation term cannot be had with."""
+    engine = engine_of(trainer)
+    refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
+    if engine == "FSDP2":
+        found = of_plugin(trainer.accelerator.state.fsdp_plugin, config="ImitationRewardConfig")
+        refuse_settings(found, trainer=REFUSAL["trainer"])
 
 
 def _refuse_idle_head(head: nn.Module | str | None) -> None:
