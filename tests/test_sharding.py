@@ -13,6 +13,7 @@ from transformers.integrations import deepspeed as asked
 
 from trl_ext import EndpointGenerator, TransformersGenerator, VLLMGenerator
 from trl_ext.generation.protocol import passes_policy
+from trl_ext.shared_base import shared_base
 from trl_ext.trainer_kit import sharding
 from trl_ext.trainer_kit.finite_findings import all_finite
 from trl_ext.trainer_kit.loading import whole_loading
@@ -165,6 +166,20 @@ def test_a_piece_stands_for_a_tensor_that_zero_3_has_cut():
     check_uncut("its path", call="X")
     with pytest.raises(ValueError, match=r"X\(model=…\): DeepSpeed ZeRO-3 has cut it .*Give its path"):
         check_uncut(model, call="X(model=…)")
+
+
+def test_a_shared_base_is_loaded_whole(monkeypatch):
+    config = SimpleNamespace(is_zero3=lambda: True)
+    monkeypatch.setattr(asked, "_hf_deepspeed_config_weak_ref", lambda: config)
+    cuts = []
+
+    def load(name, **options):
+        cuts.append(asked.is_deepspeed_zero3_enabled())
+        return tiny_llama(byte_tokenizer())
+
+    monkeypatch.setattr(shared_base.AutoModelForCausalLM, "from_pretrained", load)
+    shared_base.SharedBase.from_pretrained("x", tokenizer=byte_tokenizer())
+    assert cuts == [False] and asked.is_deepspeed_zero3_enabled()
 
 
 def test_models_are_loaded_whole_until_a_trainer_says_otherwise(monkeypatch):

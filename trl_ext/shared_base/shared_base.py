@@ -19,7 +19,7 @@ from trl_ext.shared_base.base_loading import INT8_THRESHOLD, check_bits, check_m
 from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
-from trl_ext.trainer_kit.loading import loading
+from trl_ext.trainer_kit.loading import loading, whole_loading
 from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.trainer_kit.seeds import check_seed
 from trl_ext.trainer_kit.sharding import engine_asked, refuse_engine
@@ -102,7 +102,7 @@ class SharedBase:
             check_bits(name, bits, **{key: model_kwargs[key] for key in ("revision",) if key in model_kwargs})
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
             model_kwargs["quantization_config"] = quantisation(bits, dtype, llm_int8_threshold=llm_int8_threshold)
-        with loading(f"SharedBase.from_pretrained({name!r})"):
+        with loading(f"SharedBase.from_pretrained({name!r})"), whole_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 name,
                 dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
