@@ -216,7 +216,7 @@ def halved(folder: Path, **options) -> dict[str, Tensor]:
 
 def from_paths(folder: Path, **options) -> dict[str, Tensor]:
     """Policy, value model and reward by their paths, which transformers would cut as it loads them; a second trainer too."""
-    tokenizer, paths = byte_tokenizer(), [folder / f"{name}-{os.environ['RANK']}" for name in ("policy", "reward")]
+    tokenizer, paths = byte_tokenizer(), [folder / os.environ["RANK"] / name for name in ("policy", "reward")]
     for path, model in zip(paths, (tiny_llama(tokenizer), tiny_reward_model(tokenizer)), strict=True):
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)

@@ -54,7 +54,7 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
     engine = engine_of(trainer)
     if engine is None:
         return False
-    refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
+    refuse_engine(None if engine in SHARDING else engine, **REFUSAL)
     of_engine = _of_fsdp2(trainer.accelerator.state.fsdp_plugin) if engine == "FSDP2" else of_zero(trainer)
     refuse_settings([*of_engine, *_of_trainer(trainer)], trainer="PPOTrainer", engine=engine)
     if engine == "FSDP2":

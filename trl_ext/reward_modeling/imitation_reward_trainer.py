@@ -385,7 +385,7 @@ def _imitates(args: RewardConfig) -> bool:
 def _check_engine(trainer: RewardTrainer) -> None:
     """Raise a ValueError for an engine, or settings of it, that the imitation term cannot be had with."""
     engine = engine_of(trainer)
-    refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
+    refuse_engine(None if engine in SHARDING else engine, **REFUSAL)
     if engine == "FSDP2":
         found = of_plugin(trainer.accelerator.state.fsdp_plugin, config="ImitationRewardConfig")
         refuse_settings(found, trainer=REFUSAL["trainer"])
