@@ -412,3 +412,12 @@ def test_nobody_shows_a_key(server):
     generator, labeler = EndpointGenerator("m", server.url, "sk-secret"), EndpointLabeler("m", server.url, "sk-secret")
     told = [repr(generator), str(generator), repr(labeler), labeler.name, generator.name, repr(generator._secrets)]
     assert "sk-secret" not in "".join(told)
+
+
+@pytest.mark.parametrize("call", [EndpointGenerator, EndpointLogProbs, EndpointLabeler])
+def test_who_is_asked_is_text(call):
+    for model in (3, None, "", " "):
+        with pytest.raises(ValueError, match=r"\(model=.*expected the name of a model on the server"):
+            call(model, "http://host/v1")
+    with pytest.raises(ValueError, match=r"\(base_url=3\): expected an address such as"):
+        call("m", 3)

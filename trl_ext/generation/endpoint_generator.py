@@ -30,6 +30,8 @@ from trl_ext.trainer_kit.option_rules import AT_LEAST_1, Rule
 from trl_ext.trainer_kit.seeds import stable_seed
 
 REFUSALS = (400, 413, 422)  # of what was asked, and not of who asks, or how often
+SAID = Rule(fits=lambda name: bool(name.strip()), expected="the name of a model on the server")
+ADDRESS = Rule(expected="an address such as 'http://localhost:8000/v1', or None")
 EMPTY_ANSWERS = 3  # in a row, after which a prompt is given up
 KEPT = "Where a run writes them down, finished parts are kept: once it answers again, resume the run for the missing ones alone."
 
@@ -72,9 +74,10 @@ class EndpointGenerator:
         max_retries: int = 3,
         extra_body: Mapping[str, Any] | None = None,
     ):
-        self.model = model
-        self.name = f"endpoint:{model}"
         call = type(self).__name__
+        self.model = checked(call, "model", model, str, SAID)
+        self.name = f"endpoint:{model}"
+        base_url = checked(call, "base_url", base_url, str | None, ADDRESS)
         self.concurrency = checked(call, "concurrency", concurrency, int, AT_LEAST_1)
         timeout = checked(call, "timeout", timeout, float, Rule(above=0, expected="seconds, more than 0"))
         max_retries = checked(call, "max_retries", max_retries, int, Rule(0, expected="0 or more"))
