@@ -533,7 +533,7 @@ def test_answers_that_are_one_word_are_refused():
         ([{"prompt": "q"}], r"has the columns \['prompt'\]"),
         ([], "has the columns"),
         ([{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": 1}], "rows are not of one kind"),
-        ("pairs.jsonl", "expected a Dataset, or a list of dicts, a row each; got str"),
+        ("pairs.jsonl", r"expected a data set, got the name .pairs.jsonl.\. Read it"),
         (Dataset.from_list([{"prompt": "q", "completion": "a"}]), r"has the columns \['prompt', 'completion'\]"),
         (Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}), "has no rows"),
         (

@@ -276,7 +276,7 @@ def test_a_file_of_something_else_is_refused_and_left(tmp_path, content):
         (rows("a", " \n"), {}, "nothing in it but white space"),
         ({"train": rows("a")}, {}, r"dataset\['train'\]"),
         (["a"], {}, "expected a Dataset, or a list of dicts, a row each; got list"),
-        ("rows.jsonl", {}, "expected a Dataset, or a list of dicts, a row each; got str"),
+        ("rows.jsonl", {}, r"expected a data set, got the name .rows.jsonl.\. Read it"),
         ([{"prompt": "a"}, {"prompt": 3}], {}, "its rows are not of one kind"),
         ([], {}, "expected a column `prompt`"),
         (rows("a"), {"threshold": 1.5}, r"threshold=1\.5.*probability"),
