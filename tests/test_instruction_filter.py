@@ -8,7 +8,7 @@ from rapidfuzz.distance import Indel
 
 from trl_ext import InstructionFilter, TaskWording, characters
 from trl_ext.self_instruct import rouge_l_f1, rouge_words
-from trl_ext.self_instruct.answer_parsing import Answer, inputs_first, listed, outputs_first, until
+from trl_ext.self_instruct.answer_parsing import Answer, inputs_first, listed, outputs_first, says, until
 from trl_ext.self_instruct.instruction_filter import good_instances
 from trl_ext.self_instruct.instruction_pool import InstructionPool
 from trl_ext.self_instruct.seed_tasks import Instance
@@ -193,3 +193,24 @@ def test_instances_by_hand():
 def test_instances_that_are_left_out(instances, good, reasons):
     given = [Instance(*each) for each in instances]
     assert good_instances(given) == ([given[i] for i in good], reasons)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("No", False),
+        (" no.\n", False),
+        ("YES, it is", True),
+        ("Not sure", None),
+        ("Nothing", None),
+        ("Yesterday", None),
+        ("", None),
+    ],
+)
+def test_yes_and_no_are_whole_words(text, kind):
+    assert says(Answer(text, True), TaskWording()) is kind
+
+
+def test_yes_and_no_of_another_script_may_have_an_ending():
+    wording = TaskWording(yes="예", no="아니요")
+    assert says(Answer("예입니다.", True), wording) is True and says(Answer("아니요.", True), wording) is False

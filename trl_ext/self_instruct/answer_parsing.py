@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from trl_ext.self_instruct.instruction_filter import has_word
 from trl_ext.self_instruct.seed_tasks import Instance
 from trl_ext.self_instruct.task_wording import TaskWording, one_line
 
@@ -51,11 +52,13 @@ def listed(answer: Answer, *, chat: bool = False) -> tuple[list[str], int]:
 def says(answer: Answer, wording: TaskWording) -> bool | None:
     """Yes is True, no is False, None neither.
 
-    >>> says(Answer(" yes.", True), TaskWording()), says(Answer("Maybe", True), TaskWording())
+    >>> says(Answer(" yes.", True), TaskWording()), says(Answer("Not sure", True), TaskWording())
     (True, None)
     """
-    said = answer.text.strip().casefold()
-    found = [kind for kind, word in ((True, wording.yes), (False, wording.no)) if said.startswith(word.casefold())]
+    said = answer.text.strip()
+    found = [
+        kind for kind, word in ((True, wording.yes), (False, wording.no)) if has_word(said[: len(word) + 1], word)
+    ]
     return found[0] if found else None
 
 
