@@ -13,6 +13,7 @@ from transformers.integrations import deepspeed as asked
 
 from trl_ext import EndpointGenerator, TransformersGenerator, VLLMGenerator
 from trl_ext.generation.protocol import passes_policy
+from trl_ext.ppo.engine_checks import refuse_early
 from trl_ext.shared_base import shared_base
 from trl_ext.trainer_kit import sharding
 from trl_ext.trainer_kit.finite_findings import all_finite
@@ -86,6 +87,20 @@ def test_the_version_of_what_a_config_asks_for_is_in_the_state(launched, monkeyp
     assert engine_asked(SimpleNamespace(deepspeed="zero3.json", fsdp=None)) == "DeepSpeed"
     monkeypatch.setattr(AcceleratorState, "_shared_state", {"distributed_type": "MULTI_GPU"})
     assert engine_asked(fsdp) == "FSDP"
+
+
+@pytest.mark.parametrize(
+    ("said", "mode", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "server", "PPOTrainer under DeepSpeed with use_vllm=True"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "colocate", "under FSDP2 with vllm_mode='colocate'"),
+    ],
+)
+def test_ppo_refuses_before_trl_waits_for_vllm(launched, said, mode, message):
+    launched(**said)
+    args = SimpleNamespace(deepspeed=None, fsdp=None, use_vllm=True, vllm_mode=mode)
+    with pytest.raises(ValueError, match=message):
+        refuse_early(args)
 
 
 def test_fsdp2_among_engines():

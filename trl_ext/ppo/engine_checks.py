@@ -28,12 +28,15 @@ SETTINGS = {
 
 
 def refuse_early(args: Any) -> None:
-    """Raise a ValueError for what was asked for, while there are whole weights.
+    """Raise a ValueError for what was asked for, while there are whole weights, and before TRL waits for a server of vLLM.
 
     Args:
         args: The trainer's config, if it has one.
     """
-    refuse_engine(but_for(engine_asked(args), *SHARDING), **REFUSAL)
+    engine = engine_asked(args)
+    refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
+    if engine is not None:
+        refuse_settings(_of_vllm(args, engine), trainer="PPOTrainer", engine=engine)
 
 
 def check_whole(models: dict[str, object], rewards: object) -> None:
@@ -56,7 +59,8 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
         return False
     refuse_engine(None if engine in SHARDING else engine, **REFUSAL)
     of_engine = _of_fsdp2(trainer.accelerator.state.fsdp_plugin) if engine == "FSDP2" else of_zero(trainer)
-    refuse_settings([*of_engine, *_of_trainer(trainer)], trainer="PPOTrainer", engine=engine)
+    found = [*_of_vllm(trainer.args, engine), *of_engine, *_of_trainer(trainer)]
+    refuse_settings(found, trainer="PPOTrainer", engine=engine)
     if engine == "FSDP2":
         keep_outputs(trainer.accelerator.state.fsdp_plugin)
     else:
@@ -71,17 +75,21 @@ def _of_fsdp2(plugin: "FullyShardedDataParallelPlugin") -> list[Refusal]:
     return [*of_plugin(plugin, **SETTINGS), older]
 
 
+def _of_vllm(args: Any, engine: str) -> list[Refusal]:
+    """How TRL may have vLLM sample."""
+    asked, mode = getattr(args, "use_vllm", False), getattr(args, "vllm_mode", None)
+    own = "Leave it out: the policy samples, all processes in step"
+    return [
+        (asked and engine.startswith("DeepSpeed"), "use_vllm=True", UNTRIED, own),
+        (asked and mode != "server", f"vllm_mode={mode!r}", UNTRIED, "Set vllm_mode='server'"),
+    ]
+
+
 def _of_trainer(trainer: "GRPOTrainer") -> list[Refusal]:
     """What the trainer may be told."""
     args = trainer.args
     own = "Leave it out: the policy samples, all processes in step"
     return [
-        (
-            args.use_vllm and args.vllm_mode != "server",
-            f"vllm_mode={args.vllm_mode!r}",
-            UNTRIED,
-            "Set vllm_mode='server'",
-        ),
         (
             bool(args.use_transformers_continuous_batching),
             "use_transformers_continuous_batching=True",

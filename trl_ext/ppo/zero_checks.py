@@ -54,7 +54,6 @@ def _of_steps(trainer: "GRPOTrainer") -> list[Refusal]:
     args, stage = trainer.args, trainer.accelerator.state.deepspeed_plugin.zero_stage
     halves = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad} & set(HALVES)
     return [
-        (bool(args.use_vllm), "use_vllm=True", UNTRIED, "Leave it out: the policy samples, all processes in step"),
         (
             stage == 3 and not args.bf16 and bool(halves),
             f"bf16=False and trained tensors in {', '.join(sorted(map(str, halves)))}",
