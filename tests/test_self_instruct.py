@@ -148,6 +148,9 @@ def test_data_for_sft_and_for_r3(tmp_path):
     types = dict(zip(prompts["prompt"], prompts["query_type"], strict=True))
     assert {types[row["prompt"]] for row in rows if row["prompt"].startswith("Tell")} == {"closed"}
     assert made.sft(prompt_with_input="{input}", completion=" {output}")[0]["prompt"] == task.instances[0].input
+    for name in ("prompt_with_input", "completion"):
+        with pytest.raises(ValueError, match="the template 3 is no text"):
+            made.sft(**{name: 3})
     with pytest.raises(ValueError, match=r"asks for 'task'; there are \{instruction\}, \{input\}"):
         made.sft(prompt="{task}", prompt_with_input="{task}")
 

@@ -128,6 +128,8 @@ class MadeTasks:
 
 def filled(template: str, **words: str) -> str:
     """A template with its words put in; a ValueError names what it asks for and there is not."""
+    if not isinstance(template, str):
+        raise ValueError(f"MadeTasks: the template {template!r} is no text. Give one, such as {TEMPLATE!r}.")
     try:
         return template.format(**words)
     except (KeyError, IndexError, ValueError) as error:
