@@ -43,8 +43,7 @@ from rich.table import Table
 
 from trl_ext import LearnedReward, PreferenceLabeler, SelfInstruct, SelfInstructConfig, evaluate
 from trl_ext.demo import COMPLETION_LENGTH, closed_right, load_world, r3, sample_questions
-from trl_ext.generation import EndpointLogProbs
-from trl_ext.generation.endpoint_answers import public_url
+from trl_ext.generation import EndpointLogProbs, public_url
 from trl_ext.reporting import report
 from trl_ext.self_instruct import MadeTasks
 from trl_ext.trainer_kit import check_seed, claim_folder, ends_in_one_line

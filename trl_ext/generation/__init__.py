@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from trl_ext.trainer_kit.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from trl_ext.generation.endpoint_answers import public_url as public_url
     from trl_ext.generation.endpoint_generator import EndpointGenerator as EndpointGenerator
     from trl_ext.generation.endpoint_log_probs import EndpointLogProbs as EndpointLogProbs
     from trl_ext.generation.file_generator import FileGenerator as FileGenerator
