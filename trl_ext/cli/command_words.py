@@ -77,6 +77,9 @@ RULES = (
     _rule(r"(?:with train\()?resume_from_checkpoint=True\)?, or the same command again", "with the same command"),
     _rule(r"Go on with it by resume_from_checkpoint=True", "Give the same command again"),
     _rule(r"Resume with resume_from_checkpoint=True", "Give the same command again"),
+    _rule(
+        r"Start all of them again with resume_from_checkpoint=True", "Start all of them again with the same command"
+    ),
     _rule(r" \(train\(resume_from_checkpoint=True\) goes on from it\)", ""),
     _rule(r"(?:\w+\.)?train\(resume_from_checkpoint=(?:True|None|False)\):? ?", ""),
     _rule(r"(?:\w+\.)?train\(resume_from_checkpoint='?(?P<path>[^')]*)'?\)", r"--resume_from_checkpoint \g<path>"),
