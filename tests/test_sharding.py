@@ -71,6 +71,20 @@ def test_a_config_asks_first(launched):
         ({"deepspeed_plugins": SimpleNamespace(zero_stage=2)}, "DeepSpeed ZeRO-2"),
         ({"distributed_type": "MEGATRON_LM"}, "Megatron-LM"),
         ({"parallelism_config": SimpleNamespace(tp_enabled=True)}, r"accelerate's parallelism_config (tp)"),
+        (
+            {
+                "fsdp_plugin": SimpleNamespace(fsdp_version=2),
+                "parallelism_config": SimpleNamespace(tp_enabled=False, cp_enabled=True),
+            },
+            r"accelerate's parallelism_config (cp)",
+        ),
+        (
+            {
+                "deepspeed_plugins": {"default": SimpleNamespace(zero_stage=3)},
+                "parallelism_config": SimpleNamespace(sp_enabled=True),
+            },
+            r"accelerate's parallelism_config (sp)",
+        ),
     ],
 )
 def test_accelerates_state_knows_best(launched, monkeypatch, state, engine):

@@ -73,18 +73,18 @@ def engine_of(trainer: Trainer) -> str | None:
 
 
 def _engine_in(state: dict[str, Any]) -> str | None:
+    parallel = state.get("parallelism_config")
+    split = [
+        kind for kind in ("tp", "cp", "sp") if parallel is not None and getattr(parallel, f"{kind}_enabled", False)
+    ]
+    if split:  # also beside FSDP2 or DeepSpeed, which those need
+        return f"accelerate's parallelism_config ({', '.join(split)})"
     fsdp, deepspeed = state.get("fsdp_plugin"), state.get("deepspeed_plugins")
     if fsdp is not None:
         return f"FSDP{fsdp.fsdp_version}"
     if deepspeed:
         (plugin, *_) = deepspeed.values() if isinstance(deepspeed, dict) else [deepspeed]
         return f"DeepSpeed ZeRO-{plugin.zero_stage}"
-    parallel = state.get("parallelism_config")
-    split = [
-        kind for kind in ("tp", "cp", "sp") if parallel is not None and getattr(parallel, f"{kind}_enabled", False)
-    ]
-    if split:
-        return f"accelerate's parallelism_config ({', '.join(split)})"
     return TYPES.get(state.get("distributed_type"))
 
 
