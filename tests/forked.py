@@ -5,6 +5,7 @@ for. What only a fresh process shows is tested by those that start one: `torchru
 test_cli_in_two.py, and the commands in test_commands.py.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
 
+PATIENCE = 270  # seconds; behind them a program prints the stacks of its threads, and ends
 TESTS = Path(__file__).parent
 PATHS = [str(TESTS), str(TESTS.parent)]
 
@@ -44,4 +46,5 @@ def _run(program: str, arguments: list[str], variables: dict[str, str], output: 
         os.dup2(file, stream.fileno())
     os.environ.update(variables)
     sys.argv = [program, *arguments]
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     runpy.run_path(program, run_name="__main__")

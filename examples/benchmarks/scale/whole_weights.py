@@ -32,6 +32,7 @@ from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 MIB = 2**20
 ROOT = Path(__file__).resolve().parents[3]
+PATIENCE = 900  # seconds that the launch may take
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed is no longer resident
 FIELDS = ("weights", "before", "while whole", "behind", "gathered in, s")
 
@@ -99,6 +100,7 @@ def main() -> None:
             env=os.environ | {"ACCELERATE_TORCH_DEVICE": "cpu", "OMP_NUM_THREADS": "1"} | GIVEN_BACK,
             cwd=ROOT,
             check=True,
+            timeout=PATIENCE,
         )
 
 
