@@ -6,7 +6,7 @@ from transformers import Trainer
 
 from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
 from trl_ext.rewards.reward_columns import holders_in
-from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, keep_outputs, of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, keep_outputs, of_model, of_plugin, refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
 
 if TYPE_CHECKING:
@@ -96,11 +96,5 @@ def _of_trainer(trainer: "GRPOTrainer") -> list[Refusal]:
             "it samples with weights that are not whole",
             own,
         ),
-        (bool(args.torch_compile), "torch_compile=True", UNTRIED, "Leave it out"),
-        (
-            trainer.model.config.to_dict().get("quantization_config") is not None,
-            "a policy of 8 or 4 bits",
-            UNTRIED,
-            DDP,
-        ),
+        *of_model(trainer),
     ]

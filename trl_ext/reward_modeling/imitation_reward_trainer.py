@@ -59,7 +59,7 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.counted_once import CountedOnce, counted_rows
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
-from trl_ext.trainer_kit.fsdp_settings import of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import of_model, of_plugin, refuse_settings
 from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
 from trl_ext.trainer_kit.sharding import (
@@ -386,9 +386,12 @@ def _check_engine(trainer: RewardTrainer) -> None:
     """Raise a ValueError for an engine, or settings of it, that the imitation term cannot be had with."""
     engine = engine_of(trainer)
     refuse_engine(None if engine in SHARDING else engine, **REFUSAL)
+    if engine is None:
+        return
+    found = of_model(trainer)
     if engine == "FSDP2":
-        found = of_plugin(trainer.accelerator.state.fsdp_plugin, config="ImitationRewardConfig")
-        refuse_settings(found, trainer=REFUSAL["trainer"])
+        found += of_plugin(trainer.accelerator.state.fsdp_plugin, config="ImitationRewardConfig")
+    refuse_settings(found, trainer=REFUSAL["trainer"], engine=engine)
 
 
 def _refuse_idle_head(head: nn.Module | str | None) -> None:

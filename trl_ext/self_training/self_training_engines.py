@@ -3,7 +3,7 @@
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
-from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, keep_outputs, of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import keep_outputs, of_model, of_plugin, refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, engine_of, refuse_engine
 
 REFUSAL = {
@@ -22,7 +22,7 @@ def shards_policy(trainer: Trainer) -> bool:
     if engine != "FSDP2":
         refuse_engine(engine, trainer=name, **REFUSAL)
     plugin, config = trainer.accelerator.state.fsdp_plugin, type(trainer.args).__name__
-    refuse_settings([*of_plugin(plugin, config=config), *_of_trainer(trainer)], trainer=name)
+    refuse_settings([*of_plugin(plugin, config=config), *of_model(trainer)], trainer=name)
     keep_outputs(plugin)
     return True
 
@@ -34,17 +34,3 @@ def check_evaluates(trainer: Trainer) -> None:
             f"{type(trainer).__name__}.evaluate() under FSDP2, before train(): accelerate shards a model with its optimizer "
             "only. Set eval_on_start=True, or evaluate the saved policy in one process."
         )
-
-
-def _of_trainer(trainer: Trainer) -> list[Refusal]:
-    """What the trainer may be told."""
-    args = trainer.args
-    return [
-        (bool(args.torch_compile), "torch_compile=True", UNTRIED, "Leave it out"),
-        (
-            trainer.model.config.to_dict().get("quantization_config") is not None,
-            "a policy of 8 or 4 bits",
-            UNTRIED,
-            DDP,
-        ),
-    ]

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from trl_ext.trainer_kit.sharding import DDP
+
 if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
+    from transformers import Trainer
 
 UNTRIED = "it was never tried"
 Refusal = tuple[bool, str, str, str]  # whether it is so, what came, why it is refused, and what to do
@@ -19,6 +22,19 @@ def refuse_settings(found: Iterable[Refusal], *, trainer: str, engine: str = "FS
     for is_so, came, why, instead in found:
         if is_so:
             raise ValueError(f"{trainer} under {engine} with {came}: {why}. {instead}.")
+
+
+def of_model(trainer: "Trainer") -> list[Refusal]:
+    """What a model that an engine is to cut may not be."""
+    return [
+        (bool(trainer.args.torch_compile), "torch_compile=True", UNTRIED, "Leave it out"),
+        (
+            trainer.model.config.to_dict().get("quantization_config") is not None,
+            "a model of 8 or 4 bits",
+            UNTRIED,
+            DDP,
+        ),
+    ]
 
 
 def keep_outputs(plugin: "FullyShardedDataParallelPlugin") -> None:
