@@ -188,7 +188,7 @@ class PPOConfig(OlderOptions, GRPOConfig):
         for name in ("deepspeed", "fsdp"):
             if getattr(self, name):
                 raise ValueError(
-                    f"PPOConfig({name}={getattr(self, name)!r}): the critic is outside the model that it shards. Leave it out: "
+                    f"PPOConfig({name}={getattr(self, name)!r}): accelerate's file is what asks for it here. Leave it out: "
                     "several GPUs share the work with `accelerate launch --multi_gpu`; what does not fit one of them may "
                     "with an adapter on a base in 8 or 4 bits (SharedBase), or under FSDP2, ZeRO-2 or ZeRO-3, which PPO takes "
                     "from `accelerate launch --config_file examples/accelerate/fsdp2.yaml` (or zero2.yaml, zero3.yaml)."
