@@ -20,8 +20,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -29,10 +27,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from examples.benchmarks.common.made_models import config_of, word_tokenizer
 from examples.benchmarks.common.quiet_runs import quiet
+from examples.benchmarks.scale.cpu_processes import ROOT, launch_command, leave, take_for_cards
 from examples.benchmarks.scale.table_stages import METHODS, self_trainer
 from trl_ext import PPOConfig, PPOTrainer
 
-ROOT = Path(__file__).resolve().parents[3]
 WHAT = {"head": "PPO, head", "model": "PPO, value model"} | {method: method for method in METHODS}
 CELLS = [(what, how) for what in WHAT for how in ("full", "LoRA")]
 VOCABULARY, BATCH, STEPS = 512, 8, 3
@@ -72,7 +70,7 @@ def train(folder: Path, what: str, how: str, clip: float) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = "true" in map(os.environ.get, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     if sharded:  # accelerate takes CPU processes for cards
-        PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+        take_for_cards()
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         from deepspeed import ops
 
@@ -96,8 +94,7 @@ def train(folder: Path, what: str, how: str, clip: float) -> None:
     if trainer.accelerator.is_main_process:
         (folder / "said.json").write_text(json.dumps({name: said[name] for name in EVALUATED if name in said}))
     if processes > 1:
-        torch.distributed.barrier()
-        os._exit(0)  # gloo's threads may abort a process that ends slowly
+        leave()
 
 
 def ppo_trainer(critic: str, policy: PreTrainedModel, how: str, **options) -> PPOTrainer:
@@ -121,9 +118,9 @@ def ppo_trainer(critic: str, policy: PreTrainedModel, how: str, **options) -> PP
 def launched(folder: Path, what: str, how: str, engine: str | None, clip: float) -> dict[str, dict[str, torch.Tensor]]:
     """What a run leaves: of one process, or of two under an engine."""
     folder.mkdir(parents=True)
-    launch = ["-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
-    launch = [*launch, str(ROOT / f"examples/accelerate/{engine}.yaml"), "-m"] if engine else ["-m"]
-    command = [sys.executable, *launch, "examples.benchmarks.scale.equal_to_one", "--worker", str(folder)]
+    module = "examples.benchmarks.scale.equal_to_one"
+    start = launch_command(engine, module) if engine else [sys.executable, "-m", module]
+    command = [*start, "--worker", str(folder)]
     environment = os.environ | ON_CPU[engine] | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--what", what, "--how", how, "--clip", str(clip)],

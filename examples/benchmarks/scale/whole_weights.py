@@ -9,29 +9,25 @@ the process's own memory (RssAnon) before a Grow, while it has the weights, and 
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from examples.benchmarks.common.made_models import SHAPES, config_of, word_tokenizer
 from examples.benchmarks.common.quiet_runs import quiet
+from examples.benchmarks.scale.cpu_processes import ROOT, launch_command, leave, take_for_cards
 from examples.benchmarks.scale.rows import memory
 from examples.benchmarks.scale.table_stages import even_words
 from trl_ext import RAFTConfig, RAFTTrainer
 from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 MIB = 2**20
-ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = 900  # seconds that the launch may take
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed is no longer resident
 FIELDS = ("weights", "before", "while whole", "behind", "gathered in, s")
@@ -56,7 +52,7 @@ def watch() -> list[dict[str, float]]:
 
 def worker(shape: str, folder: str) -> None:
     quiet()
-    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    take_for_cards()
     seen, config = watch(), config_of(shape, window=64)
     plain = {"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False, "disable_tqdm": True}
     small = {"num_generations": 2, "max_completion_length": 4, "improve_steps": 1, "per_device_train_batch_size": 1}
@@ -80,9 +76,7 @@ def worker(shape: str, folder: str) -> None:
             print(
                 f"| {stage} | {' | '.join(f'{found[name]:,.0f}' for name in FIELDS[:-1])} | {found[FIELDS[-1]]:.1f} |"
             )
-    sys.stdout.flush()
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads may abort a process that ends slowly
+    leave()
 
 
 def main() -> None:
@@ -92,11 +86,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         return worker(given.model, given.worker)
-    launch = ["-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
-    launch += [str(ROOT / "examples/accelerate/fsdp2.yaml"), "-m", "examples.benchmarks.scale.whole_weights"]
+    launch = launch_command("fsdp2", "examples.benchmarks.scale.whole_weights")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, *launch, "--model", given.model, "--worker", folder],
+            [*launch, "--model", given.model, "--worker", folder],
             env=os.environ | {"ACCELERATE_TORCH_DEVICE": "cpu", "OMP_NUM_THREADS": "1"} | GIVEN_BACK,
             cwd=ROOT,
             check=True,
