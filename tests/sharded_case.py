@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from cpu_sharding import CUT, FSDP2, shard_on_cpu
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from table_case import TABLE, run, saved_and_evaluated, table_trainer, watch_rollouts, weights
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
@@ -42,6 +43,25 @@ def in_two(
     first, second = (load_file(folder / f"process-{process}.safetensors") for process in range(2))
     assert all(torch.equal(first[name], second[name]) for name in learned(first))
     return first | second
+
+
+def goes_on_alike(folder: Path, *, engine: str, kind: str, full: bool, **options) -> None:
+    """What two processes save and evaluate is what one does, without a critic, and a run from their checkpoint ends alike."""
+    options |= {"kind": kind, "full": full, "save_strategy": "steps", "save_steps": 1}
+    two, halves = folder / "two", {"engine": engine, "per_device_train_batch_size": 4}
+    one = run(folder / "one", after=saved_and_evaluated, per_device_train_batch_size=8, **options)
+    both = in_two(two, "used", **halves, **options)
+    torch.testing.assert_close(both, one, **CLOSE)
+    name = "model.safetensors" if full else "adapter_model.safetensors"
+    saved, expected = (load_file(each / "saved" / name) for each in (two, folder / "one"))
+    torch.testing.assert_close(saved, expected, **CLOSE)
+    base = tiny_llama(byte_tokenizer())
+    loaded = (
+        LlamaForCausalLM.from_pretrained(two / "saved") if full else PeftModel.from_pretrained(base, two / "saved")
+    )
+    assert not [key for key in loaded.state_dict() if "ppo_critic" in key]
+    again = in_two(folder / "again", resume=str(two / "checkpoint-1"), **halves, **options)
+    assert all(torch.equal(again[name], both[name]) for name in learned(both))
 
 
 def learned(told: dict) -> list[str]:

@@ -7,12 +7,9 @@ import pytest
 import torch
 import yaml
 from cpu_sharding import FSDP2
-from peft import PeftModel
-from safetensors.torch import load_file
-from sharded_case import CLOSE, Server, in_two, learned, synced
-from table_case import TABLE, run, saved_and_evaluated
+from sharded_case import CLOSE, Server, goes_on_alike, in_two, learned, synced
+from table_case import TABLE, run
 from tiny import byte_tokenizer, tiny_llama
-from transformers import LlamaForCausalLM
 from trl.generation import vllm_generation
 from two_processes import run_in_two
 
@@ -53,22 +50,7 @@ def test_two_processes_step_like_one(tmp_path, case):
 @pytest.mark.parametrize("kind", ["head", "model"])
 def test_saved_evaluated_and_resumed(tmp_path, kind, full):
     """The saved policy is whole and without its critic; what goes on from a checkpoint ends where the run did."""
-    options = {"kind": kind, "full": full, "save_strategy": "steps", "save_steps": 1}
-    one = run(tmp_path / "one", after=saved_and_evaluated, per_device_train_batch_size=8, **options)
-    two = tmp_path / "two"
-    both = in_two(two, "used", per_device_train_batch_size=4, **options)
-    torch.testing.assert_close(both, one, **CLOSE)
-    name = "model.safetensors" if full else "adapter_model.safetensors"
-    saved, expected = (load_file(folder / "saved" / name) for folder in (two, tmp_path / "one"))
-    torch.testing.assert_close(saved, expected, **CLOSE)
-    base = tiny_llama(byte_tokenizer())
-    loaded = (
-        LlamaForCausalLM.from_pretrained(two / "saved") if full else PeftModel.from_pretrained(base, two / "saved")
-    )
-    assert not [key for key in loaded.state_dict() if "ppo_critic" in key]
-    resume = str(two / "checkpoint-1")
-    again = in_two(tmp_path / "again", resume=resume, per_device_train_batch_size=4, **options)
-    assert all(torch.equal(again[name], both[name]) for name in learned(both))
+    goes_on_alike(tmp_path, engine="FSDP2", kind=kind, full=full)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "adapter"])
