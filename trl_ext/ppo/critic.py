@@ -198,7 +198,8 @@ class Critic:
 class CriticCallback(TrainerCallback):
     """Clips the critic's gradient before each optimizer step and clears it after, as Trainer does for the policy's.
 
-    Of an engine that steps by itself no gradient is left then: it has clipped both by one norm, and stepped. Before the first, it looks whether any is left for the policy after the warm-up.
+    Of an engine that steps by itself no gradient is left then: it has clipped both by one norm, and stepped. Before the
+    first, it looks whether any is left for the policy after the warm-up.
 
     Args:
         critic: The critic.

@@ -6,7 +6,8 @@ from transformers import Trainer
 
 from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
 from trl_ext.rewards.reward_columns import holders_in
-from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal, keep_outputs, of_model, of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import keep_outputs, of_model, of_plugin
+from trl_ext.trainer_kit.refusals import UNTRIED, Refusal, refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def refuse_early(args: Any) -> None:
     engine = engine_asked(args)
     refuse_engine(but_for(engine, *SHARDING), **REFUSAL)
     if engine is not None:
-        refuse_settings(_of_vllm(args, engine), trainer="PPOTrainer", engine=engine)
+        refuse_settings(_of_vllm(args, engine), call=f"PPOTrainer under {engine}")
 
 
 def check_whole(models: dict[str, object], rewards: object) -> None:
@@ -60,7 +61,7 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
     refuse_engine(None if engine in SHARDING else engine, **REFUSAL)
     of_engine = _of_fsdp2(trainer.accelerator.state.fsdp_plugin) if engine == "FSDP2" else of_zero(trainer)
     found = [*_of_vllm(trainer.args, engine), *of_engine, *_of_trainer(trainer)]
-    refuse_settings(found, trainer="PPOTrainer", engine=engine)
+    refuse_settings(found, call=f"PPOTrainer under {engine}")
     if engine == "FSDP2":
         keep_outputs(trainer.accelerator.state.fsdp_plugin)
     else:

@@ -68,7 +68,7 @@ from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import states_as_one_matrix
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.rates import RATES
-from trl_ext.trainer_kit.sharding import engine_of, put_together, whole
+from trl_ext.trainer_kit.sharding import check_prepared, put_together, whole
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
@@ -270,18 +270,13 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         return sampler
 
     def evaluate(self, *args, **kwargs):
-        if self.critic.is_inside and self.optimizer is None:
-            raise ValueError(
-                f"PPOTrainer.evaluate() under {engine_of(self)}, before train(): accelerate shards a model with its optimizer "
-                "only. Set eval_on_start=True, or evaluate the saved policy in one process."
-            )
+        check_prepared(self, not self.critic.is_inside or self.optimizer is not None)
         return super().evaluate(*args, **kwargs)
 
     def prediction_step(self, *args, **kwargs):
         loss, *others = super().prediction_step(*args, **kwargs)
-        return self.accelerator.reduce(
-            loss, reduction="mean"
-        ), *others  # each process's is a part of one sum over tokens
+        mean = self.accelerator.reduce(loss, reduction="mean")  # each process's is a part of one sum over tokens
+        return mean, *others
 
     # Rollouts
 

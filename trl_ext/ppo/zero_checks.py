@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trl_ext.trainer_kit.fsdp_settings import UNTRIED, Refusal
+from trl_ext.trainer_kit.refusals import UNTRIED, Refusal
 
 if TYPE_CHECKING:
     from accelerate.utils import DeepSpeedPlugin

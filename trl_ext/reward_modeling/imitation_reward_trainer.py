@@ -59,9 +59,10 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.counted_once import CountedOnce, counted_rows
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
-from trl_ext.trainer_kit.fsdp_settings import of_model, of_plugin, refuse_settings
+from trl_ext.trainer_kit.fsdp_settings import of_model, of_plugin
 from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
+from trl_ext.trainer_kit.refusals import refuse_settings
 from trl_ext.trainer_kit.sharding import (
     CUTTING,
     SHARDING,
@@ -391,7 +392,7 @@ def _check_engine(trainer: RewardTrainer) -> None:
     found = of_model(trainer)
     if engine == "FSDP2":
         found += of_plugin(trainer.accelerator.state.fsdp_plugin, config="ImitationRewardConfig")
-    refuse_settings(found, trainer=REFUSAL["trainer"], engine=engine)
+    refuse_settings(found, call=f"{REFUSAL['trainer']} under {engine}")
 
 
 def _refuse_idle_head(head: nn.Module | str | None) -> None:

@@ -3,8 +3,9 @@
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
-from trl_ext.trainer_kit.fsdp_settings import keep_outputs, of_model, of_plugin, refuse_settings
-from trl_ext.trainer_kit.sharding import DDP, engine_of, refuse_engine
+from trl_ext.trainer_kit.fsdp_settings import keep_outputs, of_model, of_plugin
+from trl_ext.trainer_kit.refusals import refuse_settings
+from trl_ext.trainer_kit.sharding import DDP, check_prepared, engine_of, refuse_engine
 
 REFUSAL = {
     "runs": "on one device, with data parallelism or under FSDP2",
@@ -22,15 +23,11 @@ def shards_policy(trainer: Trainer) -> bool:
     if engine != "FSDP2":
         refuse_engine(engine, trainer=name, **REFUSAL)
     plugin, config = trainer.accelerator.state.fsdp_plugin, type(trainer.args).__name__
-    refuse_settings([*of_plugin(plugin, config=config), *of_model(trainer)], trainer=name)
+    refuse_settings([*of_plugin(plugin, config=config), *of_model(trainer)], call=f"{name} under {engine}")
     keep_outputs(plugin)
     return True
 
 
 def check_evaluates(trainer: Trainer) -> None:
     """Raise a ValueError for an evaluation of what FSDP2 is to cut, and has not yet."""
-    if engine_of(trainer) is not None and not isinstance(trainer.model, FSDPModule):
-        raise ValueError(
-            f"{type(trainer).__name__}.evaluate() under FSDP2, before train(): accelerate shards a model with its optimizer "
-            "only. Set eval_on_start=True, or evaluate the saved policy in one process."
-        )
+    check_prepared(trainer, engine_of(trainer) is None or isinstance(trainer.model, FSDPModule))

@@ -1,27 +1,17 @@
-"""What accelerate's settings of FSDP2 may be: those of examples/accelerate/fsdp2.yaml; others are refused by their names."""
+"""What a model under an engine, and accelerate's settings of FSDP2, may be: those of examples/accelerate/fsdp2.yaml."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from trl_ext.trainer_kit.refusals import UNTRIED, Refusal
 from trl_ext.trainer_kit.sharding import DDP
 
 if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from transformers import Trainer
-
-UNTRIED = "it was never tried"
-Refusal = tuple[bool, str, str, str]  # whether it is so, what came, why it is refused, and what to do
-
-
-def refuse_settings(found: Iterable[Refusal], *, trainer: str, engine: str = "FSDP2") -> None:
-    """Raise a ValueError for the first that is so."""
-    for is_so, came, why, instead in found:
-        if is_so:
-            raise ValueError(f"{trainer} under {engine} with {came}: {why}. {instead}.")
 
 
 def of_model(trainer: "Trainer") -> list[Refusal]:

@@ -4,6 +4,8 @@ import os
 
 from transformers import Trainer, TrainingArguments
 
+from trl_ext.trainer_kit.refusals import Refusal, refuse_settings
+
 
 def check_before(args: TrainingArguments) -> None:
     """Raise a ValueError for what a trainer that makes its accelerator would take for a setting of its own, too late."""
@@ -18,15 +20,12 @@ def check_before(args: TrainingArguments) -> None:
 def check_launch(trainer: Trainer) -> None:
     """Raise a ValueError where accelerate was told what contradicts the config, one of which would be passed over."""
     several = trainer.accelerator.num_processes > 1
-    for is_so, came, why, instead in (*_of_launch(trainer), *(_of_batches(trainer.args) if several else ())):
-        if is_so:
-            raise ValueError(
-                f"{type(trainer).__name__}(args={type(trainer.args).__name__}(…)) with {came}: {why}. {instead}."
-            )
+    call = f"{type(trainer).__name__}(args={type(trainer.args).__name__}(…))"
+    refuse_settings([*_of_launch(trainer), *(_of_batches(trainer.args) if several else ())], call=call)
 
 
-def _of_launch(trainer: Trainer) -> list[tuple[bool, str, str, str]]:
-    """Whether each is so, what it is, why it is refused, and what to do."""
+def _of_launch(trainer: Trainer) -> list[Refusal]:
+    """What accelerate's file, its flags and the environment may say."""
     args, accelerator = trainer.args, trainer.accelerator
     own = "fp16" if args.fp16 else "bf16" if args.bf16 else "no"
     precisions = (os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), accelerator.mixed_precision)
@@ -55,8 +54,8 @@ def _of_launch(trainer: Trainer) -> list[tuple[bool, str, str, str]]:
     ]
 
 
-def _of_batches(args: TrainingArguments) -> list[tuple[bool, str, str, str]]:
-    """The same, of how batches come to several processes."""
+def _of_batches(args: TrainingArguments) -> list[Refusal]:
+    """How batches may come to several processes."""
     config = args.accelerator_config
     return [
         (

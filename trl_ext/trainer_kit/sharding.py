@@ -109,6 +109,15 @@ def refuse_engine(
         raise ValueError(f"{trainer} runs {runs}, not under {engine}: {why}. {instead}.")
 
 
+def check_prepared(trainer: Trainer, is_prepared: bool) -> None:
+    """Raise a ValueError for an evaluation of what an engine is to cut, and has not yet."""
+    if not is_prepared:
+        raise ValueError(
+            f"{type(trainer).__name__}.evaluate() under {engine_of(trainer)}, before train(): accelerate shards a model with its "
+            "optimizer only. Set eval_on_start=True, or evaluate the saved policy in one process."
+        )
+
+
 def as_cut(model: nn.Module) -> nn.Module:
     """A model, each of whose parameters is the piece that is trained where FSDP2 cuts it.
 
