@@ -373,7 +373,7 @@ def test_what_is_no_address(url):
 def test_a_key_that_no_request_carries_is_refused_unsaid(server, key, monkeypatch):
     """Clients and their loggers repeat a header that is none."""
     for call in (EndpointGenerator, EndpointLabeler):
-        with pytest.raises(ValueError, match=r"EndpointGenerator: expected a key of visible ASCII") as error:
+        with pytest.raises(ValueError, match=rf"^{call.__name__}: expected a key of visible ASCII") as error:
             call("m", server.url, key)
         assert "sk-secret" not in str(error.value)
     if isinstance(key, str) and "\x00" not in key:

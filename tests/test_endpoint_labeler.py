@@ -173,7 +173,7 @@ def test_what_an_answer_says(answer, kind):
 
 
 def test_no_server_at_all(tmp_path):
-    with pytest.raises(EndpointError, match="could not be asked"):
+    with pytest.raises(EndpointError, match=r"^EndpointLabeler\('m', .*could not be asked"):
         label_query_types(
             ROWS, EndpointLabeler("m", "http://127.0.0.1:9/v1", max_retries=0), keep=tmp_path / "a.jsonl"
         )

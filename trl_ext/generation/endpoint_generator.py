@@ -74,7 +74,7 @@ class EndpointGenerator:
         max_retries: int = 3,
         extra_body: Mapping[str, Any] | None = None,
     ):
-        call = type(self).__name__
+        call = self._maker
         self.model = checked(call, "model", model, str, SAID)
         self.name = f"endpoint:{model}"
         base_url = checked(call, "base_url", base_url, str | None, ADDRESS)
@@ -210,8 +210,13 @@ class EndpointGenerator:
         return text
 
     @property
+    def _maker(self) -> str:
+        """Who is named where something is refused."""
+        return type(self).__name__
+
+    @property
     def _call(self) -> str:
-        return f"{type(self).__name__}({self.model!r}, base_url={self.base_url!r})"
+        return f"{self._maker}({self.model!r}, base_url={self.base_url!r})"
 
     def _error(self, what: str, kind: type[EndpointError] = EndpointError) -> EndpointError:
         return kind(f"{self._call}: {self._secrets.hidden(what)}. {KEPT}")

@@ -21,6 +21,10 @@ UNREAD = (
 )
 
 
+class _Server(EndpointGenerator):
+    _maker = "EndpointLabeler"  # whom a user has called
+
+
 class EndpointLabeler:
     """Asks a server twice per query, with the options in either order, at temperature 0; where it contradicts itself,
     there is no type.
@@ -52,7 +56,7 @@ class EndpointLabeler:
         self.concurrency = checked(call, "concurrency", concurrency, int, AT_LEAST_1)
         max_tokens = checked(call, "max_tokens", max_tokens, int, AT_LEAST_1)
         self._sampling = Sampling(num_generations=1, temperature=0.0, max_completion_length=max_tokens)
-        self._server = EndpointGenerator(
+        self._server = _Server(
             model,
             base_url,
             api_key,
