@@ -1,7 +1,6 @@
 """A script in two processes on this machine (gloo), and how each of them leaves."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,13 +12,16 @@ from typing import NoReturn
 
 import torch.distributed
 from forked import start
+from torch.distributed import TCPStore
 
 PATIENCE = 300  # seconds
 
 
 def run_in_two(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
     """What came of it; as with torchrun it fails if one of the two does, and the other is ended."""
-    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that nobody else can take
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    here |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}  # as torchrun says that it is there
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, str(rank)) for rank in range(2)]
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
@@ -30,12 +32,6 @@ def run_in_two(script: Path, *arguments: str | Path) -> subprocess.CompletedProc
         code = _exit_code(both)
         said = ["".join(path.with_suffix(end).read_text() for path in outputs) for end in (".out", ".err")]
     return subprocess.CompletedProcess([str(script), *map(str, arguments)], code, *said)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def _exit_code(processes: list[BaseProcess]) -> int:
