@@ -2,15 +2,14 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
+from json_server import JsonHandler, JsonServer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class LogProbServer(ThreadingHTTPServer):
+class LogProbServer(JsonServer):
     """Greedy answers of a model, with the log-probabilities of its likeliest tokens, on both routes.
 
     Attributes:
@@ -21,28 +20,17 @@ class LogProbServer(ThreadingHTTPServer):
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.model, self.tokenizer, self.lock = model, tokenizer, threading.Lock()
+        self.model, self.tokenizer = model, tokenizer
         self.requests: list[tuple[str, dict, str | None]] = []
         self.faults: list[int | str | Callable] = []
         self.always: int | str | Callable | None = None
-        self.busy = self.most_busy = 0
-        self.wait = 0.0
         self.slow = threading.Event()
         self.limit: int | None = None
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        super().__init__(Handler)
 
     def close(self) -> None:
         self.slow.set()
-        self.shutdown()
-        self.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request, client_address):
-        """Quiet where a client that waited too long has gone."""
+        super().close()
 
     def ids(self, request: dict) -> list[int]:
         if "prompt" in request:
@@ -82,43 +70,26 @@ class LogProbServer(ThreadingHTTPServer):
         return {"id": "0", "object": "x", "created": 0, "model": request["model"], "choices": [choice], "usage": usage}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
+        request, server = self.asked(), self.server
         with server.lock:
             server.requests.append((self.path, request, self.headers["Authorization"]))
             fault = server.faults.pop(0) if server.faults else server.always
-            server.busy += 1
-            server.most_busy = max(server.busy, server.most_busy)
-        time.sleep(server.wait)
-        with server.lock:
-            server.busy -= 1
-        self.say(request, fault)
+        with server.one_more():
+            pass
+        self.answer(request, fault)
 
-    def say(self, request: dict, fault: int | str | Callable | None) -> None:
+    def answer(self, request: dict, fault: int | str | Callable | None) -> None:
         if fault == "slow":
             self.server.slow.wait(5)
-        status = fault if isinstance(fault, int) else 200
-        said = "not now"
         if self.server.limit is not None and len(json.dumps(request)) > self.server.limit:
-            status = fault = 400
-            said = "This model's maximum context length is exceeded."
-        answer = {"error": {"message": said}} if isinstance(fault, int) else self.server.answer(request)
-        body = fault(answer) if callable(fault) else answer
-        body = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        if status == 429:
-            self.send_header("Retry-After", "0.01")
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
-        if fault == "cut":
-            self.close_connection = True
-
-    def log_message(self, *args):
-        pass
+            return self.say({"error": {"message": "This model's maximum context length is exceeded."}}, 400)
+        if isinstance(fault, int):
+            again = {"Retry-After": "0.01"} if fault == 429 else {}
+            return self.say({"error": {"message": "not now"}}, fault, **again)
+        answer = self.server.answer(request)
+        self.say(fault(answer) if callable(fault) else answer, cut=fault == "cut")
 
 
 def without_log_probs(answer: dict) -> dict:

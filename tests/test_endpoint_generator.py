@@ -5,9 +5,9 @@ import logging
 import threading
 import traceback
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from json_server import JsonHandler, JsonServer
 from tiny import byte_tokenizer
 
 from trl_ext.generation.endpoint_answers import text_and_end, texts_and_ends
@@ -20,22 +20,14 @@ from trl_ext.trainer_kit.seeds import stable_seed
 CHAT = [{"role": "user", "content": "Where is Seoul?"}]
 
 
-class Server(ThreadingHTTPServer):
+class Server(JsonServer):
     """Answers each prompt with numbered texts; `at_most` choices at a time, after `failures` errors."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.requests, self.failures, self.at_most, self.body = [], 0, 100, None
         self.paths, self.spoil = [], lambda answer, request: None  # done to each answer
-        self.busy, self.most_busy, self.together = 0, 0, None
-        self.lock = threading.Lock()
-
-    def handle_error(self, request, client_address):
-        """Quiet where a client that waited too long has gone."""
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.together = None
 
     @property
     def asked(self):
@@ -54,45 +46,31 @@ class Server(ThreadingHTTPServer):
         return {"id": "0", "object": kind, "created": 0, "model": request["model"], "choices": choices}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = self.asked()
         with self.server.lock:
             self.server.paths.append(self.path)
             path = self.path.partition("?")[0]
             self.server.requests.append((path, request, self.headers["Authorization"]))
             fails = self.server.failures > 0
             self.server.failures -= fails
-            self.server.busy += 1
-            self.server.most_busy = max(self.server.most_busy, self.server.busy)
-        if self.server.together is not None:
-            with suppress(threading.BrokenBarrierError):
-                self.server.together.wait(5)  # passed only if so many are asked at the same time
-        with self.server.lock:
-            self.server.busy -= 1
+        with self.server.one_more():
+            if self.server.together is not None:
+                with suppress(threading.BrokenBarrierError):
+                    self.server.together.wait(5)  # passed only if so many are asked at the same time
         answer = self.server.answer(path, request)
         self.server.spoil(answer, request)
-        body = self.server.body or json.dumps(answer)
         if fails:
-            body = json.dumps({"error": {"message": "out of memory"}})
-        self.send_response(500 if fails else 200)
-        self.send_header("Content-Type", "application/json" if body.startswith("{") else "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *args):
-        pass
+            return self.say({"error": {"message": "out of memory"}}, 500)
+        self.say(self.server.body or answer)
 
 
 @pytest.fixture
 def server():
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 def ask(server, prompts=("a",), *, key="secret", rows=None, max_retries=0, concurrency=8, **sampling):

@@ -1,12 +1,8 @@
 """Against a real HTTP server, in a thread."""
 
-import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 from datasets import Dataset
+from json_server import JsonHandler, JsonServer
 
 from trl_ext import EndpointLabeler, label_query_types
 from trl_ext.generation.endpoint_generator import EndpointError
@@ -16,62 +12,38 @@ ROWS = Dataset.from_dict({"prompt": [f"tell {i}" if i % 2 else f"sum {i}" for i 
 TYPES = ["closed", "open"] * 3
 
 
-class Server(ThreadingHTTPServer):
+class Server(JsonServer):
     """Says the letter of 'open' for queries that begin with "tell"; `spoil` makes another answer of one, None: none."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock, self.asked, self.busy, self.most_busy = threading.Lock(), [], 0, 0
-        self.spoil, self.finish = lambda query, answer: answer, "stop"
-        self.wait = 0.0
-
-    def handle_error(self, request, client_address):
-        """Quiet where a client has gone."""
+        super().__init__(Handler)
+        self.asked, self.spoil, self.finish = [], lambda query, answer: answer, "stop"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = request["messages"][-1]["content"]
+        text = self.asked()["messages"][-1]["content"]
         query = text.partition("Query:\n")[2].partition("\n")[0]
         kind = "open" if query.startswith("tell") else "closed"
-        with self.server.lock:
+        with self.server.one_more():
             self.server.asked.append(query)
-            self.server.busy += 1
-            self.server.most_busy = max(self.server.most_busy, self.server.busy)
-        time.sleep(self.server.wait)
-        with self.server.lock:
-            self.server.busy -= 1
         said = self.server.spoil(query, "A" if f"A) {kind}" in text else "B")
-        choice = {
-            "index": 0,
-            "finish_reason": self.server.finish,
-            "message": {"role": "assistant", "content": said or None},
-        }
-        answer = {"id": "0", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        body = json.dumps({"error": {"message": "out of memory"}} if said is None else answer).encode()
-        self.send_response(500 if said is None else 200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
+        if said is None:
+            return self.say({"error": {"message": "out of memory"}}, 500)
+        message = {"role": "assistant", "content": said or None}
+        choice = {"index": 0, "finish_reason": self.server.finish, "message": message}
+        self.say({"id": "0", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
 
 
 @pytest.fixture
 def server():
     server = Server()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 def labeler(server, **options):
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    return EndpointLabeler("m", url, "secret", **{"max_retries": 0, "concurrency": 2} | options)
+    return EndpointLabeler("m", server.url, "secret", **{"max_retries": 0, "concurrency": 2} | options)
 
 
 def test_it_is_asked_in_both_orders(server, tmp_path):
