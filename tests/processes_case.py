@@ -19,6 +19,7 @@ from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
 from two_processes import leave
 
+from trl_ext.self_training.grow import Grower
 from trl_ext.trainer_kit import machines, output_dirs
 from trl_ext.trainer_kit.machines import bits
 
@@ -132,6 +133,42 @@ def own_disks(case: str, folder: Path) -> None:
     longer = {"max_steps": STEPS + 2}
     refused("another's", lambda: each(**longer).train(resume_from_checkpoint=True))
     leave()
+
+
+class Maps(TrainerCallback):
+    """What all processes have mapped stays where it is: a shared drive would take it from other machines."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        assert [*Path(args.output_dir).glob("grow-*/kept-*.arrow")]
+
+
+def one_disk(case: str, folder: Path) -> None:
+    """Each process on a machine of its own, both with one folder; each counts its processes from 1, as a container does."""
+    os.environ.update({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
+    os.getpid = lambda: 1
+    for case in ("raft", "rest"):
+        whole = trainer_of(case, folder / case, callbacks=[Maps()], evaluates=False)
+        whole.train()
+        say(f"{case} left {sorted(path.name for path in (folder / case).glob('grow-*'))}")
+        resumed = trainer_of(case, folder / case, evaluates=False)
+        resumed.grower = LateView(**vars(resumed.grower))
+        resumed.loop.grower = resumed.grower
+        resumed.train(resume_from_checkpoint=str(folder / case / "checkpoint-1"))
+        assert_same(trained(whole), trained(resumed))
+    leave()
+
+
+class LateView(Grower):
+    """On the second machine, a finished Grow is not seen for a moment."""
+
+    def grow(self, stage):
+        until, exists = time.monotonic() + 0.5 * RANK, Path.exists
+        late = self.files(stage).finished
+        Path.exists = lambda path: exists(path) and (path != late or time.monotonic() > until)
+        try:
+            return super().grow(stage)
+        finally:
+            Path.exists = exists
 
 
 def unseeded(case: str, folder: Path) -> None:

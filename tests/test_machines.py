@@ -1,6 +1,7 @@
 """Processes on machines without a shared disk: two folders, each of which one process takes for its own."""
 
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from two_processes import run_in_two
 
-from trl_ext.trainer_kit.machines import bits, check_alike, check_loaded
+from trl_ext.trainer_kit import machines
+from trl_ext.trainer_kit.machines import bits, check_alike, check_loaded, seen
 
 ALONE = SimpleNamespace(num_processes=1, process_index=0, local_process_index=0)
 SHARED = "Give all processes one folder, on a disk that all machines share"
@@ -45,6 +47,25 @@ def test_grows_need_one_folder(told):
     assert "differs from process 0 on" in unlike and "seed: 0 on process 0, 1 on process 1" in unlike
     assert "resume_from_checkpoint: None on process 0, True on process 1" in otherwise
     assert "save_on_each_node=True: process 0 on" in one_folder and "Leave save_on_each_node out" in one_folder
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_grow_on_one_disk(tmp_path):
+    """One of them writes what both map, and takes it away when both have left it; they see it at different times."""
+    done = run_in_two(Path(__file__).parent / "processes_case.py", "one_disk", "raft and rest", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for process in range(2):
+        assert f"{process}: raft left ['grow-000.parquet', 'grow-001.parquet']" in done.stdout
+        assert f"{process}: rest left ['grow-000.parquet']" in done.stdout
+
+
+def test_a_file_is_waited_for_until_a_drive_shows_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(machines, "VISIBLE_WITHIN", 0.1)
+    with pytest.raises(ValueError, match=r"does not see '.*a', which another process has written, within 0.1 s"):
+        seen(tmp_path / "a")
+    threading.Timer(0.05, (tmp_path / "a").touch).start()
+    monkeypatch.setattr(machines, "VISIBLE_WITHIN", 60)
+    assert seen(tmp_path / "a").is_file()
 
 
 def test_bits_by_hand():

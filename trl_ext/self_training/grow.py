@@ -33,8 +33,9 @@ from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.tokenizers import tokenizer_fingerprint
 from trl_ext.sequences.training_rows import training_row
+from trl_ext.trainer_kit.machines import are_on_one_machine, seen
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.processes import together
+from trl_ext.trainer_kit.processes import from_main, together
 from trl_ext.trainer_kit.seeds import stable_seed
 from trl_ext.trainer_kit.whole_copies import WholeCopy
 
@@ -91,14 +92,14 @@ class Grower:
     def grow(self, stage: int) -> GrowFiles:
         """Do whatever of a stage's Grow is not on disk yet."""
         files = self.files(stage)
-        if not files.finished.exists():
+        if not from_main(self.accelerator, files.finished.exists):  # machines may see it at different times
             needed = passes_policy(self.generator) or self._needs_log_probs
             with self.precision(), self.whole_policy() if needed else nullcontext():
                 self._make(files, stage)
-        elif self.accelerator.is_main_process:
-            files.tidy()
+        self.tidy()
+        with together(self.accelerator):
+            seen(files.finished)
         self.enter("train")
-        self.accelerator.wait_for_everyone()
         return files
 
     @contextmanager
@@ -111,17 +112,26 @@ class Grower:
             yield
 
     def kept_rows(self, stage: int, improve: int) -> KeptRows:
-        """What an Improve of a stage whose Grow is finished learns from; on disk once for all processes of a machine."""
+        """What an Improve of a stage whose Grow is finished learns from: a file that all processes map.
+
+        It is removed at once, or by `tidy` where there are several machines: a shared drive takes it from all of them.
+        """
         files = self.files(stage)
         with together(self.accelerator):
-            if self.accelerator.is_local_main_process:
+            if self.accelerator.is_main_process:
                 files.write_kept(improve, importance=self.args.importance_clip is not None)
         with together(self.accelerator):
-            rows = KeptRows(files.kept(improve))
-        if self.accelerator.is_local_main_process:
-            with suppress(PermissionError):  # Windows keeps what is open; the next Grow, or resuming, removes it
-                files.tidy()
+            rows = KeptRows(seen(files.kept(improve)))
+        if are_on_one_machine(self.accelerator):
+            self.tidy()
         return rows
+
+    def tidy(self) -> None:
+        """Remove the parts of Grows that are finished, which no process reads from now on; all must ask for it."""
+        with together(self.accelerator), suppress(PermissionError):  # of Windows, where one is open: the next time
+            if self.accelerator.is_main_process:
+                for stage in range(self.schedule.num_stages):
+                    self.files(stage).tidy()
 
     def _make(self, files: GrowFiles, stage: int) -> None:
         with together(self.accelerator):

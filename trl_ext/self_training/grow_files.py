@@ -3,7 +3,7 @@
 grow-000/sampled-00003.parquet    a part's samples, before they are scored
 grow-000/scored-00003.parquet     the same with scores and log-probabilities
 grow-000.parquet                  all of them, with the ranking key and what was kept
-grow-000/kept-0.arrow             tokens of what an Improve learns from, while the processes open it
+grow-000/kept-0.arrow             tokens of what an Improve learns from, while the processes map it
 """
 
 import json

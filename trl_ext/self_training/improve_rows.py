@@ -16,7 +16,8 @@ class KeptRows(Sequence[TrainingRow]):
     They stay in the file, which is mapped into memory: 4 bytes a token and about 10 a row, once for all processes of a machine.
 
     Args:
-        path: As `GrowFiles.write_kept` wrote it. It may be removed once it is open.
+        path: As `GrowFiles.write_kept` wrote it. It may be removed once it is open, but for a drive that other
+            machines share: that takes it from them, too.
     """
 
     def __init__(self, path: Path):

@@ -14,6 +14,7 @@ from trl_ext.self_training.stage_prompts import PROMPTS_NAME
 from trl_ext.self_training.stage_table import TABLE
 from trl_ext.self_training.weights import BEST_NAME, save_weights
 from trl_ext.trainer_kit.checkpoint_files import PUSHED
+from trl_ext.trainer_kit.machines import seen
 from trl_ext.trainer_kit.run_log import LOG
 from trl_ext.trainer_kit.run_record import RECORD_NAME, read_record
 from trl_ext.trainer_kit.whole_files import link_or_copy, remove_leftovers
@@ -87,7 +88,7 @@ class RunFolder:
             save_weights(self.path / INITIAL, initial)
         accelerator.wait_for_everyone()
         if initial is not None and accelerator.num_processes > 1:  # an adapter's may be each process's own until here
-            self.grower.initial = load_file(self.path / INITIAL)
+            self.grower.initial = load_file(seen(self.path / INITIAL))
 
     def complete(self, checkpoint: Path) -> None:
         """Put what going on from a checkpoint needs into it, for where it is taken without the folder."""

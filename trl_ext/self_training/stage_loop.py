@@ -201,6 +201,7 @@ class StageLoop(TrainerCallback):
     def on_train_end(self, args, state, control, *, model, **kwargs):
         self.training = False
         self.rows.release()
+        self.grower.tidy()
         if self.table.improves and not args.load_best_model_at_end:
             self._go_back_to_best(model)
 

@@ -103,6 +103,22 @@ def check_folder(folder: Path, accelerator: Accelerator, *, on_each: bool, call:
             )
 
 
+def are_on_one_machine(accelerator: Accelerator) -> bool:
+    """Whether all processes are; they must ask together."""
+    return all(gather_object([accelerator.process_index == accelerator.local_process_index]))
+
+
+def seen(path: Path) -> Path:
+    """A file that one of the processes has written, once this one sees it; a ValueError if a drive does not show it."""
+    if not _is_seen(path):
+        raise ValueError(
+            f"{platform.node() or 'a machine without a name'} does not see {str(path)!r}, which another process has written, within "
+            f"{VISIBLE_WITHIN:g} s. All machines need one disk that shows them the same; then go on with "
+            "train(resume_from_checkpoint=True)."
+        )
+    return path
+
+
 def bits(tensor: Tensor) -> int:
     """The sum of a tensor's bits, read as whole numbers: the same on every device, in every order."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
