@@ -23,30 +23,31 @@ def test_a_step_belongs_to_one_improve():
 
 def test_stages_take_every_prompt_before_any_comes_again():
     schedule = plan(stage_batch_size=5)
-    assert sorted(schedule.stage_rows(0) + schedule.stage_rows(1)) == list(range(10))
-    assert schedule.stage_rows(0) == plan(stage_batch_size=5).stage_rows(0) != schedule.stage_rows(2)
+    stages = [schedule.stage_rows(stage).tolist() for stage in range(3)]
+    assert sorted(stages[0] + stages[1]) == list(range(10))
+    assert stages[0] == plan(stage_batch_size=5).stage_rows(0).tolist() != stages[2]
 
 
 def test_a_stage_over_all_prompts_reads_them_in_their_order():
-    assert plan(stage_batch_size=10).stage_rows(3) == list(range(10))
+    assert plan(stage_batch_size=10).stage_rows(3).tolist() == list(range(10))
 
 
 def test_no_prompt_comes_twice_in_a_stage():
     schedule = plan(prompts=5, stage_batch_size=4)
     for stage in range(10):
-        rows = schedule.stage_rows(stage)
+        rows = schedule.stage_rows(stage).tolist()
         assert len(set(rows)) == len(rows) <= 4
 
 
 @pytest.mark.parametrize("kept", [1, 5, 12, 30])
 def test_an_improve_reads_each_row_before_any_comes_again(kept):
-    order = plan().row_order(7, kept)
+    order = plan().row_order(7, kept).tolist()
     assert len(order) == 12  # 6 steps of 2 rows, however many were kept
     counts = [order.count(row) for row in range(kept)]
     assert max(counts) - min(counts) <= 1
-    assert order == plan().row_order(7, kept)
+    assert order == plan().row_order(7, kept).tolist()
     if kept > 1:
-        assert order != plan().row_order(8, kept)
+        assert order != plan().row_order(8, kept).tolist()
 
 
 def test_steps_cover_the_passes():

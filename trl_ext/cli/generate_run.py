@@ -17,8 +17,8 @@ from trl_ext.cli.generate_progress import PartProgress
 from trl_ext.cli.named_rewards import named_reward
 from trl_ext.cli.prompt_files import read_prompts
 from trl_ext.generation.given_generator import generator_record
-from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
-from trl_ext.generation.sample_files import SampleFiles, make_parts, sample_missing
+from trl_ext.generation.protocol import Generator, Policy, Sampling
+from trl_ext.generation.sample_files import Parts, SampleFiles, sample_missing
 from trl_ext.generation.vllm_generator import VLLMGenerator
 from trl_ext.rewards.reward_callables import reward_callables
 from trl_ext.rewards.reward_columns import check_reward_columns
@@ -49,8 +49,8 @@ def generate(args: Namespace) -> None:
     check_parts(files, record)
     scorer = make_scorer(args)
     check_reward_columns(scorer.rewards, prompts, call=f"--prompts {args.prompts}")
-    parts = make_parts(list(range(len(prompts))), prompts["prompt"][:], size=args.prompts_per_part)
-    if not all(files.is_sampled(part.index) for part in parts):
+    parts = Parts(prompts, size=args.prompts_per_part)
+    if parts.missing(files):
         policy = make_policy(args)
         write_record(files.parts, record)  # only now that all else is in order
         sample(files, parts, generator, sampling, policy, schema=sampled_schema(prompts, policy, record))
@@ -82,7 +82,7 @@ def tell(files: SampleFiles, console: Console, begin: str = "") -> None:
 
 def sample(
     files: SampleFiles,
-    parts: list[Part],
+    parts: Parts,
     generator: Generator,
     sampling: Sampling,
     policy: Policy,
@@ -91,7 +91,7 @@ def sample(
 ) -> None:
     """Sample the missing parts, behind a progress bar."""
     with PartProgress("sampling", len(parts)) as progress:
-        progress.skip(sum(files.is_sampled(part.index) for part in parts))
+        progress.skip(len(parts) - len(parts.missing(files)))
         for _ in sample_missing(files, parts, generator, sampling, policy, schema=schema, complete=progress.count):
             progress.advance()
 
@@ -119,13 +119,13 @@ def make_scorer(args: Namespace) -> Scorer:
     )
 
 
-def score_missing(files: SampleFiles, parts: list[Part], scorer: Scorer, prompts: Dataset) -> None:
+def score_missing(files: SampleFiles, parts: Parts, scorer: Scorer, prompts: Dataset) -> None:
     """Score the parts that are not scored yet. Without rewards they stay as they are."""
     with PartProgress("scoring", len(parts), shown=bool(scorer.rewards)) as progress:
-        for part in parts:
+        for part in parts.indices:
             files.score(
-                part.index,
-                lambda table, part=part: with_scores(table, scorer, prompts, part.index) if scorer.rewards else table,
+                part,
+                lambda table, part=part: with_scores(table, scorer, prompts, part) if scorer.rewards else table,
             )
             progress.advance()
 

@@ -1,6 +1,6 @@
 """The generator that a trainer is given: whether it is one, whether it can serve the policy, and what a run notes of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasets import Dataset
@@ -48,7 +48,7 @@ def check_policy(generator: Generator, policy: Policy, sampling: Sampling, *data
 
 
 def finished_parts(
-    generator: Generator, parts: list[Part], sampling: Sampling, policy: Policy
+    generator: Generator, parts: Iterable[Part], sampling: Sampling, policy: Policy
 ) -> Iterator[tuple[Part, list[Sample]]]:
     """What the generator yields, as it comes; a ValueError for what is no part with its samples."""
     for answer in generator.generate(parts, sampling, policy) or ():

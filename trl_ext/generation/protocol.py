@@ -8,7 +8,7 @@ A part is a few prompts with all their samples. The caller writes each to disk b
 that dies has lost at most the part it was at.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,6 +80,11 @@ class Part:
     index: int
     rows: tuple[int, ...]
     prompts: tuple[Text, ...]
+
+
+def read_again(parts: Iterable[Part]) -> Sequence[Part]:
+    """Parts that can be read more than once: a run's as they are, which read their prompts when they are asked for."""
+    return parts if isinstance(parts, Sequence) else list(parts)
 
 
 @dataclass

@@ -6,19 +6,20 @@ samples.parquet                  all of them
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from trl_ext.generation.given_generator import finished_parts
 from trl_ext.generation.protocol import Generator, Part, Policy, Sampling
 from trl_ext.sequences.samples import Sample
-from trl_ext.sequences.texts import Text
 from trl_ext.trainer_kit.run_record import RECORD_NAME
 from trl_ext.trainer_kit.whole_files import remove_leftovers, written_whole
 
@@ -147,19 +148,54 @@ class SampleFiles:
             self.parts.rmdir()
 
 
-def make_parts(rows: list[int], prompts: list[Text], *, size: int) -> list[Part]:
-    """Cut the prompts of a Grow into parts.
+class Parts(Sequence[Part]):
+    """The prompts of a Grow, cut into parts. Each is read from the data set when it is asked for, and not kept here.
 
-    >>> [part.rows for part in make_parts([3, 5, 9], ["a", "b", "c"], size=2)]
-    [(3, 5), (9,)]
+    >>> parts = Parts(Dataset.from_dict({"prompt": ["a", "b", "c", "d"]}), [0, 1, 3], size=2)
+    >>> [*parts[1:]]
+    [Part(index=1, rows=(3,), prompts=('d',))]
+
+    Args:
+        dataset: With the column `prompt`.
+        rows: Numbers of those that are asked; None: all.
+        size: Prompts in a part; the last one has fewer.
+        indices: Of the parts that are here; None: all.
     """
-    cuts = range(0, len(rows), size)
-    return [Part(i, tuple(rows[at : at + size]), tuple(prompts[at : at + size])) for i, at in enumerate(cuts)]
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: Sequence[int] | NDArray[np.integer] | None = None,
+        *,
+        size: int,
+        indices: Sequence[int] | None = None,
+    ):
+        self._prompts = dataset.select_columns("prompt")
+        self._rows = range(len(dataset)) if rows is None else np.asarray(rows, np.int64)
+        self._size = size
+        self.indices = range(0, -(-len(self._rows) // size)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int | slice) -> "Part | Parts":
+        if isinstance(place, slice):
+            return self._of(self.indices[place])
+        index = self.indices[place]
+        rows = tuple(int(row) for row in self._rows[index * self._size : (index + 1) * self._size])
+        return Part(index, rows, tuple(self._prompts[list(rows)]["prompt"]))
+
+    def missing(self, files: SampleFiles) -> "Parts":
+        """Those whose samples are not on disk."""
+        return self._of([index for index in self.indices if not files.is_sampled(index)])
+
+    def _of(self, indices: Sequence[int]) -> "Parts":
+        return Parts(self._prompts, self._rows, size=self._size, indices=indices)
 
 
 def sample_missing(
     files: SampleFiles,
-    parts: Iterable[Part],
+    parts: Parts,
     generator: Generator,
     sampling: Sampling,
     policy: Policy,
@@ -168,7 +204,7 @@ def sample_missing(
     complete: Callable[[Part, list[Sample]], list[Sample]] = lambda part, samples: samples,
 ) -> Iterator[Part]:
     """Sample the parts that are not on disk, and write each as it comes, as `complete` makes it; yields them."""
-    missing = [part for part in parts if not files.is_sampled(part.index)]
+    missing = parts.missing(files)
     if missing:
         for part, samples in finished_parts(generator, missing, sampling, policy):
             files.write_sampled(part.index, complete(part, samples), schema)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from trl_ext.generation.batching import Batcher
 from trl_ext.generation.decoding import complete
 from trl_ext.generation.drawing import seeded_uniforms
-from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.protocol import Part, Policy, Sampling, read_again
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.windows import check_windows
 from trl_ext.trainer_kit.config_checks import checked
@@ -50,7 +50,7 @@ class TransformersGenerator:
             ValueError: For a model that cannot be sampled from here, a prompt without tokens or with too many for the
                 model's window, or memory that holds not even one completion.
         """
-        parts = list(parts)
+        parts = read_again(parts)
         model = checked_model(policy.model)
         for part in parts:
             check_prompts(policy, part, room=sampling.max_completion_length)

@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 
 from trl_ext.generation.card_turns import vllms_turn
-from trl_ext.generation.protocol import Part, Policy, Sampling
+from trl_ext.generation.protocol import Part, Policy, Sampling, read_again
 from trl_ext.generation.vllm_checks import base_of, check_adapted, check_installed, check_served
 from trl_ext.generation.vllm_engine import DTYPES, checked_engine_kwargs, engine_of, save_whole
 from trl_ext.generation.vllm_process import VLLMProcess, environment
@@ -122,19 +122,19 @@ class VLLMGenerator:
             ImportError, ValueError: As `check_policy`; for prompts that are too long for `max_model_len`.
             RuntimeError: If vLLM fails; it ends with the end of vLLM's own output.
         """
-        parts = list(parts)
+        parts = read_again(parts)
         for part in parts:
             options = {"call": "VLLMGenerator.generate", "template_kwargs": policy.chat_template_kwargs}
             check_template(part.prompts, policy.tokenizer, rows=part.rows, **options)
         self._check_call(policy, sampling)
         request = request_of(parts, sampling, policy, prompts_at_once=self.prompts_at_once)
         self._check_fit(longest_of(request))
-        by_index = {part.index: (part, asked["prompts"]) for part, asked in zip(parts, request["parts"], strict=True)}
+        places = {asked["index"]: place for place, asked in enumerate(request["parts"])}
         with vllms_turn(policy.model, lambda: self._process_for(policy)) as process:
             adapter = self._next_adapter(policy, process.folder) if isinstance(policy.model, PeftModel) else None
             with closing(process.ask(request | {"adapter": adapter})) as finished:
                 for index, answers in finished:
-                    part, asked = by_index[index]
+                    part, asked = parts[places[index]], request["parts"][places[index]]["prompts"]
                     yield part, samples_of(part, asked, answers, policy)
             if adapter is None:  # the policy may be another by the next call
                 self.close()

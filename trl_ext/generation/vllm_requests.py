@@ -1,6 +1,6 @@
 """What is sent to vLLM's process, and what becomes of its answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from trl_ext.sequences.samples import Sample
 from trl_ext.trainer_kit.seeds import stable_seed
 
 
-def request_of(parts: list[Part], sampling: Sampling, policy: Policy, *, prompts_at_once: int) -> dict[str, Any]:
+def request_of(parts: Sequence[Part], sampling: Sampling, policy: Policy, *, prompts_at_once: int) -> dict[str, Any]:
     """All that vLLM needs to know but the adapter, as JSON takes it."""
     ends = policy.end_token_ids(prompt for part in parts for prompt in part.prompts)
     return {

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 
 from trl_ext.generation.protocol import Generator, Part, Policy, passes_policy
-from trl_ext.generation.sample_files import make_parts, prompt_type, sample_missing, sample_schema
+from trl_ext.generation.sample_files import Parts, prompt_type, sample_missing, sample_schema
 from trl_ext.generation.tokenising import tokenised
 from trl_ext.rewards.reward_columns import reward_columns
 from trl_ext.rewards.weighted_rewards import Scorer
@@ -139,22 +139,22 @@ class Grower:
                 self.prompts.prepare(stage, Path(self.args.output_dir), self.check)
         with together(self.accelerator):
             dataset, rows = self.stage_rows(stage)
-        parts = make_parts(rows, dataset.select_columns("prompt")[rows]["prompt"], size=self.args.prompts_per_part)
+        parts = Parts(dataset, rows, size=self.args.prompts_per_part)
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
         self.enter("generate")
         with together(self.accelerator):
             self._sample(files, mine, stage, dataset)
         self.enter("score")
         with together(self.accelerator):
-            for part in mine:
-                self._tell(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part.index + 1}/{len(parts)}")
+            for part in mine.indices:
+                self._tell(f"stage {stage + 1}/{self.args.num_stages}: scoring part {part + 1}/{len(parts)}")
                 self._score(files, part, stage, dataset)
             self.between_parts()
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self._select(files, len(parts), stage)
 
-    def _sample(self, files: GrowFiles, parts: list[Part], stage: int, dataset: Dataset) -> None:
+    def _sample(self, files: GrowFiles, parts: Parts, stage: int, dataset: Dataset) -> None:
         schema = sample_schema(prompt_type(dataset), tokenizer_fingerprint(self.policy.tokenizer))
         sampling = self.args.sampling(stage=stage)
         where = f"stage {stage + 1}/{self.args.num_stages}"
@@ -174,10 +174,10 @@ class Grower:
             samples = samples + _own_completions(part, dataset)
         return sorted(tokenised(samples, self.policy), key=lambda sample: (sample["row"], sample["sample"]))
 
-    def _score(self, files: GrowFiles, part: Part, stage: int, dataset: Dataset) -> None:
+    def _score(self, files: GrowFiles, part: int, stage: int, dataset: Dataset) -> None:
         scorer = replace(self.scorer, seed=stable_seed(self.args.seed, "score", stage))
         log_probs = self._log_probs if self._needs_log_probs else None
-        files.score(part.index, lambda table: with_scores(table, scorer, dataset, part.index, log_probs))
+        files.score(part, lambda table: with_scores(table, scorer, dataset, part, log_probs))
 
     @property
     def _needs_log_probs(self) -> bool:

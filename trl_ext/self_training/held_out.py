@@ -7,7 +7,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from trl_ext.generation.protocol import Generator
-from trl_ext.generation.sample_files import make_parts
+from trl_ext.generation.sample_files import Parts
 from trl_ext.rewards.reward_columns import reward_columns
 from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.monitors import distinct
@@ -56,7 +56,7 @@ def _scored(dataset: Dataset, grower: Grower, generator: Generator) -> list[tupl
     """This process's samples, each with its score."""
     seed = stable_seed(grower.args.seed, "held-out")
     sampling = replace(grower.args.sampling(stage=0), num_generations=1, seed=seed)
-    parts = make_parts(list(range(len(dataset))), dataset["prompt"][:], size=grower.args.prompts_per_part)
+    parts = Parts(dataset, size=grower.args.prompts_per_part)
     mine = parts[grower.accelerator.process_index :: grower.accelerator.num_processes]
     scorer, scored = replace(grower.scorer, metrics={}), []
     for part, samples in generator.generate(mine, sampling, grower.policy):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trl_ext.trainer_kit.seeds import stable_seed
 
@@ -47,21 +48,23 @@ class Schedule:
         improve = global_step // self.steps_per_improve
         return improve, improve % self.improves_per_stage
 
-    def stage_rows(self, stage: int) -> list[int]:
+    def stage_rows(self, stage: int) -> NDArray[np.integer]:
         """The data set's rows that a Grow asks: b at a time through one shuffle of all after another.
 
         Rising, so that a stage over all prompts reads them in their order.
         """
-        wanted = range(stage * self.stage_batch_size, (stage + 1) * self.stage_batch_size)
-        shuffles = {p: self._shuffle("prompts", p, self.prompts) for p in {i // self.prompts for i in wanted}}
-        rows = (int(shuffles[i // self.prompts][i % self.prompts]) for i in wanted)
-        return sorted(dict.fromkeys(rows))  # at the seam of two shuffles a row may come twice
+        first, end = stage * self.stage_batch_size, (stage + 1) * self.stage_batch_size
+        begins = range(first // self.prompts * self.prompts, end, self.prompts)  # of the shuffles that it takes from
+        rows = [
+            self._shuffle("prompts", at // self.prompts, self.prompts)[max(first - at, 0) : end - at] for at in begins
+        ]
+        return np.unique(np.concatenate(rows))  # at the seam of two shuffles a row may come twice
 
-    def row_order(self, improve: int, kept: int) -> list[int]:
+    def row_order(self, improve: int, kept: int) -> NDArray[np.integer]:
         """Which of `kept` rows each place of an Improve reads: every row once before any comes again."""
         passes = math.ceil(self.rows_per_improve / kept)
         order = np.concatenate([self._shuffle("order", f"{improve}/{p}", kept) for p in range(passes)])
-        return order[: self.rows_per_improve].tolist()
+        return order[: self.rows_per_improve]
 
     def _shuffle(self, what: str, number: int | str, size: int) -> np.ndarray:
         return np.random.default_rng(stable_seed(self.seed, what, number)).permutation(size)

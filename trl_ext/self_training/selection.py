@@ -4,6 +4,9 @@ Shapes: `N` samples. `scores` are finite `(N,)`, `prompts` the number of each sa
 samples to keep. Ties go to the sample that comes first, on every run and every machine.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,10 +88,11 @@ def at_most_per_prompt(keep: Mask, scores: Scores, prompts: Prompts, *, count: i
     >>> at_most_per_prompt(np.array([True, True, True]), np.array([1.0, 2.0, 2.0]), np.array([0, 0, 0]), count=1)
     array([False,  True, False])
     """
-    capped = np.zeros_like(keep)
-    for rows in _groups(prompts):
-        kept = rows[keep[rows]]
-        capped[kept[np.argsort(-scores[kept], kind="stable")[:count]]] = True
+    capped, kept = np.zeros_like(keep), np.flatnonzero(keep)
+    order = kept[np.lexsort((-scores[kept], prompts[kept]))]  # by prompt, and there the best first
+    starts = _starts(prompts[order])
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    capped[order[place < count]] = True
     return capped
 
 
@@ -120,10 +124,11 @@ def first_of_each(keys: list) -> Mask:
     return np.array([not (key in seen or seen.add(key)) for key in keys], dtype=bool)
 
 
-def _groups(prompts: Prompts) -> list[NDArray[np.integer]]:
+def _groups(prompts: Prompts) -> Iterator[NDArray[np.integer]]:
     """For each prompt the numbers of its samples, in their order."""
     order = np.argsort(prompts, kind="stable")
-    return np.split(order, _starts(prompts[order])[1:]) if len(prompts) else []
+    starts = _starts(prompts[order]) if len(prompts) else order
+    yield from (order[begin:end] for begin, end in pairwise([*starts, len(order)]))
 
 
 def _per_prompt(reduceat, values: Scores, prompts: Prompts) -> Scores:

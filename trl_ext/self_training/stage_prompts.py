@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
 
 from trl_ext.generation.sample_files import read_table, write_table
 from trl_ext.self_training.prompt_stream import Position, PromptStream, Row
@@ -27,7 +29,7 @@ class StageRows(NamedTuple):
     """What a stage asks: rows of a data set, by their numbers, which its samples have as `row`."""
 
     dataset: Dataset
-    rows: list[int]
+    rows: NDArray[np.integer]
 
 
 class SetPrompts:
@@ -98,7 +100,7 @@ class StreamPrompts:
 
     def of(self, stage: int, folder: Path, schedule: Schedule) -> StageRows:
         dataset = Dataset(read_table(prompts_file(folder, stage)))
-        return StageRows(dataset, list(range(len(dataset))))
+        return StageRows(dataset, np.arange(len(dataset)))
 
     def _as_dataset(self, rows: list[Row]) -> Dataset:
         names = self.dataset.features or dict.fromkeys(name for row in rows for name in row)

@@ -6,7 +6,7 @@ Each part has a process of its own, in which everything but the rows is there be
 memory then rises, `s` the CPU seconds. Rows have a prompt of about 12 tokens, or for what is behind a Grow --tokens sampled ones.
 
     PPO, RAFT          the trainer is made of a data set of so many prompts
-    prompts asked      the rows of a stage become parts, and their columns' type is read
+    prompts asked      the rows of a stage become parts, which are read one after another, as a generator does
     stream found       a stream is read up to the place where a run was before, as a resumed one does
     what it says       a finished Grow's metrics and cost, as the main process logs them once a stage
     opened             all its rows are kept: what an Improve learns from is written, mapped and put in order
@@ -31,7 +31,7 @@ from datasets import Dataset
 from examples.benchmarks.common.quiet_runs import on_cpu, quiet
 from trl_ext import PPOConfig, PPOTrainer, RAFTConfig, RAFTTrainer
 from trl_ext.demo import ASSETS
-from trl_ext.generation.sample_files import make_parts, prompt_type, sample_schema
+from trl_ext.generation.sample_files import Parts, prompt_type, sample_schema
 from trl_ext.self_training.grow_files import GrowFiles
 from trl_ext.self_training.grow_summary import grow_cost, grow_metrics
 from trl_ext.self_training.improve_rows import ImproveRows, KeptRows
@@ -89,12 +89,15 @@ def of_trainer(kind: type, args: object, rows: int) -> dict:
 
 def of_asking(rows: int, folder: Path, tokens: int) -> dict:
     dataset, schedule = prompts(rows), schedule_of(rows)
-    return measured(
-        lambda: (
-            sample_schema(prompt_type(dataset), "t"),
-            make_parts(schedule.stage_rows(0), dataset[schedule.stage_rows(0)]["prompt"], size=256),
-        )
-    )
+
+    def work() -> Parts:
+        sample_schema(prompt_type(dataset), "t")
+        parts = Parts(dataset, schedule.stage_rows(0), size=256)
+        for _ in parts:
+            pass
+        return parts
+
+    return measured(work)
 
 
 def of_stream(rows: int, folder: Path, tokens: int) -> dict:
