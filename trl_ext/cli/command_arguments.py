@@ -42,6 +42,17 @@ class DataArguments:
 
 
 @dataclass
+class TrainingDataArguments(DataArguments):
+    """The same of a command that trains."""
+
+    dataset_streaming: bool = option(
+        False,
+        "Read the rows to learn from as they come, of a .jsonl or .parquet file or of the hub, rather than all before the run. "
+        "raft and rest need stage_batch_size with it; ppo and reward max_steps.",
+    )
+
+
+@dataclass
 class ModelArguments(ModelConfig):
     """Which model, in how many bits, and its adapter."""
 

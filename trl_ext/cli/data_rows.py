@@ -1,13 +1,15 @@
 """The rows that a command learns from: a file, or a data set of the hub, with its columns renamed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from trl_ext.cli.command_arguments import DataArguments
 from trl_ext.cli.prompt_files import read_file
+from trl_ext.cli.streamed_rows import first_row, streamed_file
 from trl_ext.trainer_kit.loading import DAMAGED, why_unloadable
 from trl_ext.trainer_kit.row_files import READERS
 
@@ -27,13 +29,19 @@ TEXTS = (
 LABELS = ("margin", "chosen_probability", "completions", "ranks")  # that a reward model learns from
 
 
-def train_rows(args: DataArguments) -> Dataset:
-    """What is learned from; a ValueError where it is not named, or cannot be read."""
+def train_rows(args: DataArguments, *, streamed: bool = False) -> Dataset | IterableDataset:
+    """What is learned from; a ValueError where it is not named, or cannot be read.
+
+    Args:
+        args: What is named.
+        streamed: Whether it is read as it comes.
+    """
     if args.dataset_name is None:
         raise ValueError(
             f"--dataset_name: expected a {', '.join(READERS)} file, or the hub id of a data set. Give one."
         )
-    return named_rows(args.dataset_name, args.dataset_train_split, args, flag="--dataset_name")
+    read = named_stream if streamed else named_rows
+    return read(args.dataset_name, args.dataset_train_split, args, flag="--dataset_name")
 
 
 def eval_rows(args: DataArguments, *, asked: bool) -> Dataset | None:
@@ -68,10 +76,22 @@ def named_rows(name: str, split: str, args: DataArguments, *, flag: str) -> Data
     return renamed(rows, columns, call=call)
 
 
-def _loaded(name: str, split: str, config: str | None, *, call: str) -> Dataset:
+def named_stream(name: str, split: str, args: DataArguments, *, flag: str) -> IterableDataset:
+    """The same, read as they come; the first one now."""
+    call, columns = f"{flag} {name}", column_names(args.columns)
+    if not _is_file(name):
+        rows = _loaded(name, split, args.dataset_config, call=call, streaming=True)
+        check_renames(list(first_row(rows, call=call)), columns, call=call)
+        return rows.rename_columns({old: new for new, old in columns.items()})
+    read = partial(streamed_file, Path(name).expanduser(), [columns.get(name, name) for name in TEXTS], call=call)
+    check_renames(list(first_row(read({}), call=call)), columns, call=call)
+    return read(columns)
+
+
+def _loaded(name: str, split: str, config: str | None, *, call: str, **how: bool) -> Dataset | IterableDataset:
     """Of the hub, or of a folder with files of rows."""
     try:
-        return load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split, **how)
     except (*DAMAGED, DatasetsError, ValueError) as error:
         raise ValueError(
             f"{call}: no data set can be loaded from it ({why_unloadable(error)}). Give a {', '.join(READERS)} file, or the "
@@ -96,14 +116,17 @@ def column_names(pairs: list[str] | Mapping[str, str] | None) -> dict[str, str]:
 
 def renamed(rows: Dataset, columns: Mapping[str, str], *, call: str) -> Dataset:
     """The rows with these columns under their new names."""
-    for new, old in columns.items():
-        if old not in rows.column_names:
-            raise ValueError(
-                f"{call}: it has the columns {rows.column_names}, and no {old!r} to be `{new}`. Mend --columns."
-            )
-        if new in rows.column_names and new not in columns.values():
-            raise ValueError(f"{call}: it has a column {new!r} already, beside {old!r}. Mend --columns, or drop one.")
+    check_renames(rows.column_names, columns, call=call)
     return rows.rename_columns({old: new for new, old in columns.items()})
+
+
+def check_renames(names: Sequence[str], columns: Mapping[str, str], *, call: str) -> None:
+    """Raise a ValueError for old names that are not there, or new ones that are."""
+    for new, old in columns.items():
+        if old not in names:
+            raise ValueError(f"{call}: it has the columns {names}, and no {old!r} to be `{new}`. Mend --columns.")
+        if new in names and new not in columns.values():
+            raise ValueError(f"{call}: it has a column {new!r} already, beside {old!r}. Mend --columns, or drop one.")
 
 
 def _is_file(name: str) -> bool:

@@ -43,7 +43,7 @@ class PolicyCommand(TrainingCommand):
             if isinstance(reward, str):
                 check_scorer(reward, flag="--reward_funcs", may_come=self.run.dry_run)
         functions = [reward for reward in self.named_rewards if not isinstance(reward, str)]
-        for flag, rows in (("--dataset_name", facts.train), ("--eval_dataset_name", facts.evaluation)):
+        for flag, rows in (("--dataset_name", facts.known), ("--eval_dataset_name", facts.evaluation)):
             if rows is not None:
                 self._check_rows(rows, functions, facts, call=flag)
 
@@ -59,7 +59,7 @@ class PolicyCommand(TrainingCommand):
         )
 
     def first_row(self, facts: Facts) -> list[Line]:
-        row, tokenizer = facts.train[0], facts.tokenizer
+        row, tokenizer = facts.known[0], facts.tokenizer
         template_kwargs = self.args.chat_template_kwargs or {}
         stops = end_ids(tokenizer, None)
         if not isinstance(row["prompt"], str):

@@ -15,7 +15,7 @@ from trl_ext.generation.protocol import Generator
 from trl_ext.self_training import RAFTConfig, RAFTTrainer
 from trl_ext.self_training.self_training_input import checked_args, read_eval_dataset
 from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
-from trl_ext.sequences.prompt_rows import read_dataset
+from trl_ext.self_training.stage_prompts import stage_prompts
 from trl_ext.trainer_kit.config_docs import option
 
 
@@ -63,11 +63,14 @@ class RAFTCommand(PolicyCommand):
             generator=self.sampler.made(),
         )
 
+    def check_stream(self) -> None:
+        """How many prompts a stage takes says it, which `check` asks for."""
+
     def check(self, facts: Facts) -> None:
         name = self.trainer_class.__name__
         self.sampler.made()
         checked_args(self.args, self.model.model_name_or_path, None, trainer=name, config=self.config())
-        read_dataset(facts.train, trainer=name, completions=self.args.mix_dataset)
+        stage_prompts(facts.train, count=self.args.stage_batch_size, trainer=name, completions=self.args.mix_dataset)
         read_eval_dataset(facts.evaluation, self.args, trainer=name)
         super().check(facts)
 

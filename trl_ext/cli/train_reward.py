@@ -40,9 +40,12 @@ class RewardCommand(TrainingCommand):
     def check(self, facts: Facts) -> None:
         if self.args.imitation_coef:
             check_max_length(self.args, facts.config)
-        for name, rows in (("train", facts.train), ("eval", facts.evaluation)):
+        are_lists(facts.train, columns_of(facts.train, "train"), "train")  # of a stream it refuses them
+        for name, rows in (("train", facts.known), ("eval", facts.evaluation)):
             if rows is not None:
-                self._check_some_fit(self._read(rows, name), name, facts.tokenizer)
+                pairs = self._read(rows, name)
+                if isinstance(facts.train, Dataset) or name == "eval":  # further pairs of a stream may fit
+                    self._check_some_fit(pairs, name, facts.tokenizer)
 
     def _read(self, rows: Dataset, name: str) -> Dataset:
         """Pairs, or of lists each completion, on both sides."""
@@ -69,8 +72,8 @@ class RewardCommand(TrainingCommand):
         )
 
     def first_row(self, facts: Facts) -> list[Line]:
-        first = facts.train[0]
-        rows = self._read(facts.train.select([0]), "train")
+        first = facts.known[0]
+        rows = self._read(facts.known.select([0]), "train")
         if RANKS in first:
             lines = [self._side(row, SIDES[0], facts.tokenizer) for row in rows]
             prompt = [Line("prompt", *line[1:]) for line in lines[0][:-1]]
@@ -102,7 +105,7 @@ class RewardCommand(TrainingCommand):
         return memory_plan(
             facts.config,
             "reward",
-            **args_settings(self.args, completions=self._longest(facts.train))
+            **args_settings(self.args, completions=self._longest(facts.known))
             | planned_model(self.model, self.args, card=self.run.card is not None),
             prompt_length=length - length // 2,
             completion_length=length // 2,

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, Trainer
 
-from trl_ext.cli.command_arguments import DataArguments, ModelArguments, RunArguments
+from trl_ext.cli.command_arguments import ModelArguments, RunArguments, TrainingDataArguments
 from trl_ext.cli.command_parser import CommandParser
 from trl_ext.cli.data_rows import eval_rows, train_rows
 from trl_ext.cli.dry_run import Line, show
@@ -19,6 +20,7 @@ from trl_ext.cli.roles import Roles, base_and_adapter, lora_of
 from trl_ext.cli.tracker_check import check_trackers
 from trl_ext.memory_planning.plan_report import print_plan
 from trl_ext.memory_planning.planning import MemoryPlan
+from trl_ext.sequences.prompt_rows import as_dataset
 from trl_ext.sequences.tokenizers import tokenizer_beside
 from trl_ext.trainer_kit.checkpoint_files import checkpoint_folders
 from trl_ext.trainer_kit.loading import loading
@@ -26,6 +28,7 @@ from trl_ext.trainer_kit.seeds import check_seed
 from trl_ext.trainer_kit.stopping import signals_held
 
 SAVED = ("config.json", "adapter_config.json")  # of a model, or of an adapter
+AHEAD = 32  # rows of a stream that are looked at before the run
 FROM_THE_BEGINNING = ("false", "no", "0")  # what resume_from_checkpoint may say instead of a folder
 
 
@@ -40,7 +43,7 @@ class TrainingCommand:
     """
 
     args: Any
-    data: DataArguments
+    data: TrainingDataArguments
     model: ModelArguments
     run: RunArguments
     others: list[Any]
@@ -56,8 +59,16 @@ class TrainingCommand:
         """The trainer's."""
         raise NotImplementedError
 
-    def trainer(self, roles: Roles, train: Dataset, evaluation: Dataset | None) -> Trainer:
+    def trainer(self, roles: Roles, train: Dataset | IterableDataset, evaluation: Dataset | None) -> Trainer:
         raise NotImplementedError
+
+    def check_stream(self) -> None:
+        """Raise a ValueError where it is not said how much of a stream is read."""
+        if self.args.max_steps <= 0:
+            raise ValueError(
+                f"--dataset_streaming, --max_steps {self.args.max_steps}: where a stream ends is not known. Say how many steps "
+                "are made of it."
+            )
 
     def check(self, facts: "Facts") -> None:
         """Raise a ValueError for what the trainer would refuse of config and rows, without a model."""
@@ -73,9 +84,17 @@ class TrainingCommand:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run before a weight is loaded."""
+    """What is known of a run before a weight is loaded.
 
-    train: Dataset
+    Args:
+        train: What is learned from.
+        known: Its rows; of a stream, the first ones.
+        evaluation: What is held out.
+        tokenizer, config: The model's.
+    """
+
+    train: Dataset | IterableDataset
+    known: Dataset
     evaluation: Dataset | None
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
@@ -83,7 +102,7 @@ class Facts:
 
 def main(command: type[TrainingCommand], argv: Sequence[str]) -> None:
     """Read the flags and the YAML of a command, and do what they ask for."""
-    kinds = (command.config(), *command.beside, DataArguments, ModelArguments, RunArguments)
+    kinds = (command.config(), *command.beside, TrainingDataArguments, ModelArguments, RunArguments)
     call = f"trl-ext {command.name}"
     parser = CommandParser(kinds, prog=call, example=f"{call} {command.example}", description=command.description)
     args, *others, data, model, run = parser.read(argv)
@@ -91,12 +110,15 @@ def main(command: type[TrainingCommand], argv: Sequence[str]) -> None:
     check_trackers(args.report_to)
     asked = command(args, data, model, run, others)
     check_output_dir(Path(args.output_dir).expanduser(), command.trainer_class.__name__)
-    facts = gathered(asked, train_rows(data), eval_rows(data, asked=args.eval_strategy != "no"))
+    if data.dataset_streaming:
+        asked.check_stream()
+    train = train_rows(data, streamed=data.dataset_streaming)
+    facts = gathered(asked, train, eval_rows(data, asked=args.eval_strategy != "no"))
     asked.check(facts)
     (dry_run if run.dry_run else learn)(asked, facts)
 
 
-def gathered(command: TrainingCommand, train: Dataset, evaluation: Dataset | None) -> Facts:
+def gathered(command: TrainingCommand, train: Dataset | IterableDataset, evaluation: Dataset | None) -> Facts:
     """What is known before a weight is loaded, or a ValueError for a model that is not there."""
     if command.run.card is not None and not command.run.dry_run:
         raise ValueError(
@@ -108,7 +130,10 @@ def gathered(command: TrainingCommand, train: Dataset, evaluation: Dataset | Non
         config = AutoConfig.from_pretrained(base, revision=command.model.model_revision)
     if adapter is None and lora_of(command.model) is not None:
         check_lora_targets(command.model.lora_target_modules, config)
-    return Facts(train, evaluation, tokenizer_beside(adapter, base, call=call), config)
+    known = train
+    if isinstance(train, IterableDataset):
+        known = as_dataset(list(islice(train, AHEAD)), call=f"--dataset_name {command.data.dataset_name}")
+    return Facts(train, known, evaluation, tokenizer_beside(adapter, base, call=call), config)
 
 
 def learn(command: TrainingCommand, facts: Facts) -> None:
@@ -140,6 +165,7 @@ def dry_run(command: TrainingCommand, facts: Facts) -> None:
     plan, (card, card_name) = command.plan(facts), the_card(command.run.card, flag="--card")
     print_plan(plan, card, card_name=card_name, flag="--card")
     held_out = "" if facts.evaluation is None else f", {len(facts.evaluation)} held out"
-    show(f"{len(facts.train)} rows{held_out}; the first one, as it will be read", command.first_row(facts))
+    rows = "a stream of rows" if isinstance(facts.train, IterableDataset) else f"{len(facts.train)} rows"
+    show(f"{rows}{held_out}; the first one, as it will be read", command.first_row(facts))
     if card is not None and plan.verdict(card) == "does not fit":
         raise SystemExit(1)
