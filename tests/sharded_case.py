@@ -14,17 +14,19 @@ from typing import ClassVar
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from cpu_sharding import CUT, FSDP2, shard_on_cpu
+from cpu_sharding import CUT, FSDP2, ZERO2, shard_on_cpu
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from table_case import TABLE, run, saved_and_evaluated, table_trainer, watch_rollouts, weights
-from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from tiny import TRAINING, byte_tokenizer, tiny_llama, tiny_reward_model
 from torch import Tensor
 from transformers import LlamaForCausalLM, training_args
+from trl import RewardConfig, RewardTrainer
 from trl.generation import vllm_generation
 from two_processes import leave, run_in_two
 
-from trl_ext import SharedBase, TransformersGenerator
+from trl_ext import ImitationRewardConfig, ImitationRewardTrainer, SharedBase, TransformersGenerator
 from trl_ext.ppo.policy import whole_sequences
 from trl_ext.trainer_kit import machines
 from trl_ext.trainer_kit.sharding import is_in_pieces, whole
@@ -218,6 +220,41 @@ def refused_to_begin(folder: Path) -> dict[str, Tensor]:
     ):
         base.value_model()
     assert base.roles() == {"policy policy": role}
+    return {}
+
+
+def refused_with_roles(folder: Path) -> dict[str, Tensor]:
+    """Of a base whose roles were there before an engine was asked for: by trainers of ours at once, by TRL's at the first pass."""
+    asked = {
+        name: os.environ.pop(name)
+        for name in (*FSDP2, *ZERO2)
+        if name.startswith(("ACCELERATE_USE", "FSDP")) and name in os.environ
+    }
+    base = SharedBase(tiny_llama(byte_tokenizer()), byte_tokenizer())
+    policy, reward = base.policy(), base.reward_model()
+    before = [parameter.clone() for parameter in base.model.parameters()]
+    os.environ.update(asked)
+    said = pytest.raises(
+        ValueError, match=r"SharedBase with several roles runs on one device.*, not under .*: it cuts the base"
+    )
+    with said:
+        table_trainer(folder, model=policy, reward_funcs=reward)
+    pairs = Dataset.from_list([{"prompt": "why?", "chosen": "because", "rejected": "no"}] * 4)
+    options = TRAINING | {"output_dir": str(folder), "max_steps": 1}
+    with said:
+        ImitationRewardTrainer(
+            reward.module,
+            ImitationRewardConfig(**options),
+            train_dataset=pairs,
+            processing_class=byte_tokenizer(),
+            imitation_head=torch.nn.Embedding(*base.model.get_input_embeddings().weight.shape),
+        )
+    assert all(map(torch.equal, base.model.parameters(), before))  # nobody has cut it yet
+    trainer = RewardTrainer(
+        reward.module, RewardConfig(**options), train_dataset=pairs, processing_class=byte_tokenizer()
+    )
+    with said:
+        trainer.train()
     return {}
 
 

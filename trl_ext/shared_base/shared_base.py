@@ -18,13 +18,14 @@ from trl_ext.shared_base.adapter_files import has_score_head, new_adapter, saved
 from trl_ext.shared_base.base_loading import INT8_THRESHOLD, check_bits, check_model, check_threshold, quantisation
 from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
+from trl_ext.trainer_kit.cut_checks import ask_before_cutting
 from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
 from trl_ext.trainer_kit.loading import loading, whole_loading
 from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.trainer_kit.seeds import check_seed
 from trl_ext.trainer_kit.sharding import engine_asked, refuse_engine
 
-CUT = "it cuts the base into pieces as the part of one role, and the others' passes would find those"
+CUT = "it cuts the base as the part of one role: the others would find pieces or rounded weights, or keep all of it"
 Bits = Literal[8, 4] | None
 Adapter = str | os.PathLike | LoraConfig | None
 
@@ -188,8 +189,7 @@ class SharedBase:
     ) -> PeftModel:
         """Make a role, know it by its name, and let it guard the base."""
         self.check_frozen()
-        if self._roles:
-            refuse_engine(engine_asked(), trainer="SharedBase with several roles", why=CUT)
+        self.check_whole(coming=1)
         key = f"{kind} {name or _default_name(kind, adapter)}"
         self._check_name(key)
         saved = _saved(adapter)
@@ -225,6 +225,19 @@ class SharedBase:
                 "train adapters only."
             )
 
+    def check_whole(self, *, coming: int = 0) -> None:
+        """Raise a ValueError where an engine is to cut the base, or has cut it, which is one role's part, under several.
+
+        Args:
+            coming: How many more roles there will be.
+        """
+        engine = engine_asked()
+        if engine is not None and len(self._roles) + coming > 1:
+            gc.collect()  # a role that nobody holds may wait for it
+            refuse_engine(
+                engine if len(self._roles) + coming > 1 else None, trainer="SharedBase with several roles", why=CUT
+            )
+
     def roles(self) -> dict[str, PeftModel]:
         """The roles in use, by kind and name."""
         return dict(self._roles)
@@ -258,7 +271,11 @@ class SharedBase:
 
 
 def guard(role: PeftModel, base: SharedBase) -> None:
-    """Let each training pass of a role check first that the base is frozen, and refuse to merge into it."""
+    """Let each pass of a role check first that the base is whole, in training that it is frozen too; refuse to merge into it.
+
+    A role may be given to any trainer, and an engine be asked for behind that: what accelerate then knows is seen in each pass,
+    also in those of the model below it, of which sampling makes use. Trainers of this package ask before.
+    """
     for merge in ("merge_adapter", "merge_and_unload"):
         setattr(role, merge, _refuse_to_merge)
         setattr(role.base_model, merge, _refuse_to_merge)
@@ -266,10 +283,14 @@ def guard(role: PeftModel, base: SharedBase) -> None:
 
     def check(module, args):
         owner = reference()
-        if module.training and owner is not None:
-            owner.check_frozen()
+        if owner is not None:
+            owner.check_whole()
+            if module.training:
+                owner.check_frozen()
 
-    role.register_forward_pre_hook(check)
+    for module in (role, role.base_model.model):
+        module.register_forward_pre_hook(check)
+    ask_before_cutting(role, lambda: reference() and reference().check_whole())
 
 
 def _refuse_to_merge(*args, **kwargs):

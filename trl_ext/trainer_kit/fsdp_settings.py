@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from trl_ext.trainer_kit.cut_checks import check_may_be_cut
 from trl_ext.trainer_kit.refusals import UNTRIED, Refusal
 from trl_ext.trainer_kit.sharding import DDP
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def of_model(trainer: "Trainer") -> list[Refusal]:
-    """What a model that an engine is to cut may not be."""
+    """What a model that an engine is to cut may not be; a ValueError of its own of one whose maker knows why."""
+    check_may_be_cut(trainer.model)
     return [
         (bool(trainer.args.torch_compile), "torch_compile=True", UNTRIED, "Leave it out"),
         (
