@@ -38,6 +38,16 @@ def keep_outputs(plugin: "FullyShardedDataParallelPlugin") -> None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
+def of_saving(plugin: "FullyShardedDataParallelPlugin") -> Refusal:
+    """What would save nothing."""
+    return (
+        plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
+        f"fsdp_state_dict_type={plugin.state_dict_type.name}",
+        "save_model would write no weights",
+        "Set it to FULL_STATE_DICT",
+    )
+
+
 def of_plugin(
     plugin: "FullyShardedDataParallelPlugin", *, config: str, unwrapped: str = UNTRIED, read_by_one: str = UNTRIED
 ) -> list[Refusal]:
@@ -49,12 +59,7 @@ def of_plugin(
         unwrapped, read_by_one: Why the policy must be wrapped by its layers, and read by each process.
     """
     return [
-        (
-            plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
-            f"fsdp_state_dict_type={plugin.state_dict_type.name}",
-            "save_model would write no weights",
-            "Set it to FULL_STATE_DICT",
-        ),
+        of_saving(plugin),
         (
             plugin.auto_wrap_policy is not transformer_auto_wrap_policy,
             "another fsdp_auto_wrap_policy than TRANSFORMER_BASED_WRAP",

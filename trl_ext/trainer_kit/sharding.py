@@ -114,7 +114,7 @@ def check_prepared(trainer: Trainer, is_prepared: bool) -> None:
     if not is_prepared:
         raise ValueError(
             f"{type(trainer).__name__}.evaluate() under {engine_of(trainer)}, before train(): accelerate shards a model with its "
-            "optimizer only. Set eval_on_start=True, or evaluate the saved policy in one process."
+            "optimizer only. Set eval_on_start=True, or evaluate what is saved in one process."
         )
 
 
