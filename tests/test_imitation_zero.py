@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from test_imitation_processes import STEP, own_head, step_in_two
-from test_imitation_reward_trainer import config, logged, trainer_of, weights
+from sharded_case import in_two
+from test_imitation_processes import STEP, as_one_process, step_in_two
+from test_imitation_reward_trainer import config, trainer_of, weights
 from tiny import tiny_llama, tiny_reward_model
 
 pytest.importorskip("deepspeed")
@@ -16,7 +17,8 @@ import sys
 import pytest
 from cpu_sharding import shard_on_cpu
 shard_on_cpu(engine="{engine}")
-from test_imitation_processes import STEP, own_head
+from test_imitation_processes import STEP
+from sharded_reward_case import own_head
 from test_imitation_reward_trainer import byte_tokenizer, config, logged, tiny_reward_model, trainer_of
 from trl_ext.trainer_kit.sharding import is_in_pieces
 from two_processes import leave
@@ -42,18 +44,21 @@ def script(engine: str, *, text: str = TRAIN, model: str | None = None, head="No
     return (BEGIN + text).format(engine=engine, **told)
 
 
-@pytest.mark.parametrize(
-    ("engine", "head"), [("ZeRO-1", "None"), ("ZeRO-2", "None"), ("ZeRO-2", "own_head()"), ("ZeRO-3", "own_head()")]
-)
-def test_two_processes_step_like_one(tmp_path, tokenizer, engine, head):
+RUNS = {
+    "ZeRO-1": {"tied": {"tied": True}},
+    "ZeRO-2": {"full": {}, "tied, adapter": {"tied": True, "full": False}},
+    "ZeRO-3": {"full": {}, "adapter": {"full": False}},
+    "FSDP2": {"full": {}},
+}
+
+
+def test_two_processes_train_like_one(tmp_path):
     """Of ZeRO-2 each process has the whole embedding, which may then be the head."""
-    own = None if head == "None" else own_head()
-    args = config(tmp_path, per_device_train_batch_size=8, **STEP)
-    one = trainer_of(tmp_path, tokenizer, args=args, imitation_head=own)
-    one.train()
-    loss, trained = step_in_two(tmp_path, script(engine, head=head))
-    assert loss == pytest.approx(logged(one, "imitation_loss")[0], rel=1e-5)
-    torch.testing.assert_close(trained, weights(one), atol=1e-6, rtol=1e-4)
+    as_one_process(tmp_path, RUNS)
+
+
+def test_what_zero_would_lose_or_round_is_refused_or_kept(tmp_path):
+    in_two(tmp_path / "two", "bad_input_of_zero", case="sharded_reward_case", engine="ZeRO-2")
 
 
 def test_a_path_is_read_whole(tmp_path, tokenizer):
@@ -68,18 +73,6 @@ def test_a_path_is_read_whole(tmp_path, tokenizer):
     (tmp_path / "two").mkdir()
     _, trained = step_in_two(tmp_path / "two", script("ZeRO-3", model=paths[0], head=repr(paths[1])))
     torch.testing.assert_close(trained, weights(one), atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("engine", ["ZeRO-2", "ZeRO-3"])
-def test_a_resumed_run_ends_where_the_run_did(tmp_path, engine):
-    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "max_grad_norm": 1.0}
-    for name in ("whole", "resumed"):
-        (tmp_path / name).mkdir()
-    run = {"head": "own_head()", **options}
-    _, trained = step_in_two(tmp_path / "whole", script(engine, **run))
-    checkpoint = str(tmp_path / "whole" / "checkpoint-1")
-    _, again = step_in_two(tmp_path / "resumed", script(engine, resume=checkpoint, **run))
-    assert all(torch.equal(trained[name], again[name]) for name in trained)
 
 
 REFUSED = """

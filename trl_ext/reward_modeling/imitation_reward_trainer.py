@@ -27,7 +27,7 @@ from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, run_plan
 from trl_ext.reward_modeling.collation import BESIDE, LIST_OF, PreferenceCollator
 from trl_ext.reward_modeling.imitation_loss import completion_nll, completion_targets
 from trl_ext.reward_modeling.imitation_reward_config import ImitationRewardConfig
-from trl_ext.reward_modeling.pair_batches import PlainPairs, first_rows, lists_alone, pairs_of
+from trl_ext.reward_modeling.pair_batches import PlainPairs, first_rows, lists_alone, pairs_of, scores_in_float32
 from trl_ext.reward_modeling.pair_labels import PROBABILITY
 from trl_ext.reward_modeling.preference_data import (
     PROMPT_TOKENS,
@@ -48,6 +48,7 @@ from trl_ext.reward_modeling.ranked_lists import (
     longest_list,
     one_completion_a_row,
 )
+from trl_ext.reward_modeling.reward_engines import check_engine, check_evaluates, refuse_early
 from trl_ext.reward_modeling.shown_pairs import scored_pairs
 from trl_ext.reward_modeling.vocabulary_head import VocabularyHead, imitation_head_of
 from trl_ext.rewards.reward_models import check_one_label, load_scorer
@@ -59,27 +60,10 @@ from trl_ext.trainer_kit.checkpoints import ResumableTrainer
 from trl_ext.trainer_kit.counted_once import CountedOnce, counted_rows
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, tensors_fingerprint
 from trl_ext.trainer_kit.finite_steps import FiniteSteps
-from trl_ext.trainer_kit.fsdp_settings import of_model, of_plugin
 from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.passes import seen_in, under_adapter
-from trl_ext.trainer_kit.refusals import refuse_settings
-from trl_ext.trainer_kit.sharding import (
-    CUTTING,
-    SHARDING,
-    but_for,
-    check_uncut,
-    engine_asked,
-    engine_of,
-    refuse_engine,
-)
+from trl_ext.trainer_kit.sharding import CUTTING, engine_of
 from trl_ext.trainer_kit.trainer_input import check_offloading, given_or_default
-
-REFUSAL = {
-    "trainer": "ImitationRewardTrainer",
-    "runs": "on one device, with data parallelism, under DeepSpeed ZeRO-1 or ZeRO-2 or, with an imitation_head of its own, "
-    "under FSDP2 or ZeRO-3",
-    "why": "the vocabulary head that it reads the trunk with is in pieces, or read before they are put together",
-}
 
 
 class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardTrainer):
@@ -157,8 +141,7 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         model, processing_class = adapter_at(model, processing_class, args, quantization_config, load=load)
         args = given_or_default(args, ImitationRewardConfig, model, method="Reward")
         if _imitates(args):
-            refuse_engine(but_for(engine_asked(args), *SHARDING), **REFUSAL)  # while there are whole weights
-            check_uncut(model, call=f"ImitationRewardTrainer(model={type(model).__name__})")
+            refuse_early(args, model)
         check_offloading(args)
         check_one_label(model, args.model_init_kwargs)
         check_data(train_dataset, eval_dataset)
@@ -185,10 +168,10 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         check_pair_tokens([self.train_dataset, *evaluated], self.processing_class, self.model.config)
         self.memory = MemoryWatch(self._memory_plan, card_of(self.args.device))
         self.add_callback(self.memory)
+        check_engine(self, imitates=_imitates(args))
         keep_4_bit_layout(self.model)
         if _imitates(args):
             keep_adapters_in_fp32(self.model, adapters)
-            _check_engine(self)
             check_max_length(args, self.model.config)
             self._head = self._imitation_head(args.imitation_head if imitation_head is None else imitation_head)
             self._nll = {"train": [], "eval": []}
@@ -268,7 +251,8 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         pairs = pairs_of(beside, self.accelerator)
         read = seen_in(self._score_head(), lambda args, output: args[0]) if _imitates(self.args) else nullcontext([])
         with read as states:
-            loss, outputs = super().compute_loss(pairs.read_by(model), inputs, True, num_items_in_batch)
+            reads = pairs.read_by(scores_in_float32(model) if _imitates(self.args) else model)
+            loss, outputs = super().compute_loss(reads, inputs, True, num_items_in_batch)
         self._keep_last(inputs | beside, pairs, outputs)
         own = self._counted_rows(pairs, outputs.logits)
         loss = self._with_labels(loss, pairs, outputs.logits.squeeze(-1), inputs.get("margin", 0.0), own)
@@ -288,6 +272,10 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
 
     def _first_rows(self, inputs, count):
         return first_rows(inputs, count)
+
+    def evaluate(self, *args, **kwargs):
+        check_evaluates(self)
+        return super().evaluate(*args, **kwargs)
 
     def _with_labels(
         self, loss: Tensor, pairs: PlainPairs, rewards: Tensor, margin: Tensor | float, own: int | None
@@ -381,18 +369,6 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
 
 def _imitates(args: RewardConfig) -> bool:
     return isinstance(args, ImitationRewardConfig) and args.imitation_coef > 0
-
-
-def _check_engine(trainer: RewardTrainer) -> None:
-    """Raise a ValueError for an engine, or settings of it, that the imitation term cannot be had with."""
-    engine = engine_of(trainer)
-    refuse_engine(None if engine in SHARDING else engine, **REFUSAL)
-    if engine is None:
-        return
-    found = of_model(trainer)
-    if engine == "FSDP2":
-        found += of_plugin(trainer.accelerator.state.fsdp_plugin, config="ImitationRewardConfig")
-    refuse_settings(found, call=f"{REFUSAL['trainer']} under {engine}")
 
 
 def _refuse_idle_head(head: nn.Module | str | None) -> None:

@@ -134,6 +134,17 @@ def pairs_of(beside: dict[str, Tensor], accelerator: Accelerator) -> PlainPairs:
     return SoftPairs(beside[PROBABILITY]) if PROBABILITY in beside else PlainPairs()
 
 
+def scores_in_float32(model: Callable) -> Callable:
+    """A model whose scores come in 32 bits where an engine gives them in 16, so that no difference of two is rounded to those."""
+
+    def read(**inputs) -> SequenceClassifierOutputWithPast:
+        outputs = model(**inputs)
+        outputs.logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
+        return outputs
+
+    return read
+
+
 def lists_alone(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Each list of a batch, as a batch of its own."""
     of, several = batch[LIST_OF], len(batch[LIST_OF])

@@ -73,9 +73,11 @@ def imitation_head_of(
     """
     head = vocabulary_head(model, given, revision=revision)
     if head.is_embedding and is_cut:
+        origin = model.config._name_or_path
+        copied = repr(origin) if origin else "copy.deepcopy(model.get_input_embeddings())"
         raise ValueError(
             "ImitationRewardTrainer: the vocabulary head is the embedding, which FSDP and ZeRO-3 cut into pieces. "
-            f"Pass imitation_head={model.config._name_or_path!r} to read with a frozen copy of it."
+            f"Pass imitation_head={copied} to read with a frozen copy of it."
         )
     if not head.is_embedding:
         weight, bias = head.on(next(under_adapter(model).score.parameters()).device)
