@@ -78,12 +78,15 @@ def begins(case: str, folder: Path) -> None:
         save(*args, **kwargs)
 
     whole._save = saves_late
+    whole.evaluate()  # of which the run is none the wiser
     whole.train()
     say(f"wrote {len(written)} records and {len(saved)} models")
     torch.save(trained(whole), folder / f"trained-{RANK}.pt")
     if case in KINDS:
         refuses_together(case, folder / "whole")
-    trainer_of(case, folder / "killed", callbacks=[Killed()]).train()
+    killed = trainer_of(case, folder / "killed", callbacks=[Killed()])
+    killed.evaluate()
+    killed.train()
 
 
 def refuses_together(case: str, folder: Path) -> None:

@@ -99,10 +99,16 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
             check_first_pass(self.train_dataset, checkpoint, call=call)
             self._check_beginning(checkpoint, call)
         self._changed = from_main(self.accelerator, lambda: self._begin_run(checkpoint, before, call), asks=saves)
+        self._leave_evaluation()
         return checkpoint
 
     def _check_beginning(self, checkpoint: str | None, call: str) -> None:
         """What a trainer checks besides, in all processes, before anything is written."""
+
+    def _leave_evaluation(self) -> None:
+        """A model that was only evaluated counts as prepared, and accelerate would let each process train it by itself."""
+        if self.accelerator.num_processes > 1 and self.model_wrapped is self.model and engine_of(self) is None:
+            vars(self.model).pop("_is_accelerate_prepared", None)
 
     # Which checkpoint
 
