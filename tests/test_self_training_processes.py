@@ -1,7 +1,9 @@
 """Two processes must select what one selects, and take its step."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -70,3 +72,21 @@ def test_two_processes_grow_select_and_step_like_one(tmp_path):
     assert float(scores[0][1]) == pytest.approx(
         loss, rel=1e-5
     )  # of three rows, some of which two processes read twice
+
+
+@pytest.mark.slow
+def test_the_error_of_the_process_that_failed_comes_first(tmp_path):
+    """In what `torchrun` shows of both, which ends one as soon as the other has ended."""
+    case = Path(__file__).parent / "processes_case.py"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(case), "fails", "rest", str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    said = done.stderr
+    own, cause = said.index("RuntimeError: the service is away"), said.index("Root Cause")
+    assert done.returncode and "process 1 of 2 failed: " not in said[: own + 1]
+    assert re.search(r"rank +: 1 ", said[cause:]), said[cause:]

@@ -1,6 +1,7 @@
 """What several processes do together."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +14,7 @@ from trl_ext.trainer_kit.overrides import replaced
 
 Found = TypeVar("Found")
 OF_THE_NETWORK = re.compile(r"gloo|NCCL|ProcessGroup", re.IGNORECASE)
+BEHIND = 5.0  # seconds in which a process that has failed ends
 OF_ANOTHER = re.compile(r"process \d+ of \d+ failed: ")  # as `together` says it
 
 
@@ -41,6 +43,20 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     if failed:
         process, message = failed[0]
         raise RuntimeError(f"process {process} of {accelerator.num_processes} failed: {message}")
+
+
+@contextmanager
+def behind_who_failed() -> Iterator[None]:
+    """Inside, what another process has failed by ends this one later than that one, whose own words are to come first.
+
+    A launcher ends this one as soon as that one has ended, and calls who ended first the cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if OF_ANOTHER.match(str(error)):
+            time.sleep(BEHIND)
+        raise
 
 
 @contextmanager
