@@ -1,7 +1,9 @@
 """The loop between SFTTrainer's steps, driven by events alone: no trainer is there."""
 
+import tracemalloc
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -107,6 +109,28 @@ def test_kept_rows_outlive_their_file_and_take_no_memory(tmp_path):
     assert pa.total_allocated_bytes() == before
     GrowFiles(tmp_path, 0).tidy()
     assert rows[1]["input_ids"] == [9, 9, 2] and not GrowFiles(tmp_path, 0).parts.exists()
+
+
+def test_a_kept_row_takes_less_than_200_bytes_beside_its_tokens(tmp_path):
+    """Of the process's own memory, at most and while an Improve reads them all; its tokens, 512 bytes a row, it maps."""
+    count, files = 5_000, GrowFiles(tmp_path, 0)
+    ids = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(64 * count) % 50, pa.int32()), 64).cast(
+        pa.list_(pa.int32())
+    )
+    columns = {"prompt_ids": ids, "completion_ids": ids, "kept": pa.array(np.ones(count), pa.int32())}
+    pq.write_table(pa.table(columns), files.finished)
+    files.write_kept(0, importance=False)
+    del ids, columns
+    plan = Schedule(count, count, 1, 1, steps_per_improve=1, rows_per_step=count, seed=0)
+    buffers, rows = pa.total_allocated_bytes(), ImproveRows(count, {"input_ids": [1], "labels": [1]})
+    tracemalloc.start()
+    rows.set_rows(KeptRows(files.kept(0)), plan.row_order(0, count))
+    assert rows.tokens(range(count)) == 128 * count
+    left, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pa.total_allocated_bytes() == buffers
+    assert files.kept(0).stat().st_size < (512 + 20) * count
+    assert left < 20 * count and most < 200 * count
 
 
 def test_rows_that_are_over_are_let_go():
