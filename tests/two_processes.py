@@ -21,10 +21,7 @@ def run_in_two(script: Path, *arguments: str | Path) -> subprocess.CompletedProc
     """What came of it; as with torchrun it fails if one of the two does, and the other is ended."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that nobody else can take
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    here |= {
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }  # as torchrun says that it is there
+    here |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # which is there already, as with torchrun
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, str(rank)) for rank in range(2)]
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
