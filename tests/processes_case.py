@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from two_processes import leave
 
 from trl_ext.self_training.grow import Grower
-from trl_ext.trainer_kit import machines, output_dirs, processes
+from trl_ext.trainer_kit import machines, output_dirs
 from trl_ext.trainer_kit.machines import bits
 
 PATIENCE = 200  # seconds, after which each process shows where it is
@@ -51,7 +51,6 @@ def say(line: str) -> None:
 
 
 def refused(what: str, attempt) -> None:
-    processes.BEHIND = 0.0  # nobody ends here
     try:
         attempt()
     except (ValueError, RuntimeError) as error:

@@ -1,13 +1,14 @@
 """What several processes do together, where one of them fails."""
 
 import asyncio
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from trl_ext.rewards.checked_reward import checked_reward
 from trl_ext.rewards.held_errors import errors_held
-from trl_ext.trainer_kit import processes
+from trl_ext.trainer_kit import failed_process, processes
 from trl_ext.trainer_kit.processes import has_lost_another, together
 
 TWO, ONE = (SimpleNamespace(num_processes=number, is_main_process=True) for number in (2, 1))
@@ -43,6 +44,20 @@ def test_an_own_error_says_more_than_that_the_others_are_gone(monkeypatch):
         raise KeyError("the first")
     with pytest.raises(RuntimeError, match="Connection closed"), together(TWO):
         pass
+
+
+def test_a_process_ends_behind_the_one_that_failed(monkeypatch):
+    """Its interpreter says so a while later, and once, however often it was told; other errors at once."""
+    monkeypatch.setattr(processes, "gather_object", lambda objects: [None, "KeyError: 'gone'"])
+    happened = []
+    monkeypatch.setattr(failed_process.time, "sleep", happened.append)
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: happened.append(str(error)))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="process 1 of 2 failed: KeyError: 'gone'") as raised, together(TWO):
+            pass
+    sys.excepthook(RuntimeError, raised.value, None)
+    sys.excepthook(KeyError, KeyError("gone"), None)
+    assert happened == [failed_process.HEAD_START, "process 1 of 2 failed: KeyError: 'gone'", "'gone'"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trl_ext.trainer_kit.checkpoint_files import (
 from trl_ext.trainer_kit.machines import bits, check_loaded, machines, who_says
 from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
-from trl_ext.trainer_kit.processes import behind_who_failed, from_main, has_lost_another, together
+from trl_ext.trainer_kit.processes import from_main, has_lost_another, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
 from trl_ext.trainer_kit.sharding import engine_of
 from trl_ext.trainer_kit.streams import check_first_pass
@@ -67,10 +67,7 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         return type(self).__name__
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        with behind_who_failed():
-            return self._train_from(self._open(resume_from_checkpoint), **kwargs)
-
-    def _train_from(self, checkpoint: str | None, **kwargs):
+        checkpoint = self._open(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:

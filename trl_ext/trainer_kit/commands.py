@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
+from trl_ext.trainer_kit.failed_process import is_of_another, wait_for_it
 from trl_ext.trainer_kit.quiet import repeats_left_out
 
 PACKAGE = Path(__file__).parents[1]
@@ -27,7 +28,6 @@ DEBUG = "--debug"  # the same, of a command
 BAD_INPUT, STOPPED, READER_GONE = 2, 130, 1  # exit codes
 MENDABLE = (ValueError, OSError, ImportError)  # anything else is a fault of the code
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust, and so safetensors, tells of a full disk
-ANOTHER_FAILED = re.compile(r"process \d+ of \d+ failed: ")  # as `together` raises it in all others
 REMEDIES = {
     errno.ENOSPC: "Make room on that disk, then give the same command again.",
     errno.EDQUOT: "Make room within the quota, then give the same command again.",
@@ -69,8 +69,9 @@ def ends_in_one_line(
     except KeyboardInterrupt as error:
         _end(f"{call}: stopped{say(f' {error}') if str(error) else ''}. {when_stopped}", error, STOPPED, debug)
     except RuntimeError as error:
-        if not ANOTHER_FAILED.match(str(error)):
+        if not is_of_another(error):
             raise
+        wait_for_it(error)
         _end(f"{call}: error: {error}", error, BAD_INPUT, debug)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would complain of it

@@ -1,7 +1,6 @@
 """What several processes do together."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,12 +9,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from trl_ext.trainer_kit.failed_process import end_behind_it, is_of_another
 from trl_ext.trainer_kit.overrides import replaced
 
 Found = TypeVar("Found")
 OF_THE_NETWORK = re.compile(r"gloo|NCCL|ProcessGroup", re.IGNORECASE)
-BEHIND = 5.0  # seconds in which a process that has failed ends
-OF_ANOTHER = re.compile(r"process \d+ of \d+ failed: ")  # as `together` says it
 
 
 def is_main_process() -> bool:
@@ -42,21 +40,8 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     failed = [(process, message) for process, message in enumerate(messages) if message is not None]
     if failed:
         process, message = failed[0]
+        end_behind_it()
         raise RuntimeError(f"process {process} of {accelerator.num_processes} failed: {message}")
-
-
-@contextmanager
-def behind_who_failed() -> Iterator[None]:
-    """Inside, what another process has failed by ends this one later than that one, whose own words are to come first.
-
-    A launcher ends this one as soon as that one has ended, and calls who ended first the cause.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if OF_ANOTHER.match(str(error)):
-            time.sleep(BEHIND)
-        raise
 
 
 @contextmanager
@@ -82,6 +67,6 @@ def from_main(accelerator: Accelerator, ask: Callable[[], Found], *, asks: bool 
 
 def has_lost_another(error: BaseException) -> bool:
     """Whether an error says that another process has ended, or does not answer."""
-    if not (dist.is_available() and isinstance(error, RuntimeError)) or OF_ANOTHER.match(str(error)):
+    if not (dist.is_available() and isinstance(error, RuntimeError)) or is_of_another(error):
         return False
     return isinstance(error, dist.DistError) or bool(OF_THE_NETWORK.search(str(error)))
