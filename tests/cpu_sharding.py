@@ -41,6 +41,8 @@ CUT = {
 }
 ENGINES = {
     "FSDP2": FSDP2,
+    "FSDP2, whole between passes": FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "false"},
+    "FSDP2, by a layer's name": FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"},
     "ZeRO-1": ZERO2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
     "ZeRO-2": ZERO2,
     "ZeRO-3": ZERO3 | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": json.dumps(CUT)},

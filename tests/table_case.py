@@ -51,15 +51,22 @@ def even_unless_short(completions, **columns):
     return [None if text == "a" else score for text, score in zip(completions, even_letters(completions), strict=True)]
 
 
-def adapter(seed: int, task_type: str, model):
-    """A LoRA that is not the identity, so that A and B both move."""
+def adapter(seed: int, task_type: str, model, whole: list[str] | None = None):
+    """A LoRA that is not the identity, so that A and B both move; `whole`: what is trained beside."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type=task_type)
+    modules = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": whole}
+    config = LoraConfig(r=4, init_lora_weights=False, task_type=task_type, **modules)
     return get_peft_model(model, config)
 
 
 def table_trainer(
-    folder: str | Path, *, kind: str = "head", full: bool = False, with_log_probs: bool = False, **options
+    folder: str | Path,
+    *,
+    kind: str = "head",
+    full: bool = False,
+    whole: list[str] | None = None,
+    with_log_probs: bool = False,
+    **options,
 ) -> PPOTrainer:
     """Three steps over completions from the table.
 
@@ -67,14 +74,15 @@ def table_trainer(
         folder: For outputs.
         kind: Of critic: "head", or "model", which has an adapter too.
         full: Whether all weights are trained, without adapters.
+        whole: Parts of the policy that are trained as a whole, beside its adapter.
         with_log_probs: Whether the table says how probable its tokens are.
         options: Of PPOConfig or PPOTrainer.
     """
     tokenizer = byte_tokenizer()
-    adapted = (lambda seed, task_type, model: model) if full else adapter
+    adapted = (lambda seed, task_type, model, whole=None: model) if full else adapter
     text = Dataset.from_dict({"text": ["the first line", "a second", "and", "one more to read"]})
     settings = {
-        "model": adapted(0, "CAUSAL_LM", tiny_llama(tokenizer)),
+        "model": adapted(0, "CAUSAL_LM", tiny_llama(tokenizer), whole),
         "value_model": adapted(1, "SEQ_CLS", tiny_reward_model(tokenizer)) if kind == "model" else None,
         "reward_funcs": even_unless_short,
         "prompts": [*TABLE],

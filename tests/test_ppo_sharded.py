@@ -29,6 +29,7 @@ CASES = {
     "model, adapter": {"kind": "model"},
     "adaptive, clipped": {"kind": "head", "full": True, "adaptive_kl": True, "kl_target": 1.0, "max_grad_norm": 0.1},
     "warm-up": {"kind": "model", "full": True, "critic_warmup_rollouts": 1},
+    "adapter and head, accumulated": {"kind": "head", "whole": ["lm_head"], "gradient_accumulation_steps": 2},
     "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
     "recomputed, not clipped": {"kind": "model", "full": True, "gradient_checkpointing": True, "max_grad_norm": 0.0},
     "attached": {"kind": "head", "full": True, "detach_critic": False},
@@ -51,6 +52,19 @@ def test_two_processes_step_like_one(tmp_path, case):
 def test_saved_evaluated_and_resumed(tmp_path, kind, full):
     """The saved policy is whole and without its critic; what goes on from a checkpoint ends where the run did."""
     goes_on_alike(tmp_path, engine="FSDP2", kind=kind, full=full)
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "full"),
+    [
+        ("FSDP2, whole between passes", "model", False),
+        ("FSDP2, whole between passes", "head", True),
+        ("FSDP2, by a layer's name", "model", True),
+    ],
+)
+def test_other_settings(tmp_path, engine, kind, full):
+    """What examples/accelerate/fsdp2.yaml may say besides; an adapter rests in the reference's pass, and learns again."""
+    goes_on_alike(tmp_path, engine=engine, kind=kind, full=full)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "adapter"])

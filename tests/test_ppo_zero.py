@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow  # for an environment of its own: `.ci/run deepspe
 
 ENGINES = ["ZeRO-2", "ZeRO-3"]
 CASES = {
+    "adapter and head": {"kind": "head", "whole": ["lm_head"]},
     "accumulated, with text": {"kind": "head", "gradient_accumulation_steps": 2, "ptx_coef": 0.5},
     "recomputed": {"kind": "model", "full": True, "gradient_checkpointing": True},
     "attached, adaptive": {

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from ppo_case import ppo_trainer
 from self_training_case import trainer as raft_trainer
 from test_imitation_reward_trainer import config, trainer_of
@@ -13,10 +14,11 @@ from transformers.integrations import deepspeed as asked
 
 from trl_ext import EndpointGenerator, TransformersGenerator, VLLMGenerator
 from trl_ext.generation.protocol import passes_policy
-from trl_ext.ppo.engine_checks import refuse_early
+from trl_ext.ppo.engine_checks import SETTINGS, refuse_early
 from trl_ext.shared_base import shared_base
 from trl_ext.trainer_kit import sharding
 from trl_ext.trainer_kit.finite_findings import all_finite
+from trl_ext.trainer_kit.fsdp_settings import of_plugin
 from trl_ext.trainer_kit.loading import whole_loading
 from trl_ext.trainer_kit.sharding import (
     SHARDING,
@@ -80,6 +82,14 @@ def test_a_config_asks_first(launched):
         ),
         (
             {
+                "fsdp_plugin": SimpleNamespace(fsdp_version=2),
+                "parallelism_config": SimpleNamespace(dp_replicate_enabled=True),
+            },
+            r"accelerate's parallelism_config (dp_replicate)",
+        ),
+        ({"parallelism_config": SimpleNamespace(dp_replicate_enabled=True)}, None),
+        (
+            {
                 "deepspeed_plugins": {"default": SimpleNamespace(zero_stage=3)},
                 "parallelism_config": SimpleNamespace(sp_enabled=True),
             },
@@ -115,6 +125,15 @@ def test_ppo_refuses_before_trl_waits_for_vllm(launched, said, mode, message):
     args = SimpleNamespace(deepspeed=None, fsdp=None, use_vllm=True, vllm_mode=mode)
     with pytest.raises(ValueError, match=message):
         refuse_early(args)
+
+
+def test_which_trainers_take_layers_that_stay_whole_between_passes():
+    options = {"state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "transformer_based_wrap"}
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=False, **options)
+    refused = (
+        [came for is_so, came, *_ in of_plugin(plugin, **{"config": "X"} | how) if is_so] for how in ({}, SETTINGS)
+    )
+    assert [*refused] == [["fsdp_reshard_after_forward=false"], []]
 
 
 def test_fsdp2_among_engines():

@@ -6,7 +6,7 @@ from transformers import Trainer
 
 from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
 from trl_ext.rewards.reward_columns import holders_in
-from trl_ext.trainer_kit.fsdp_settings import keep_outputs, of_model, of_plugin
+from trl_ext.trainer_kit.fsdp_settings import gather_head, keep_outputs, of_model, of_plugin
 from trl_ext.trainer_kit.refusals import UNTRIED, Refusal, refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
 
@@ -25,6 +25,7 @@ SETTINGS = {
     "config": "PPOConfig",
     "unwrapped": "the critic would be in one unit with the policy, whole only while that runs",
     "read_by_one": "the reference is a copy of the policy that each process has read, and but one would have read it",
+    "kept_whole": None,
 }
 
 
@@ -64,6 +65,7 @@ def shards_policy(trainer: "GRPOTrainer") -> bool:
     refuse_settings(found, call=f"PPOTrainer under {engine}")
     if engine == "FSDP2":
         keep_outputs(trainer.accelerator.state.fsdp_plugin)
+        gather_head(trainer.model)
     else:
         say_how_it_clips(trainer, engine)
     return True

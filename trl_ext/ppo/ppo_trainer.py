@@ -68,7 +68,7 @@ from trl_ext.trainer_kit.overrides import outputs_of, replaced
 from trl_ext.trainer_kit.passes import states_as_one_matrix
 from trl_ext.trainer_kit.processes import together
 from trl_ext.trainer_kit.rates import RATES
-from trl_ext.trainer_kit.sharding import check_prepared, put_together, whole
+from trl_ext.trainer_kit.sharding import as_cut, check_prepared, put_together, whole
 from trl_ext.trainer_kit.trl_versions import end_tokens
 
 LOG_PROBS = "_get_per_token_logps_and_entropies"  # GRPOTrainer's pass that gives log π first
@@ -286,6 +286,7 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         policy = self.accelerator.unwrap_model(self.model)
         with named_sampling(f"PPOTrainer: rollout {self.rollouts.sampled}"), states_as_one_matrix(policy):
             outputs = super()._generate(prompts)
+        as_cut(policy)
         self.memory.enter("score")
         self.model.train(training)
         return outputs
@@ -345,7 +346,10 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         with tiles_for(self.accelerator.device):  # of the reference, of `_evaluate_policy` and of the loss
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            as_cut(self.model)  # or an adapter would rest, and learn again, in copies that the next step does not move
+        return found
 
     # Loss
 

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch.distributed.fsdp import StateDictType
+from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule, StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from transformers import PreTrainedModel
 
 from trl_ext.trainer_kit.cut_checks import check_may_be_cut
 from trl_ext.trainer_kit.refusals import UNTRIED, Refusal
@@ -48,8 +50,28 @@ def of_saving(plugin: "FullyShardedDataParallelPlugin") -> Refusal:
     )
 
 
+def gather_head(policy: PreTrainedModel | PeftModel) -> None:
+    """Let a trained vocabulary head be whole in every pass of the policy, also where TRL reads its weights without calling it.
+
+    FSDP2 gathers a head, and sums its gradient over processes, beside the last norm; of some models, and under an adapter
+    (`modules_to_save`), accelerate finds none, and each process would train its piece of the head on its own rows alone.
+    """
+
+    def gather(*_) -> None:
+        head = policy.get_output_embeddings()
+        if isinstance(head, FSDPModule) and any(parameter.requires_grad for parameter in head.parameters()):
+            head.unshard()
+
+    policy.register_forward_pre_hook(gather)
+
+
 def of_plugin(
-    plugin: "FullyShardedDataParallelPlugin", *, config: str, unwrapped: str = UNTRIED, read_by_one: str = UNTRIED
+    plugin: "FullyShardedDataParallelPlugin",
+    *,
+    config: str,
+    unwrapped: str = UNTRIED,
+    read_by_one: str = UNTRIED,
+    kept_whole: str | None = UNTRIED,
 ) -> list[Refusal]:
     """What accelerate's settings may be.
 
@@ -57,9 +79,16 @@ def of_plugin(
         plugin: Of accelerate's state.
         config: The trainer's.
         unwrapped, read_by_one: Why the policy must be wrapped by its layers, and read by each process.
+        kept_whole: Why layers may not stay whole between passes; None: they may.
     """
     return [
         of_saving(plugin),
+        (
+            kept_whole is not None and not plugin.reshard_after_forward,
+            "fsdp_reshard_after_forward=false",
+            kept_whole,
+            "Set it to true",
+        ),
         (
             plugin.auto_wrap_policy is not transformer_auto_wrap_policy,
             "another fsdp_auto_wrap_policy than TRANSFORMER_BASED_WRAP",
