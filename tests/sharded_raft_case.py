@@ -46,7 +46,14 @@ TOLD = ("eval_loss", "eval_score", "eval_length", "grow/score", "grow/score_kept
 
 
 def made(
-    folder: Path, *, full: bool = False, tied: bool = False, streamed: bool = False, method: str = "RAFT", **options
+    folder: Path,
+    *,
+    full: bool = False,
+    whole: list[str] | None = None,
+    tied: bool = False,
+    streamed: bool = False,
+    method: str = "RAFT",
+    **options,
 ) -> RAFTTrainer:
     """Two stages over eight prompts, which the policy itself completes; three held-out ones."""
     tokenizer, cls = byte_tokenizer(), getattr(trl_ext, f"{method}Trainer")
@@ -56,7 +63,7 @@ def made(
         settings["columns"] = COMPLETIONS
     if streamed:
         settings["train_dataset"] = Dataset.from_dict({"prompt": PROMPTS}).to_iterable_dataset()
-    settings["model"] = policy if full else adapter(0, "CAUSAL_LM", policy)
+    settings["model"] = policy if full else adapter(0, "CAUSAL_LM", policy, whole)
     return trainer(folder, cls, **settings | placed() | options)
 
 

@@ -34,6 +34,7 @@ CASES = {
         "learning_rate": 0.1,
     },
     "RAFT, adapter, ranked by KL": {"beta": 0.1, "max_grad_norm": 0.05},
+    "RAFT, adapter and head, ranked by KL": {"whole": ["lm_head"], "beta": 0.1},
     "RAFT++, full": {"full": True, "importance_clip": 0.2},
     "RAFT++, adapter, accumulated": {"importance_clip": 0.2, "gradient_accumulation_steps": 2},
     "RAFT, full, the best checkpoint": {

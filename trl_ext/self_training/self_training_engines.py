@@ -3,7 +3,7 @@
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
-from trl_ext.trainer_kit.fsdp_settings import keep_outputs, of_model, of_plugin
+from trl_ext.trainer_kit.fsdp_settings import gather_head, keep_outputs, of_model, of_plugin
 from trl_ext.trainer_kit.refusals import refuse_settings
 from trl_ext.trainer_kit.sharding import DDP, check_prepared, engine_of, refuse_engine
 
@@ -25,6 +25,7 @@ def shards_policy(trainer: Trainer) -> bool:
     plugin, config = trainer.accelerator.state.fsdp_plugin, type(trainer.args).__name__
     refuse_settings([*of_plugin(plugin, config=config), *of_model(trainer)], call=f"{name} under {engine}")
     keep_outputs(plugin)
+    gather_head(trainer.model)
     return True
 
 
