@@ -66,15 +66,15 @@ def test_without_a_card_there_is_no_verdict(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["llama-2-7b", "--method", "dpo"], "memory_plan(method='dpo'): expected one of ppo"),
+        (["llama-2-7b", "--method", "dpo"], "--method dpo: expected one of ppo"),
         (["llama-2-7b", "--bits", "12"], "trl-ext plan --bits 12: expected 16, 8 or 4. Give 16 for weights"),
         (["llama-2-7b", "--generator", "vllm", "--served-bits", "5"], "--served-bits 5: expected 16, 8 or 4"),
         (["llama-2-7b", "--lora", "-1"], "--lora -1: expected a rank from 1 on. Give 0 to train all weights"),
         (["llama-2-7b", "--bits", "8", "--lora", "0"], "Give a LoRA rank, e.g. --lora 16, or --bits 16"),
-        (["llama-2-7b", "--prompt-length", "-4"], "prompt_length=-4"),
+        (["llama-2-7b", "--prompt-length", "-4"], "--prompt-length -4: expected a whole"),
         (["llama-2-7b", "--gpu", "big"], "--gpu 'big': expected a card's name, or a size with a unit"),
         (["llama-2-7b", "--gpu", "0GB"], "--gpu '0GB'"),
-        (["no-such-model"], "memory_plan(model='no-such-model')"),
+        (["no-such-model"], "error: no-such-model: expected one of"),
     ],
 )
 def test_bad_input_ends_with_code_2(options, message, capsys):

@@ -60,6 +60,38 @@ def test_every_message_has_words_for_a_command():
     assert not {place: text for place, text in left.items() if not any(own in text for own in OF_PYTHON_ALONE)}
 
 
+def planned_messages() -> Iterator[tuple[str, str]]:
+    """Texts of the plan that show a setting as it is given in Python, with X where a value stands."""
+    for file in (path for path in (ROOT / "memory_planning").rglob("*.py") if path.name not in SHOWN_IN_PYTHON):
+        tree = ast.parse(file.read_text())
+        unread = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        unread |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in unread:
+                text = node.value
+            else:
+                continue
+            text = re.sub(r"^X(?=\(model=)", "memory_plan", text)  # whoever asked for a shape
+            if SETTING.search(text):
+                yield f"{file.name}:{node.lineno}", text
+
+
+SHOWN_IN_PYTHON = ("plan_changes.py", "trainer_plan.py")  # lines for a script; a trainer's own plan
+SETTING = re.compile(r"\bmemory_plan\(|\btime_bound\(|\b(?:[a-z]\w*)=(?:True|False|None|'|X|\[|…|\d)")
+
+
+def test_a_plan_is_refused_in_flags_where_the_command_was_given():
+    walked = dict(planned_messages())
+    assert len(walked) > 25
+    say = in_words_of("plan")
+    left = {place: say(text) for place, text in walked.items() if SETTING.search(say(text))}
+    assert not {
+        place: text for place, text in left.items() if "MemoryPlan(" not in text and "accelerate does" not in text
+    }
+
+
 @pytest.mark.parametrize(
     ("command", "message", "said"),
     [
@@ -92,6 +124,18 @@ def test_every_message_has_words_for_a_command():
         ("ppo", "e.g. by trl_ext.label_query_types(dataset): it", "e.g. by trl-ext label --query_types FILE: it"),
         ("ppo", "Give generator=VLLMGenerator().", "Give generator=VLLMGenerator()."),
         ("ppo", "the file's output_dirs, --output_dir a", "the file's output_dirs, --output_dir a"),
+        ("plan", "memory_plan(bits=8, lora=None): no. Give bits=None.", "--bits 8 --lora 0: no. Give --bits 16."),
+        (
+            "plan",
+            "memory_plan(num_gpus=4, shard=None): no. Give shard='ddp'.",
+            "--num-gpus 4 without --shard: no. Give --shard ddp.",
+        ),
+        ("plan", "memory_plan(shared=True): no. Give shared=False.", "--shared: no. Give --no-shared."),
+        ("plan", "memory_plan(judges=…): Leave judges out.", "--judges: Leave --judges out."),
+        ("plan", "expected micro_batch ≤ batch. Raise batch.", "expected --micro-batch ≤ --batch. Raise --batch."),
+        ("plan", "time_bound(shard='fsdp2'): no", "--hours --shard fsdp2: no"),
+        ("plan", "memory_plan(model='a/b'): no. Give a model's config.json.", "a/b: no. Give a model's config.json."),
+        ("plan", "shard='x'): expected one of None, ddp", "--shard x): expected one of ddp"),
     ],
 )
 def test_by_hand(command, message, said):

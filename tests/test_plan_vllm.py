@@ -94,7 +94,7 @@ def test_the_ranks_are_vllms():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"generator": "endpoint"}, r"generator='endpoint'\): expected one of transformers, vllm"),
+        ({"generator": "ollama"}, r"generator='ollama'\): expected one of transformers, vllm"),
         ({"method": "sft"}, r"method='sft', generator='vllm'\): nothing is sampled. Leave generator out"),
         ({"lora": 513}, r"lora=513\): expected a rank of 512 at most, since vLLM serves none above. Lower it"),
         ({"served_at_once": 0}, r"served_at_once=0\): expected a whole number from 1 on, or None for the whole batch"),

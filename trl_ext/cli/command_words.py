@@ -5,7 +5,10 @@ Messages are raised where a fault is found, for whoever calls. The rules here ar
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import NamedTuple
+
+from trl_ext.memory_planning.plan_settings import PlanSettings
 
 FLAGS = {  # of what trainers and data sets are given, by the name of the argument
     "train_dataset": "--dataset_name",
@@ -136,6 +139,51 @@ RULES = (
 )
 
 
+# Of what `memory_plan` is given, whose arguments are the flags of `trl-ext plan`.
+SETTINGS = (*(field.name for field in fields(PlanSettings)), "judge_bits", "max_steps", "prompts", "epochs")
+NAMES = "|".join(sorted(SETTINGS, key=len, reverse=True))
+VALUE = r"'[^']*'|\[…\]|\[[^\]]*\]|…|[\w-]+(?:\.\w+)*"
+NONE = {"lora": "0", "bits": "16", "served_bits": "16", "judge_bits": "16"}  # what the command says for None
+
+
+def _setting(match: re.Match[str], names: Mapping[str, str]) -> str:
+    """`shared=False` as its flag."""
+    name, value = match["name"], match["value"].strip("'")
+    flag = "--" + name.replace("_", "-")
+    if name == "model":
+        return value
+    said = {"True": flag, "False": flag.replace("--", "--no-", 1), "…": flag, "[…]": flag}
+    said["None"] = f"{flag} {NONE[name]}" if name in NONE else f"without {flag}"
+    return said.get(value, f"{flag} {value}")
+
+
+def _call(match: re.Match[str], names: Mapping[str, str]) -> str:
+    """`memory_plan(bits=8, lora=None)` as its flags."""
+    setting = re.compile(rf"(?P<name>\w+)=(?P<value>{VALUE})")
+    said = [_setting(one, names) for one in setting.finditer(match["given"])]
+    return " ".join([*(["--hours"] if match["call"] == "time_bound" else []), *said])
+
+
+PLAN_RULES = (
+    _rule(r"(?P<call>memory_plan|time_bound)\((?P<given>[^()]*)\)", _call),
+    _rule(rf"\b(?P<name>{NAMES})=(?P<value>{VALUE})", _setting),
+    _rule(
+        rf"(?P<verb>\b(?:[Gg]ive|[Ll]eave|[Ll]ower|[Rr]aise|expected)|≤) (?P<name>{NAMES})\b(?! (?:of|model|in)\b)",
+        lambda match, names: f"{match['verb']} --{match['name'].replace('_', '-')}",
+    ),
+    _rule(r"expected (?:None|False), since", "it is not to be given, since"),
+    _rule(r"expected None, ", "expected 16, "),
+    _rule(r"one of None, (?=\d)", "one of 16, "),
+    _rule(r"one of None, ", "one of "),
+    _rule(r", or None for the whole batch", ""),
+    _rule(
+        r"\. Choose one, None for weights that are not quantised",
+        ". Choose one, 16 for weights that are not quantised",
+    ),
+    _rule(r" Pass a [\w.]+ModelShape\.", " In Python, memory_plan takes a ModelShape."),
+)
+
+
 def in_words_of(command: str) -> Callable[[str], str]:
     """Says a message as a command says it.
 
@@ -145,9 +193,10 @@ def in_words_of(command: str) -> Callable[[str], str]:
     'begin anew with another --output'
     """
     names = FLAGS | COMMON | OWN_FLAGS.get(command, {})
+    rules = (*PLAN_RULES, *RULES) if command == "plan" else RULES
 
     def say(text: str) -> str:
-        for rule in RULES:
+        for rule in rules:
             text = rule.found.sub(lambda match, rule=rule: rule.said(match, names), text)
         return text
 

@@ -18,6 +18,8 @@ NUMBERS = {
     "completion_length": "longest completion, in tokens",
     "reward_models": "learned reward models beside the policy",
     "reward_batch": "completions per pass of a reward model",
+    "reduce_bucket_size": "with --shard zero2 or zero3: gradients exchanged at once, in numbers",
+    "max_live_parameters": "with --shard zero3: whole weights beyond a layer, in numbers",
 }
 SWITCHES = {
     "gradient_checkpointing": "compute activations anew in the backward pass",
@@ -26,8 +28,10 @@ SWITCHES = {
     "reference": "charge for KL to a reference",
     "imitation": "train a reward model with the imitation term",
     "autocast": "train weights in fp32 in 16 bits (bf16=True over a model in fp32)",
-    "shared": "one base for all roles; if not, each has its own; unless given, with --shard not",
-    "sync_each_batch": "with --shard: cut gradients after each micro-batch, not after a step's last",
+    "shared": "one base for all roles; if not, each has its own; unless given, not where --shard cuts",
+    "imitation_head": "with --imitation: a vocabulary head of its own (imitation_head=…)",
+    "policy_passes": "with --generator endpoint or file: beta, importance_clip or held-out prompts pass the policy all the same",
+    "sync_each_batch": "with --shard fsdp2: cut gradients after each micro-batch, not after a step's last",
 }
 
 
@@ -69,15 +73,17 @@ def _add_what(parser: ArgumentParser) -> None:
     text = "rank of adapters; 0: train all weights (default: %(default)s)"
     add("--lora", type=int, default=16, metavar="R", help=text)
     add("--optimizer", default="adamw", help="adamw, adamw_8bit or paged_adamw_8bit (default: %(default)s)")
-    add("--generator", default="transformers", help="who samples: transformers or vllm (default: %(default)s)")
+    text = "who samples: transformers, vllm, of raft and rest also endpoint or file (default: %(default)s)"
+    add("--generator", default="transformers", help=text)
     add("--served-bits", type=int, help="as --bits, of the base that vLLM serves")
     text = "judges and reward models that are other models, each with a base of its own, beside --reward-models"
     add("--judges", nargs="+", default=(), metavar="MODEL", help=text)
     add("--judge-bits", type=int, help="as --bits, of the judges")
     text = "completions that vLLM holds keys and values of, others wait (default: the batch)"
     add("--served-at-once", type=int, metavar="N", help=text)
-    add("--num-gpus", type=int, default=1, metavar="N", help="cards that --shard cuts over; sizes are each card's")
-    add("--shard", help="fsdp2: weights, gradients and optimizer states are cut over the cards (default: not)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="cards of --shard; sizes are each card's")
+    text = "what each card holds: ddp: all; fsdp2, zero3: a part of weights, gradients and optimizer states; zero2: not of weights"
+    add("--shard", help=text)
     text = 'the card, e.g. "RTX 4090"; or its size: 24GB as sold, 23.5GiB exactly (default: the one at hand)'
     add("--gpu", metavar="CARD", help=text)
 

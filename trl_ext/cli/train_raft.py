@@ -76,7 +76,10 @@ class RAFTCommand(PolicyCommand):
 
     def planned(self) -> dict:
         batch = {"batch": self.args.generation_batch_size} if self.args.generation_batch_size else {}
-        return batch | {"generator": "vllm" if self.sampler.generator == "vllm" else "transformers"}
+        if self.sampler.generator in ("transformers", "vllm"):
+            return batch | {"generator": self.sampler.generator}
+        passed = bool(self.args.beta) or self.args.importance_clip is not None or self.args.eval_strategy != "no"
+        return batch | {"generator": "file", "policy_passes": passed}
 
 
 def main(argv: Sequence[str]) -> None:

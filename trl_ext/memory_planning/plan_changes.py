@@ -127,6 +127,24 @@ CHANGES = (
         _if(lambda settings: settings.gathers_gradients, True),
     ),
     Change(
+        "reduce_bucket_size",
+        "buckets of {value} gradients",
+        "--reduce-bucket-size {value}",
+        'in DeepSpeed\'s config "zero_optimization": {{"reduce_bucket_size": {value}}}',
+        "more, smaller exchanges; the result is the same",
+        lambda settings: [50_000_000] if settings.is_zero and settings.reduce_bucket_size > 50_000_000 else [],
+    ),
+    Change(
+        "max_live_parameters",
+        "at most {value} whole weights beyond a layer",
+        "--max-live-parameters {value}",
+        'in DeepSpeed\'s config "stage3_max_live_parameters": {value}, "stage3_max_reuse_distance": {value}',
+        "weights are gathered once more where they go backward; the result is the same",
+        lambda settings: (
+            [100_000_000] if settings.shard == "zero3" and settings.max_live_parameters > 100_000_000 else []
+        ),
+    ),
+    Change(
         "shared",
         "one shared base",
         "--shared",
@@ -164,7 +182,7 @@ CHANGES = (
         "--lora 16",
         'LoraConfig(r=16, target_modules="all-linear")',
         "an adapter is trained in place of all weights",
-        _if(lambda settings: settings.lora is None and settings.shard is not None, False),
+        _if(lambda settings: settings.lora is None and settings.shards, False),
         also=(("lora", 16),),
     ),
     Change(
@@ -215,7 +233,7 @@ CHANGES = (
         "--num-gpus {value}",
         "accelerate launch --num_processes {value}",
         "as many cards, and what they exchange",
-        lambda settings: [settings.num_gpus * 2**i for i in (1, 2, 3)] if settings.shard else [],
+        lambda settings: [settings.num_gpus * 2**i for i in (1, 2, 3)] if settings.shards else [],
     ),
     Change(
         "completion_length",

@@ -14,14 +14,14 @@ from trl_ext.memory_planning.plan_heads import head_forward
 from trl_ext.memory_planning.plan_judges import PlannedJudge
 from trl_ext.memory_planning.plan_roles import judge_bases, other_bases, policy_base, residents
 from trl_ext.memory_planning.plan_settings import PlanSettings
-from trl_ext.memory_planning.plan_sharding import UNIT, held_whole, largest_unit, reference_whole
+from trl_ext.memory_planning.plan_sharding import COPY, UNIT, copied, held_whole, largest_unit, reference_whole
 from trl_ext.memory_planning.plan_training import (
     ACTIVATIONS,
     LOGITS,
     WEIGHT,
     model_pass,
     scored_tokens,
-    training_moments,
+    sharded_moments,
     training_pass,
 )
 from trl_ext.memory_planning.plan_vllm import awake, staying
@@ -60,9 +60,9 @@ def phases(shape: ModelShape, settings: PlanSettings) -> dict[str, Phase]:
     moments = {"load": [loading(shape, settings)]}
     by_vllm = settings.generator == "vllm"
     if settings.samples:
-        sampling = [awake(shape, settings)] if by_vllm else generating(shape, settings)
+        sampling = sampled_by_vllm(shape, settings) if by_vllm else generating(shape, settings)
         moments |= {"generate": sampling, "score": scoring(shape, settings)}
-    moments["train"] = training_moments(shape, settings)
+    moments["train"] = sharded_moments(shape, settings)
     stays = {name: staying(shape, settings, name) if by_vllm else residents(shape, settings) for name in moments}
     stays = {name: terms | held_whole(shape, settings, name) for name, terms in stays.items()}
     return {name: _phase(found, {} if name == "load" else stays[name], settings) for name, found in moments.items()}
@@ -82,18 +82,26 @@ def loading(shape: ModelShape, settings: PlanSettings) -> Moment:
     largest = [settings.width * shape.largest_linear if settings.bits else 0]
     largest += [judge.width * judge.shape.largest_linear for judge in quantised]
     others = other_bases(shape, settings) + judge_bases(settings)
-    unit = {UNIT: largest_unit(shape, settings)} if settings.shard else {}
+    unit = {UNIT: largest_unit(shape, settings)} if settings.cuts_weights else {}
     return {"base weights": policy_base(shape, settings), "other bases": others, WEIGHT: max(largest)} | unit
 
 
+def sampled_by_vllm(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
+    """vLLM awake; before, the whole weights that it is given, where they are cut."""
+    given = [{COPY: copied(shape, settings)}] if settings.cuts_weights else []
+    return [awake(shape, settings), *given]
+
+
 def generating(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
-    """Reading the prompts, of which RAFT and ReST read each once, and sampling the last token."""
+    """Reading the prompts, of which RAFT and ReST read each once, and sampling the last token; nothing where others sample."""
+    if not settings.samples_policy:
+        return [{}]
     rows = settings.batch if settings.on_policy else math.ceil(settings.batch / settings.num_generations)
     prompt = model_pass(shape, settings, rows=rows, length=settings.prompt_length, autocast=False)
     step = model_pass(shape, settings, rows=settings.batch, length=1, autocast=False)
     logits = sampling_bytes(shape, settings)
-    read = cache_bytes(shape, rows=rows, tokens=settings.prompt_length, width=settings.width)
-    full = cache_bytes(shape, rows=settings.batch, tokens=settings.length - 1, width=settings.width)
+    read = cache_bytes(shape, rows=rows, tokens=settings.prompt_length, width=settings.held_width)
+    full = cache_bytes(shape, rows=settings.batch, tokens=settings.length - 1, width=settings.held_width)
     activations = prompt.state + in_largest(layer_forward, prompt) + mask_bytes(prompt)
     grown = step.state + in_largest(layer_forward, step) + cache_copies(shape, settings)
     return [{CACHE: read, ACTIVATIONS: activations}, {CACHE: full, ACTIVATIONS: grown}, {CACHE: full, LOGITS: logits}]
@@ -108,12 +116,12 @@ def sampling_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     numbers = settings.batch * shape.vocab
     if not settings.on_policy:
         return numbers * (16 + (8 if settings.cuda else 0))
-    return numbers * (settings.width + 8 + (4 if settings.cuda else 0))
+    return numbers * (settings.held_width + 8 + (4 if settings.cuda else 0))
 
 
 def cache_copies(shape: ModelShape, settings: PlanSettings) -> int:
     """A layer's keys twice while a token is appended, or keys and values once for each head that shares them."""
-    rows_tokens = settings.batch * settings.length * settings.width
+    rows_tokens = settings.batch * settings.length * settings.held_width
     copied = [2 * layer.queries if layer.heads > layer.kv_heads else layer.keys for layer in shape.kinds]
     return rows_tokens * max(copied)
 
@@ -144,6 +152,7 @@ def reward_pass(shape: ModelShape, settings: PlanSettings, judge: PlannedJudge |
     behind = settings.prompt_length * (group - 1) >= SHARED_READING
     length = settings.completion_length if behind else settings.length
     run = model_pass(shape, settings, rows=group if behind else rows, length=length, autocast=False)
+    run = replace(run, width=settings.width)  # which no engine has cast
     if judge is not None:
         run = replace(run, bits=judge.bits, width=judge.width, rank=0)
     cache = cache_bytes(shape, rows=run.rows, tokens=settings.length, width=run.width) if behind else 0

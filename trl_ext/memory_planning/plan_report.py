@@ -9,6 +9,7 @@ from trl_ext.memory_planning.planning import CAVEAT, GIB, MemoryPlan
 from trl_ext.memory_planning.time_bounds import TimeBound
 
 BAR = 40  # columns of a full card
+NAMES = {"ddp": "DDP", "fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 
@@ -65,7 +66,7 @@ def terms_table(plan: MemoryPlan) -> Table:
     s = plan.settings
     kind = f"{s.bits}-bit" if s.bits else s.dtype
     lengths = f"{s.batch} × ({s.prompt_length} + {s.completion_length}) tokens"
-    cards = f", each of {s.num_gpus} cards under {s.shard.upper()}" if s.shard else ""
+    cards = f", each of {s.num_gpus} cards under {NAMES[s.shard]}" if s.shard else ""
     table = Table(title=f"{s.method} on {plan.shape.name}, {kind}, {lengths}{cards}: GiB", title_justify="left")
     table.add_column("at the largest moment", no_wrap=True)
     for name in plan.phases:

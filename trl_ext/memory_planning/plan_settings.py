@@ -14,13 +14,14 @@ CHOICES = {
     "dtype": tuple(BYTES_OF),
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "device": ("cuda", "cpu"),
-    "generator": ("transformers", "vllm"),
+    "generator": ("transformers", "vllm", "endpoint", "file"),
     "served_bits": (None, 8, 4),
-    "shard": (None, "fsdp2"),
+    "shard": (None, "ddp", "fsdp2", "zero2", "zero3"),
 }
 SIZES = ("batch", "micro_batch", "prompt_length", "completion_length", "reward_batch", "num_generations", "num_gpus")
+SIZES += ("reduce_bucket_size", "max_live_parameters")
 SWITCHES = ("gradient_checkpointing", "reentrant", "value_model", "reference", "imitation", "autocast", "shared")
-SWITCHES += ("sync_each_batch",)
+SWITCHES += ("sync_each_batch", "imitation_head", "policy_passes")
 LEAST = dict.fromkeys(SIZES, 1) | {"reward_models": 0}
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -61,10 +62,14 @@ class PlanSettings:
     num_gpus: int = 1
     shard: str | None = None
     sync_each_batch: bool = False
+    reduce_bucket_size: int = 500_000_000
+    max_live_parameters: int = 1_000_000_000
+    imitation_head: bool = False
+    policy_passes: bool = False
 
     def __post_init__(self):
         if self.shared is None:
-            object.__setattr__(self, "shared", self.shard is None)
+            object.__setattr__(self, "shared", not self.shards)
         if self.num_generations is None:
             object.__setattr__(self, "num_generations", 1 if self.method == "ppo" else 8)
         for name in ("bits", "served_bits"):
@@ -105,14 +110,27 @@ class PlanSettings:
             )
         if self.judges and not self.samples:
             raise ValueError(f"memory_plan(method={self.method!r}, judges=…): nothing is scored. Leave judges out.")
+        if self.imitation_head and not self.imitates:
+            self._refuse(
+                "imitation_head",
+                "False, since nothing is imitated",
+                "Give method='reward' and imitation=True, or leave it out.",
+            )
         self._check_generator()
         check_shard(self)
 
     def _check_generator(self) -> None:
-        if self.generator == "vllm" and not self.samples:
+        if self.generator != "transformers" and not self.samples:
             raise ValueError(
-                f"memory_plan(method={self.method!r}, generator='vllm'): nothing is sampled. Leave generator out."
+                f"memory_plan(method={self.method!r}, generator={self.generator!r}): nothing is sampled. Leave generator out."
             )
+        if self.sampled_elsewhere and self.on_policy:
+            raise ValueError(
+                f"memory_plan(method={self.method!r}, generator={self.generator!r}): it learns from what its own policy samples. "
+                "Leave generator out."
+            )
+        if self.policy_passes and not self.sampled_elsewhere:
+            self._refuse("policy_passes", "False, since the policy samples itself", "Leave it out.")
         if self.generator == "vllm" and (self.lora or 0) > RANKS[-1]:
             self._refuse("lora", f"a rank of {RANKS[-1]} at most, since vLLM serves none above", "Lower it.")
         for name in ("served_bits", "served_at_once"):
@@ -135,14 +153,53 @@ class PlanSettings:
         return 2 if self.autocast else self.width
 
     @property
+    def shards(self) -> bool:
+        """Whether an engine cuts anything of what is trained over the cards."""
+        return self.shard in ("fsdp2", "zero2", "zero3")
+
+    @property
+    def cuts_weights(self) -> bool:
+        """Whether no card has whole weights."""
+        return self.shard in ("fsdp2", "zero3")
+
+    @property
+    def is_fsdp(self) -> bool:
+        return self.shard == "fsdp2"
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether DeepSpeed does, which trains in one precision, beside master weights in fp32."""
+        return self.shard in ("zero2", "zero3")
+
+    @property
+    def held_width(self) -> int:
+        """Bytes of a number of the models that passes without gradients read: as loaded, or as DeepSpeed has cast them."""
+        return self.compute_width if self.is_zero else self.width
+
+    @property
+    def adapter_width(self) -> int:
+        """Bytes of a number of the adapters that are trained, and of heads."""
+        return self.compute_width if self.is_zero else 4
+
+    @property
+    def sampled_elsewhere(self) -> bool:
+        """Whether completions come from a server or a file."""
+        return self.generator in ("endpoint", "file")
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether this process samples from its policy: always, or, where samples come from elsewhere, what is held out."""
+        return self.generator == "transformers" or self.policy_passes
+
+    @property
     def upcasts(self) -> bool:
         """Whether what is trained is kept in fp32 though it was loaded in 16 bits: as accelerate does where FSDP2 cuts it."""
-        return self.shard is not None and self.width == 2
+        return self.is_fsdp and self.width == 2
 
     @property
     def gathers_gradients(self) -> bool:
         """Whether all gradients wait whole, on each card, for further micro-batches."""
-        return self.shard is not None and self.accumulates and not self.sync_each_batch
+        return self.is_fsdp and self.accumulates and not self.sync_each_batch
 
     @property
     def imitates(self) -> bool:

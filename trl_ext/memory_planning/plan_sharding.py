@@ -1,4 +1,4 @@
-"""What FSDP2 cuts over several cards, and what each card holds whole for a while. Read in its code, not measured on cards.
+"""What FSDP2 and DeepSpeed cut over several cards, and what each card holds whole for a while. Read in its code, not measured on cards.
 
 With accelerate's settings in examples/accelerate/fsdp2.yaml, of N cards each has 1/N of the policy, of the critic, which is
 inside it, of the reference, of the gradients and of the optimizer's state. Whole are activations, reward models, and:
@@ -12,28 +12,38 @@ all gradients                                          between the micro-batches
 from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params
 from trl_ext.memory_planning.plan_settings import PlanSettings
+from trl_ext.memory_planning.plan_zero import COPY, FP32, GATHERED, UNCUT, gathered_by_zero
 
-GATHERED, COPY, REFERENCE = "gathered weights", "whole copy to sample from", "reference, gathered"
-UNIT, UNCUT = "one unit, being cut", "gradients not cut yet"
+REFERENCE = "reference, gathered"
+UNIT = "one unit, being cut"
 AT_ONCE = 2  # layers: the one that computes, and the one that comes next
-FP32 = 4
 
 
 def share(size: int, settings: PlanSettings) -> int:
-    """A card's part of so many bytes: ⌈size / N⌉, or all where nothing is cut.
+    """A card's part of so many bytes of weights: ⌈size / N⌉, or all where they are not cut.
 
     >>> share(10, PlanSettings(shard="fsdp2", num_gpus=4))
     3
     """
-    return -(-size // settings.num_gpus) if settings.shard else size
+    return -(-size // settings.num_gpus) if settings.cuts_weights else size
+
+
+def state_share(size: int, settings: PlanSettings) -> int:
+    """The same of gradients and of the optimizer's states, which ZeRO-2 cuts too."""
+    return -(-size // settings.num_gpus) if settings.shards else size
 
 
 def held_whole(shape: ModelShape, settings: PlanSettings, phase: str) -> dict[str, int]:
     """What of the cut weights a card holds whole in every moment of a phase."""
-    if not settings.shard or phase == "load":
+    if not settings.cuts_weights or phase == "load":
         return {}
+    if settings.is_zero:
+        return gathered_by_zero(shape, settings, phase)
     if phase != "train" and not settings.on_policy:
-        return {COPY: copied(shape, settings)}
+        there = settings.samples_policy or (
+            settings.generator == "vllm" and phase == "score"
+        )  # it waits while vLLM samples
+        return {COPY: copied(shape, settings)} if there else {}
     beside = settings.has_critic and phase != "generate"  # the critic's own embedding, while it runs
     ends = shape.embedding_params * (1 + beside)
     return {GATHERED: settings.compute_width * (AT_ONCE * layer_params(shape, settings) + ends)}
@@ -60,13 +70,14 @@ def largest_unit(shape: ModelShape, settings: PlanSettings) -> int:
 
 def reference_whole(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
     """The reference of a run that trains all weights: all of it in the compute precision, while it runs."""
-    is_model = settings.shard and settings.has_reference and settings.lora is None
-    return {REFERENCE: settings.compute_width * shape.params} if is_model else {}
+    is_model = settings.cuts_weights and settings.has_reference and settings.lora is None
+    whole = min(shape.params, settings.max_live_parameters) if settings.is_zero else shape.params
+    return {REFERENCE: settings.compute_width * whole} if is_model else {}
 
 
 def uncut_gradients(shape: ModelShape, settings: PlanSettings) -> dict[str, int]:
     """Gradients of the layers that go backward, before they are added up over the cards and cut."""
-    if not settings.shard or settings.gathers_gradients:
+    if not settings.is_fsdp or settings.gathers_gradients:
         return {}
     trained = layer_params(shape, settings)
     if settings.lora is not None:
@@ -76,7 +87,7 @@ def uncut_gradients(shape: ModelShape, settings: PlanSettings) -> dict[str, int]
 
 def read_first(shape: ModelShape, settings: PlanSettings) -> int:
     """Bytes that each process reads into the computer's memory before anything is cut: of policy, critic and reference."""
-    if not settings.shard:
+    if not settings.shards:
         return 0
     trunk = shape.params - shape.head_params
     own = shape.params if settings.method != "reward" else trunk

@@ -14,7 +14,8 @@ from trl_ext.memory_planning.plan_activations import (
 from trl_ext.memory_planning.plan_heads import OUR_CPU_TILE, head_backward, head_kept, imitation_kept, imitation_logits
 from trl_ext.memory_planning.plan_roles import trained, trained_width
 from trl_ext.memory_planning.plan_settings import PlanSettings
-from trl_ext.memory_planning.plan_sharding import share, uncut_gradients
+from trl_ext.memory_planning.plan_sharding import state_share, uncut_gradients
+from trl_ext.memory_planning.plan_zero import backward_by_zero, step_by_zero
 
 ACTIVATIONS, LOGITS, WEIGHT, GRADIENTS = "activations", "logits, sampling", "one dequantised weight", "gradients"
 
@@ -49,11 +50,28 @@ def training_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str
     return [*moments, {GRADIENTS: sum(gradients)}]
 
 
+def sharded_moments(shape: ModelShape, settings: PlanSettings) -> list[dict[str, int]]:
+    """The same where DeepSpeed takes each gradient as it is made: its own buffers, and no gradient beside them."""
+    if not settings.is_zero:
+        return training_moments(shape, settings)
+    numbers, largest = sum(trained(shape, settings)), largest_gradient(shape, settings)
+    during = backward_by_zero(numbers, largest, settings)
+    backward = [moment | {GRADIENTS: 0} | during for moment in training_moments(shape, settings)[:-1]]
+    return [*backward, *step_by_zero(numbers, settings)]
+
+
+def largest_gradient(shape: ModelShape, settings: PlanSettings) -> int:
+    """Numbers of the largest tensor that is trained."""
+    if settings.lora is None:
+        return max(shape.largest_linear, shape.embedding_params)
+    return settings.lora * max(max(linear) for layer in shape.kinds for linear in layer.linears)
+
+
 def gradient_bytes(count: int, settings: PlanSettings) -> int:
     """The gradient of so many numbers, as it waits: a card's share, or between cut weights' micro-batches all of it."""
     if settings.gathers_gradients:
         return count * settings.compute_width
-    return share(count * trained_width(settings), settings)
+    return state_share(count * trained_width(settings), settings)
 
 
 def training_pass(shape: ModelShape, settings: PlanSettings) -> Pass:
@@ -67,13 +85,13 @@ def model_pass(shape: ModelShape, settings: PlanSettings, *, rows: int, length: 
         shape=shape,
         rows=rows,
         length=length,
-        width=settings.compute_width if autocast else settings.width,
+        width=settings.compute_width if autocast else settings.held_width,
         rank=settings.lora or 0,
         bits=settings.bits,
         trains_all=settings.lora is None,
         autocast=autocast,
         cuda=settings.cuda,
-        cast=autocast and settings.autocast and not settings.shard,  # what is cut is gathered in 16 bits
+        cast=autocast and settings.autocast and not settings.shards,  # what is cut is gathered in 16 bits
         tile=OUR_CPU_TILE if settings.sets_tiles else None,
     )
 

@@ -9,6 +9,7 @@ from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params, base_bytes, cache_bytes
 from trl_ext.memory_planning.plan_roles import adapters, policy_adapters, policy_base, residents
 from trl_ext.memory_planning.plan_settings import RANKS, PlanSettings
+from trl_ext.memory_planning.plan_sharding import copied
 
 BLOCK = 16  # tokens of keys and values that belong together
 TOKENS, SEQUENCES = 8192, 256  # of one pass, vLLM's defaults, for which it tries at its start what a pass needs
@@ -48,7 +49,7 @@ def staying(shape: ModelShape, settings: PlanSettings, phase: str) -> Terms:
     if not settings.cuda:  # it does not sleep, and nothing is moved
         asleep = served_weights(shape, settings) | {SERVED_CACHE: served_cache(shape, settings)}
         return roles if phase == "generate" else roles | asleep
-    if phase == "generate":
+    if phase == "generate" and not settings.cuts_weights:  # of those the copy alone takes turns
         others = adapters(shape, settings) - policy_adapters(shape, settings)
         roles = roles | {"base weights": 0, "adapters, heads": others}
     return roles | {CONTEXT_LINE: CONTEXT}
@@ -59,4 +60,5 @@ def waiting(shape: ModelShape, settings: PlanSettings) -> Terms:
     if not settings.cuda or settings.generator != "vllm":
         return {}
     policy = policy_base(shape, settings) + policy_adapters(shape, settings)
+    policy = copied(shape, settings) if settings.cuts_weights else policy
     return {"policy's weights": policy} | served_weights(shape, settings)

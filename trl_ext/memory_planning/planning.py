@@ -15,6 +15,7 @@ from trl_ext.memory_planning.plan_settings import PlanSettings
 from trl_ext.memory_planning.plan_sharding import read_first
 from trl_ext.memory_planning.plan_vllm import waiting
 from trl_ext.memory_planning.time_bounds import TimeBound, time_bound
+from trl_ext.trainer_kit.engine_words import CUT_HEAD
 
 GIB = 2**30
 CAVEAT = "not verified on a GPU"
@@ -74,7 +75,8 @@ class MemoryPlan:
             "vLLM's share of the card is by arithmetic alone, not measured on a card": self.settings.generator
             == "vllm",
             "its layers stay in 16 bits, as bitsandbytes leaves those of a class of their own": self.keeps_bits,
-            "FSDP2 by its code alone, two layers gathered at a time": self.settings.shard is not None,
+            "FSDP2 by its code alone, two layers gathered at a time": self.settings.is_fsdp,
+            "DeepSpeed by its code alone, of its sizes at most what its config allows": self.settings.is_zero,
             "what is trained is kept in fp32, as accelerate does under FSDP2 with bf16=True": self.settings.upcasts
             and self.settings.lora is None,
         }
@@ -160,6 +162,10 @@ def memory_plan(
     num_gpus: int = 1,
     shard: str | None = None,
     sync_each_batch: bool = False,
+    reduce_bucket_size: int = 500_000_000,
+    max_live_parameters: int = 1_000_000_000,
+    imitation_head: bool = False,
+    policy_passes: bool = False,
 ) -> MemoryPlan:
     """Predict what a run needs, per device. Nothing is loaded and nothing is measured.
 
@@ -186,18 +192,24 @@ def memory_plan(
         shared: One base for all roles (`SharedBase`); False: each has its own. None: one, unless it is cut by `shard`.
         device: "cuda", or "cpu" for what its kernels do, without context and slack.
         generator: "transformers", or "vllm": a process beside the run, with which the policy takes turns on the card
-            (`VLLMGenerator`). Not measured on a card.
+            (`VLLMGenerator`), not measured on a card; of RAFT and ReST "endpoint" or "file": samples come from elsewhere.
         served_bits: As `bits`, of the base that vLLM serves.
         served_at_once: Of how many completions vLLM holds keys and values, `VLLMGenerator(kv_cache_memory_bytes=…)`; the
             others wait for their turn. None: of the whole batch.
         judges: Reward models and judges that are other models than the policy (`LikertReward("my-judge")`), each with a base
             of its own and as `model` is given; beside `reward_models`, which are of the policy's shape.
         judge_bits: As `bits`, of the judges.
-        num_gpus: Cards that the weights are cut over; sizes are each card's own.
-        shard: "fsdp2": with accelerate's settings in examples/accelerate/fsdp2.yaml, in 16 bits with `bf16=True`. None: each
-            card holds all weights. Not measured on cards.
+        num_gpus: Cards that the run is on; sizes are each card's own.
+        shard: What each of several cards holds: "ddp": all; "fsdp2", "zero2" or "zero3": its part, with accelerate's settings
+            in examples/accelerate, in 16 bits with `bf16=True`. Not measured on cards.
         sync_each_batch: Whether gradients are cut after each micro-batch, not after a step's last
             (`accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}`).
+        reduce_bucket_size: Gradients that ZeRO exchanges at once, in numbers; DeepSpeed's default.
+        max_live_parameters: Weights that ZeRO-3 keeps whole at most beyond a layer, in numbers: `stage3_max_live_parameters`
+            and `stage3_max_reuse_distance`, DeepSpeed's default.
+        imitation_head: Whether the imitation term reads a vocabulary head of its own (`imitation_head=…`).
+        policy_passes: With `generator="endpoint"` or "file": whether the policy is passed all the same, for `beta`,
+            `importance_clip` or held-out prompts.
 
     Raises:
         ValueError: For bad input, or what is no decoder of text.
@@ -209,10 +221,10 @@ def memory_plan(
 
 
 def _plan(shape: ModelShape, settings: PlanSettings) -> MemoryPlan:
-    if settings.shard and settings.imitates and shape.tied:
+    if settings.cuts_weights and settings.imitates and shape.tied and not settings.imitation_head:
         raise ValueError(
             f"memory_plan(shard={settings.shard!r}, imitation=True): the vocabulary head of {shape.name} is its embedding, which "
-            "would be cut and is read whole. Train without, or on one card."
+            f"{CUT_HEAD}. Give imitation_head=True for one of its own, train without, or on one card."
         )
     return MemoryPlan(shape, settings, phases(shape, _counted(shape, settings)))
 

@@ -54,6 +54,8 @@ def reading(shape: ModelShape, settings: PlanSettings, *, passes: float, with_he
 def generating(shape: ModelShape, settings: PlanSettings, card: Card) -> float:
     """Reading the prompts, then a step for each further token of the completions at once: the base and their keys and values
     are read in each, so that a step of few completions takes as long as reading takes."""
+    if settings.sampled_elsewhere:
+        return 0.0  # by somebody else
     by_vllm = settings.generator == "vllm"
     bits = settings.served_bits if by_vllm else settings.bits
     at_once = min(settings.served_at_once or settings.batch, settings.batch)

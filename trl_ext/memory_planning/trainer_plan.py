@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.plan_judges import PlannedJudge, shape_if_known
+from trl_ext.memory_planning.plan_shard_rules import ENGINES
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.rewards.reward_columns import HoldsModel, holders_in
 from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
@@ -146,15 +148,38 @@ def args_settings(args: TrainingArguments, *, completions: int = 2) -> dict[str,
 
 
 def cut_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The same of an engine that cuts the weights over the run's processes; nothing where none does, a ValueError for others."""
-    engine = engine_asked(args)
-    if engine is None or args.world_size < 2:
+    """The same of what the run's processes have to each other; nothing of one, a ValueError for an engine that is not counted."""
+    if args.world_size < 2:
         return {}
-    if engine != "FSDP2":
+    engine = engine_asked(args)
+    shard = "ddp" if engine is None else next((name for name, one in ENGINES.items() if one == engine), None)
+    if shard is None:
         raise ValueError(f"memory_plan: what {engine} leaves on each card is not counted.")
+    others = {"fsdp2": _of_fsdp, "zero2": _of_zero, "zero3": _of_zero}.get(shard, lambda args: {})
+    return {"shard": shard, "num_gpus": args.world_size, **others(args)}
+
+
+def _of_fsdp(args: TrainingArguments) -> dict[str, Any]:
     accumulation = getattr(args.accelerator_config, "gradient_accumulation_kwargs", None) or {}
     syncs = args.gradient_accumulation_steps > 1 and bool(accumulation.get("sync_each_batch"))
-    return {"shard": "fsdp2", "num_gpus": args.world_size, "sync_each_batch": syncs}
+    return {"sync_each_batch": syncs}
+
+
+def _of_zero(args: TrainingArguments) -> dict[str, Any]:
+    """Sizes that DeepSpeed's config says, where it does."""
+    plugins = AcceleratorState._shared_state["deepspeed_plugins"]
+    (plugin, *_) = plugins.values() if isinstance(plugins, dict) else [plugins]
+    told, is_third = plugin.deepspeed_config.get("zero_optimization", {}), plugin.zero_stage == 3
+    live = [told.get(f"stage3_max_{name}") for name in ("live_parameters", "reuse_distance")]
+    found = {"reduce_bucket_size": told.get("reduce_bucket_size")}
+    if is_third and all(_is_size(one) for one in live):
+        found["max_live_parameters"] = max(live)
+    return {name: int(value) for name, value in found.items() if _is_size(value)}
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is a number, and not "auto" or left to DeepSpeed."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 
 
 def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None) -> int:

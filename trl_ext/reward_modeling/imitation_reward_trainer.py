@@ -209,6 +209,7 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
             completion_length=length // 2,
             completions=longest_list(self.train_dataset),
             imitation=_imitates(self.args),
+            imitation_head=_imitates(self.args) and not self._head.is_embedding,
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

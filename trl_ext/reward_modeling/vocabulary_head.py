@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.reward_modeling.causal_twin import causal_twin, is_tied, logit_scale
+from trl_ext.trainer_kit.engine_words import CUT_HEAD
 from trl_ext.trainer_kit.loading import quiet_loading
 from trl_ext.trainer_kit.passes import under_adapter
 
@@ -76,7 +77,7 @@ def imitation_head_of(
         origin = model.config._name_or_path
         copied = repr(origin) if origin else "copy.deepcopy(model.get_input_embeddings())"
         raise ValueError(
-            "ImitationRewardTrainer: the vocabulary head is the embedding, which FSDP and ZeRO-3 cut into pieces. "
+            f"ImitationRewardTrainer: the vocabulary head is the embedding, which {CUT_HEAD}. "
             f"Pass imitation_head={copied} to read with a frozen copy of it."
         )
     if not head.is_embedding:

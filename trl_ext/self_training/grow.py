@@ -93,7 +93,7 @@ class Grower:
         """Do whatever of a stage's Grow is not on disk yet."""
         files = self.files(stage)
         if not from_main(self.accelerator, files.finished.exists):  # machines may see it at different times
-            needed = passes_policy(self.generator) or self._needs_log_probs
+            needed = passes_policy(self.generator) or self.needs_log_probs
             with self.precision(), self.whole_policy() if needed else nullcontext():
                 self._make(files, stage)
         self.tidy()
@@ -176,11 +176,12 @@ class Grower:
 
     def _score(self, files: GrowFiles, part: int, stage: int, dataset: Dataset) -> None:
         scorer = replace(self.scorer, seed=stable_seed(self.args.seed, "score", stage))
-        log_probs = self._log_probs if self._needs_log_probs else None
+        log_probs = self._log_probs if self.needs_log_probs else None
         files.score(part, lambda table: with_scores(table, scorer, dataset, part, log_probs))
 
     @property
-    def _needs_log_probs(self) -> bool:
+    def needs_log_probs(self) -> bool:
+        """Whether its rows have the policy's log-probabilities."""
         return bool(self.args.beta) or self.args.importance_clip is not None
 
     def _log_probs(self, samples: list[Sample]) -> dict[str, list]:

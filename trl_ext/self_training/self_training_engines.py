@@ -3,16 +3,12 @@
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
+from trl_ext.trainer_kit.engine_words import SELF_TRAINING
 from trl_ext.trainer_kit.fsdp_settings import gather_head, keep_outputs, of_model, of_plugin
 from trl_ext.trainer_kit.refusals import refuse_settings
-from trl_ext.trainer_kit.sharding import DDP, check_prepared, engine_of, refuse_engine
+from trl_ext.trainer_kit.sharding import check_prepared, engine_of, refuse_engine
 
-REFUSAL = {
-    "runs": "on one device, with data parallelism or under FSDP2",
-    "why": "engines shard the model that is sampled from, and under FSDP2 alone its weights are put together for that",
-    "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}; one that "
-    "is served already may be sampled there (EndpointGenerator)",
-}
+REFUSAL = SELF_TRAINING
 
 
 def shards_policy(trainer: Trainer) -> bool:

@@ -22,7 +22,7 @@ from transformers import (
 from trl import SFTTrainer
 
 from trl_ext.generation.given_generator import checked_generator
-from trl_ext.generation.protocol import Generator, Policy
+from trl_ext.generation.protocol import Generator, Policy, passes_policy
 from trl_ext.generation.transformers_generator import TransformersGenerator
 from trl_ext.memory_planning.memory_watch import MemoryWatch, card_of
 from trl_ext.memory_planning.planning import MemoryPlan
@@ -236,8 +236,15 @@ class SelfTrainingTrainer(CountedOnce, FiniteSteps, ResumableTrainer, SFTTrainer
             batch=self.args.generation_batch_size or SAMPLED_AT_ONCE,
             rewards=self.grower.scorer.rewards,
             num_generations=self.args.num_generations,
-            generator="vllm" if self.grower.generator.name == "vllm" else "transformers",
+            **self._who_samples(),
         )
+
+    def _who_samples(self) -> dict[str, Any]:
+        """What the plan is told of it: whether samples come from elsewhere, and the policy is passed all the same."""
+        if passes_policy(self.grower.generator):
+            return {"generator": "vllm" if self.grower.generator.name == "vllm" else "transformers"}
+        passed = self.grower.needs_log_probs or self.held_out_prompts is not None
+        return {"generator": "endpoint", "policy_passes": passed}
 
     # A run, its folder and its checkpoints
 

@@ -18,6 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
+from trl_ext.trainer_kit.engine_words import DDP, engine_refusal
+
 LAUNCHED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -30,10 +32,6 @@ TYPES = {
 }
 SHARDING = ("FSDP2", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3")  # what some trainers run under
 CUTTING = ("FSDP2", "DeepSpeed ZeRO-3")  # of them those that leave no process whole weights
-DDP = (
-    "Launch it with `accelerate launch --multi_gpu`; a model too large for that may train an adapter on a base in 8 or 4 bits "
-    "(SharedBase)"
-)
 
 
 def engine_asked(args: Any = None) -> str | None:
@@ -107,7 +105,7 @@ def refuse_engine(
         instead: What to do, without the full stop.
     """
     if engine is not None:
-        raise ValueError(f"{trainer} runs {runs}, not under {engine}: {why}. {instead}.")
+        raise ValueError(engine_refusal(engine, trainer=trainer, why=why, runs=runs, instead=instead))
 
 
 def check_prepared(trainer: Trainer, is_prepared: bool) -> None:

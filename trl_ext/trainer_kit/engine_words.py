@@ -1,0 +1,18 @@
+"""What trainers say of engines that they do not run under, for whoever plans a run too."""
+
+DDP = (
+    "Launch it with `accelerate launch --multi_gpu`; a model too large for that may train an adapter on a base in 8 or 4 bits "
+    "(SharedBase)"
+)
+SELF_TRAINING = {
+    "runs": "on one device, with data parallelism or under FSDP2",
+    "why": "engines shard the model that is sampled from, and under FSDP2 alone its weights are put together for that",
+    "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}; one that "
+    "is served already may be sampled there (EndpointGenerator)",
+}
+CUT_HEAD = "FSDP and ZeRO-3 cut into pieces"  # the embedding, that a reward model's imitation term reads
+
+
+def engine_refusal(engine: str, *, trainer: str, why: str, runs: str, instead: str) -> str:
+    """What `refuse_engine` says."""
+    return f"{trainer} runs {runs}, not under {engine}: {why}. {instead}."
