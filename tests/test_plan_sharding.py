@@ -158,7 +158,7 @@ def test_a_trainer_says_how_its_run_is_cut(engine, processes, steps, found, monk
     assert trainer_plan.cut_settings(args) == found
 
 
-@pytest.mark.parametrize("engine", ["DeepSpeed ZeRO-1", "DeepSpeed", "FSDP1"])
+@pytest.mark.parametrize("engine", ["DeepSpeed ZeRO-1", "Megatron-LM", "FSDP1"])
 def test_no_plan_is_better_than_that_of_one_card(engine, monkeypatch):
     monkeypatch.setattr(trainer_plan, "engine_asked", lambda args: engine)
     assert trainer_plan.cut_settings(SimpleNamespace(world_size=1)) == {}

@@ -226,6 +226,17 @@ def test_a_trainer_says_what_deepspeeds_config_says(stage, sizes, found, monkeyp
     assert trainer_plan.cut_settings(SimpleNamespace(world_size=4)) == expected
 
 
+@pytest.mark.parametrize(("asked", "found"), [("DeepSpeed", "zero3"), ("FSDP", "fsdp2")])
+def test_a_dry_run_knows_it_before_accelerate_does(asked, found, monkeypatch):
+    monkeypatch.setattr(trainer_plan, "engine_asked", lambda args: asked)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.delitem(AcceleratorState._shared_state, "deepspeed_plugins", raising=False)
+    args = SimpleNamespace(
+        world_size=2, deepspeed_plugin=plugin(3), gradient_accumulation_steps=1, accelerator_config=SimpleNamespace()
+    )
+    assert trainer_plan.cut_settings(args)["shard"] == found
+
+
 def test_what_needs_less():
     found = memory_plan("llama-2-13b", "sft", lora=None, shard="zero3", num_gpus=8)
     told = found.advice(found.peak)

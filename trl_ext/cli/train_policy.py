@@ -12,7 +12,7 @@ from trl_ext.cli.role_checks import check_policy, check_scorer
 from trl_ext.cli.roles import planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
-from trl_ext.memory_planning.trainer_plan import args_settings, longest_prompt
+from trl_ext.memory_planning.trainer_plan import args_settings, cut_settings, longest_prompt
 from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import check_weights
 from trl_ext.sequences.token_ids import prompt_ids
@@ -85,7 +85,8 @@ class PolicyCommand(TrainingCommand):
             **args_settings(self.args)
             | model
             | planned_scorers(self.named_rewards, facts.config, shared=shared, dtype=dtype)
-            | self.planned(),
+            | self.planned()
+            | cut_settings(self.args),
             prompt_length=longest_prompt(facts.train, facts.tokenizer, self.args.chat_template_kwargs),
             completion_length=self.args.max_completion_length,
             num_generations=self.args.num_generations,

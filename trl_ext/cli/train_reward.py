@@ -10,7 +10,7 @@ from trl_ext.cli.roles import Roles, planned_model
 from trl_ext.cli.training_command import Facts, TrainingCommand
 from trl_ext.cli.training_command import main as run
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
-from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings
+from trl_ext.memory_planning.trainer_plan import UNKNOWN_LENGTH, args_settings, cut_settings
 from trl_ext.reward_modeling import ImitationRewardConfig, ImitationRewardTrainer
 from trl_ext.reward_modeling.pair_labels import MARGIN, PROBABILITY
 from trl_ext.reward_modeling.preference_data import check_max_length, check_pairs, columns_of
@@ -110,6 +110,8 @@ class RewardCommand(TrainingCommand):
             prompt_length=length - length // 2,
             completion_length=length // 2,
             imitation=self.args.imitation_coef > 0,
+            imitation_head=self.args.imitation_coef > 0 and self.args.imitation_head is not None,
+            **cut_settings(self.args),
         )
 
 

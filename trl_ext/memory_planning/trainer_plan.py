@@ -1,6 +1,7 @@
 """The plan of a run that is about to begin, read off its trainer's models and options."""
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -151,12 +152,19 @@ def cut_settings(args: TrainingArguments) -> dict[str, Any]:
     """The same of what the run's processes have to each other; nothing of one, a ValueError for an engine that is not counted."""
     if args.world_size < 2:
         return {}
-    engine = engine_asked(args)
+    engine = _with_version(engine_asked(args), args)
     shard = "ddp" if engine is None else next((name for name, one in ENGINES.items() if one == engine), None)
     if shard is None:
         raise ValueError(f"memory_plan: what {engine} leaves on each card is not counted.")
     others = {"fsdp2": _of_fsdp, "zero2": _of_zero, "zero3": _of_zero}.get(shard, lambda args: {})
     return {"shard": shard, "num_gpus": args.world_size, **others(args)}
+
+
+def _with_version(engine: str | None, args: TrainingArguments) -> str | None:
+    """An engine with its version or stage, which the config knows where accelerate has not been asked yet: in a dry run."""
+    if engine == "DeepSpeed":
+        return f"{engine} ZeRO-{args.deepspeed_plugin.zero_stage}"
+    return f"FSDP{os.environ.get('FSDP_VERSION', '1')}" if engine == "FSDP" else engine
 
 
 def _of_fsdp(args: TrainingArguments) -> dict[str, Any]:
@@ -167,7 +175,7 @@ def _of_fsdp(args: TrainingArguments) -> dict[str, Any]:
 
 def _of_zero(args: TrainingArguments) -> dict[str, Any]:
     """Sizes that DeepSpeed's config says, where it does."""
-    plugins = AcceleratorState._shared_state["deepspeed_plugins"]
+    plugins = AcceleratorState._shared_state.get("deepspeed_plugins") or args.deepspeed_plugin
     (plugin, *_) = plugins.values() if isinstance(plugins, dict) else [plugins]
     told, is_third = plugin.deepspeed_config.get("zero_optimization", {}), plugin.zero_stage == 3
     live = [told.get(f"stage3_max_{name}") for name in ("live_parameters", "reuse_distance")]
