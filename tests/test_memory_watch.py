@@ -230,6 +230,46 @@ def test_pairs_of_any_length_for_a_model_without_window(tmp_path):
     assert settings.prompt_length + settings.completion_length == 2 * longest_prompt(iter([]), tokenizer)
 
 
+class Elsewhere:
+    """Whose completions are no samples of the policy."""
+
+    name, samples_policy = "elsewhere", False
+
+    def generate(self, parts, sampling, policy):
+        raise AssertionError
+
+    def settings(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("generator", "options", "who"),
+    [
+        (None, {}, ("transformers", False)),
+        (Elsewhere(), {}, ("endpoint", False)),
+        (Elsewhere(), {"beta": 0.1}, ("endpoint", True)),
+        (Elsewhere(), {"eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:2]})}, ("endpoint", True)),
+    ],
+)
+def test_raft_is_planned_by_who_samples(generator, options, who, tmp_path):
+    settings = raft_trainer(tmp_path, generator=generator, **options)._memory_plan().settings
+    assert (settings.generator, settings.policy_passes) == who
+
+
+def test_a_reward_model_is_planned_with_the_head_that_it_has(tmp_path):
+    tokenizer = byte_tokenizer()
+    head = torch.nn.Embedding(len(tokenizer), 16)
+    for given in (None, head):
+        model = tiny_reward_model(tokenizer, tie_word_embeddings=True)
+        args = ImitationRewardConfig(**quiet(tmp_path, max_length=64))
+        made = ImitationRewardTrainer(
+            model, args, train_dataset=PAIRS, processing_class=tokenizer, imitation_head=given
+        )
+        plan = made._memory_plan()
+        assert plan.settings.imitation_head == (given is not None)
+        assert plan.phases["train"].terms.get("imitation head", 0) == (0 if given is None else head.weight.nbytes)
+
+
 @pytest.mark.gpu
 def test_a_card_that_is_full(tmp_path):
     """Of which the models have taken their part, so that it is the run that meets the end of it."""
