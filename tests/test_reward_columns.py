@@ -12,7 +12,7 @@ from trl_ext import LengthIncentive, R3Reward, RelevanceReward, RepetitionPenalt
 from trl_ext.cli import main
 from trl_ext.rewards.checked_reward import checked_reward
 from trl_ext.rewards.learned_reward import LearnedReward
-from trl_ext.rewards.reward_columns import check_columns, check_reward_columns
+from trl_ext.rewards.reward_columns import ReadColumns, check_columns, check_reward_columns
 from trl_ext.rewards.routed_product import Route, RoutedProduct
 
 
@@ -217,3 +217,12 @@ PRODUCT = RoutedProduct((Route("open", (LengthIncentive(),)),))
 def test_one_value_for_each_completion(make, call, columns, name, got):
     with pytest.raises(ValueError, match=rf"{call}.*\({name}=…\): expected one for each of 2 completions, got {got}"):
         make()(completions=["x", "y"], **columns)
+
+
+def test_columns_are_read_when_they_are_asked_for():
+    dataset = Dataset.from_dict({"prompt": ["why?", "how?"], "completion": ["a", "b"], "answer": ["4", "5"]})
+    columns = ReadColumns(dataset)
+    assert list(columns) == ["answer", "prompts"] and "completion" not in columns and columns.get("prompt") is None
+    assert not columns._read  # to know the names nothing is
+    assert dict(columns) == {"answer": ["4", "5"], "prompts": ["why?", "how?"]}
+    assert columns["answer"] is columns["answer"]

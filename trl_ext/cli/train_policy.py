@@ -17,7 +17,7 @@ from trl_ext.rewards.reward_columns import check_reward_columns
 from trl_ext.rewards.weighted_rewards import check_weights
 from trl_ext.sequences.token_ids import prompt_ids
 from trl_ext.sequences.turn_end import end_ids, turn_end_id
-from trl_ext.sequences.windows import check_windows
+from trl_ext.sequences.windows import check_all_windows
 
 
 class PolicyCommand(TrainingCommand):
@@ -49,8 +49,8 @@ class PolicyCommand(TrainingCommand):
 
     def _check_rows(self, rows: Dataset, functions: list, facts: Facts, *, call: str) -> None:
         check_reward_columns(functions, rows, call=call)
-        check_windows(
-            rows["prompt"][:],
+        check_all_windows(
+            rows,
             facts.tokenizer,
             facts.config,
             max_completion_length=self.args.max_completion_length,

@@ -27,7 +27,7 @@ from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.texts import text_of
 from trl_ext.sequences.training_rows import training_row
-from trl_ext.sequences.windows import check_windows
+from trl_ext.sequences.windows import check_all_windows
 from trl_ext.shared_base.given_policy import Base, Given, check_same_words, given_policy, name_of
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
@@ -130,7 +130,7 @@ def _rows_that_fit(asked: Policy, start, dataset: Dataset, column: str | None, l
     kwargs, tokenizer = asked.chat_template_kwargs, asked.tokenizer
     room = {"max_completion_length": longest, "call": CALL, "template_kwargs": kwargs}
     for model in [asked.model] if start is None else [asked.model, start]:
-        check_windows(dataset["prompt"][:], tokenizer, model.config, **room)
+        check_all_windows(dataset, tokenizer, model.config, **room)
     if column not in dataset.column_names:
         return {}
     return answer_rows(dataset["prompt"][:], dataset[column][:], tokenizer, asked.model.config, kwargs, call=CALL)

@@ -6,9 +6,9 @@ from typing import Any
 from datasets import Dataset
 
 from trl_ext.generation.protocol import ChecksPolicy, ExpectsLength, Generator, Part, Policy, Sampling
+from trl_ext.sequences.prompt_facts import longest_prompt_ids
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.text_shapes import shown
-from trl_ext.sequences.token_ids import longest_prompt_ids
 
 
 def checked_generator(generator: object, *, call: str) -> Generator:
@@ -40,9 +40,7 @@ def check_policy(generator: Generator, policy: Policy, sampling: Sampling, *data
     if isinstance(generator, ExpectsLength):
         several = [rows for data in datasets for rows in (data.values() if isinstance(data, dict) else [data])]
         read = [policy.tokenizer, policy.chat_template_kwargs]
-        longest = [
-            longest_prompt_ids(rows["prompt"][:], *read) for rows in several if isinstance(rows, Dataset) and rows
-        ]
+        longest = [longest_prompt_ids(rows, *read) for rows in several if isinstance(rows, Dataset) and rows]
         if longest:
             generator.expect(max(longest) + sampling.max_completion_length)
 

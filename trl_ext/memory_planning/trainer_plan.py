@@ -17,7 +17,8 @@ from trl_ext.memory_planning.plan_judges import PlannedJudge, shape_if_known
 from trl_ext.memory_planning.plan_shard_rules import ENGINES
 from trl_ext.memory_planning.planning import MemoryPlan, memory_plan
 from trl_ext.rewards.reward_columns import HoldsModel, holders_in
-from trl_ext.sequences.token_ids import TemplateKwargs, longest_prompt_ids
+from trl_ext.sequences.prompt_facts import longest_prompt_ids
+from trl_ext.sequences.token_ids import TemplateKwargs
 from trl_ext.trainer_kit.adapters import loaded_bits
 from trl_ext.trainer_kit.passes import under_adapter
 from trl_ext.trainer_kit.sharding import engine_asked
@@ -194,7 +195,7 @@ def longest_prompt(dataset: object, tokenizer: PreTrainedTokenizerBase, template
     """Tokens of the longest prompt, text or messages; of a stream, whose end nobody knows, a guess."""
     if not isinstance(dataset, Dataset):
         return UNKNOWN_LENGTH
-    return longest_prompt_ids(dataset["prompt"][:], tokenizer, template_kwargs)
+    return longest_prompt_ids(dataset, tokenizer, template_kwargs)
 
 
 def _rank(model: nn.Module) -> int | None:

@@ -1,7 +1,8 @@
 """Whether the policy can read the prompts that PPO is given, with room for their completions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -10,7 +11,7 @@ from trl_ext.ppo.ppo_config import PPOConfig
 from trl_ext.sequences.prompt_rows import check_prompts
 from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.vocabulary import check_vocabulary
-from trl_ext.sequences.windows import check_windows
+from trl_ext.sequences.windows import check_all_windows, check_windows
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,18 @@ class PromptChecks:
         check_vocabulary(self.tokenizer, self.config, call="PPOTrainer(model=…)", pad_token_id=pad)
         for name, rows in datasets.items():
             if isinstance(rows, Dataset):  # of a stream, each batch is looked at when it comes
-                self._check_lengths(rows["prompt"][:], name)
+                check_all_windows(rows, self.tokenizer, self.config, **self._room(name))
 
     def read_batch(self, inputs: list[dict]) -> list[dict]:
         """A batch of rollouts, looked at again: of a stream, this is where its rows are first seen."""
         check_prompts([row.get("prompt") for row in inputs], call="PPOTrainer(batch of rollouts=…)")
         rows = [row | {"prompt": with_text(row["prompt"])} for row in inputs]
-        self._check_lengths([row["prompt"] for row in rows], "batch of rollouts")
+        prompts = [row["prompt"] for row in rows]
+        check_windows(prompts, self.tokenizer, self.config, **self._room("batch of rollouts"))
         return rows
 
-    def _check_lengths(self, prompts: Iterable[str | list], name: str) -> None:
-        """A prompt that, with its completion, would not fit the model's window."""
-        check_windows(
-            prompts,
-            self.tokenizer,
-            self.config,
-            max_completion_length=self.args.max_completion_length,
-            call=f"PPOTrainer({name}=…)",
-            template_kwargs=self.args.chat_template_kwargs,
-        )
+    def _room(self, name: str) -> dict[str, Any]:
+        """What a prompt with its completion must fit; `name`: where the prompts are from."""
+        args = self.args
+        template = {"template_kwargs": args.chat_template_kwargs}
+        return {"max_completion_length": args.max_completion_length, "call": f"PPOTrainer({name}=…)"} | template

@@ -23,7 +23,7 @@ from trl_ext.sequences.prompt_rows import check_prompts, read_dataset
 from trl_ext.sequences.samples import Sample
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.texts import Text, text_of
-from trl_ext.sequences.windows import check_windows
+from trl_ext.sequences.windows import check_all_windows
 from trl_ext.shared_base.given_policy import Base, Given, given_policy
 from trl_ext.trainer_kit.config_checks import checked
 from trl_ext.trainer_kit.device import default_device
@@ -123,7 +123,7 @@ def best_of_n(
             "call": CALL,
             "template_kwargs": asked.chat_template_kwargs,
         }
-        check_windows(dataset["prompt"][:], asked.tokenizer, asked.model.config, **room)
+        check_all_windows(dataset, asked.tokenizer, asked.model.config, **room)
         check_policy(generator, asked, sampling, dataset)
         rows = list(_scored(generator, dataset, sampling, asked, dict(zip(names, functions, strict=True))))
     rows.sort(key=lambda row: (row["row"], row["sample"]))

@@ -27,6 +27,7 @@ from trl_ext.sequences.token_ids import prompt_ids, row_template_kwargs
 from trl_ext.sequences.unread_columns import warn_of_unread
 from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
 from trl_ext.sequences.windows import model_window
+from trl_ext.trainer_kit.kept_facts import kept
 
 TRAINER = "ImitationRewardTrainer"
 FIRST = 32  # rows of a stream that are looked at ahead, where one would say too little
@@ -98,10 +99,15 @@ def check_pairs(
         return _without_repeats(dataset, name, call) if repeats else dataset
     check_label_columns(dataset, name, call=call)
     rows = dataset.select_columns([column for column in columns if column in _LOOKED_AT])
-    changes, repeats = False, pair == SIDES
-    for index, row in enumerate(rows):
-        came = read(row, index)
-        changes, repeats = changes or came != row, repeats and repeats_prompt(came)
+
+    def look() -> tuple[bool, bool]:
+        changes, repeats = False, pair == SIDES
+        for index, row in enumerate(rows):
+            came = read(row, index)
+            changes, repeats = changes or came != row, repeats and repeats_prompt(came)
+        return changes, repeats
+
+    changes, repeats = kept(rows, "pairs", look, by=[pair, complete])
     if changes:
         dataset = dataset.map(read, with_indices=True, remove_columns=renamed, desc=f"Reading pairs of {name}")
     return _without_repeats(dataset, name, call) if repeats else dataset

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from trl_ext.reward_modeling.pair_labels import LARGEST, MARGIN, PROBABILITY
 from trl_ext.sequences.preference_rows import PROMPT_TOKENS, SIDES, check_complete, preference_row
+from trl_ext.trainer_kit.kept_facts import kept
 
 COMPLETIONS, RANKS = "completions", "ranks"  # columns that a user gives
 RANKED_IDS = "ranked_ids"  # column: tokens of each completion behind its prompt, best first
@@ -79,8 +80,13 @@ def _is_rank(value: Any) -> bool:
 def one_completion_a_row(dataset: Dataset, name: str, *, complete: bool) -> Dataset:
     """Rows as TRL tokenises pairs, one for each completion, which is on both sides; what else a list has is repeated."""
     dataset = dataset.with_format(None)
-    for index, row in enumerate(dataset.select_columns(["prompt", COMPLETIONS, RANKS])):
-        check_list(row, index, name, complete=complete)
+    rows = dataset.select_columns(["prompt", COMPLETIONS, RANKS])
+
+    def look() -> None:
+        for index, row in enumerate(rows):
+            check_list(row, index, name, complete=complete)
+
+    kept(rows, "lists", look, by=[complete])
     return dataset.map(
         _singles, batched=True, with_indices=True, remove_columns=dataset.column_names, desc=f"Reading lists of {name}"
     )

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from datasets import Dataset, IterableDataset
@@ -205,9 +205,33 @@ def _parameters(reward: Callable, *, follow_wrapped: bool = True) -> dict[str, i
 def _columns_and_rows(dataset: Dataset | IterableDataset) -> tuple[Columns, Sequence[int]]:
     """The columns that reach rewards, prompts as `prompts`, and the numbers of the rows that are looked at."""
     if isinstance(dataset, Dataset):
-        columns, rows = {name: dataset[name] for name in dataset.column_names}, range(len(dataset))
-    else:
-        first = next(iter(dataset), {})
-        columns, rows = {name: [value] for name, value in first.items()}, range(1 if first else 0)
-    prompts = {"prompts": columns["prompt"][:]} if "prompt" in columns else {}
+        return ReadColumns(dataset), range(len(dataset))
+    first = next(iter(dataset), {})
+    columns, rows = {name: [value] for name, value in first.items()}, range(1 if first else 0)
+    prompts = {"prompts": columns["prompt"]} if "prompt" in columns else {}
     return {name: values for name, values in columns.items() if name not in SAMPLED} | prompts, rows
+
+
+class ReadColumns(Mapping[str, list]):
+    """The columns of a data set that reach rewards, each of which is read when it is asked for, whole and once."""
+
+    def __init__(self, dataset: Dataset):
+        names = [name for name in dataset.column_names if name not in SAMPLED]
+        self._names = dict(zip(names, names, strict=True)) | (
+            {"prompts": "prompt"} if "prompt" in dataset.column_names else {}
+        )
+        self._dataset, self._read = dataset, {}
+
+    def __getitem__(self, name: str) -> list:
+        if name not in self._read:
+            self._read[name] = self._dataset[self._names[name]][:]
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names

@@ -15,10 +15,10 @@ from trl_ext.self_training.grow import Grower
 from trl_ext.self_training.self_training_config import ADAPTER_RATE, LEARNING_RATE, SelfTrainingConfig
 from trl_ext.self_training.self_training_engines import REFUSAL
 from trl_ext.self_training.self_training_rules import EPOCHS
-from trl_ext.sequences.prompt_rows import read_dataset
+from trl_ext.sequences.prompt_rows import completions_given, read_dataset
 from trl_ext.sequences.template_check import check_template_is_asked
 from trl_ext.sequences.vocabulary import check_vocabulary
-from trl_ext.sequences.windows import check_windows
+from trl_ext.sequences.windows import check_all_windows
 from trl_ext.trainer_kit.adapters import trains_adapter
 from trl_ext.trainer_kit.config_checks import defaults_of
 from trl_ext.trainer_kit.sharding import but_fsdp2, engine_asked, refuse_engine
@@ -128,8 +128,8 @@ def check_run(grower: Grower, eval_dataset: Dataset | None, *, trainer: str) -> 
 def check_rows(grower: Grower, dataset: Dataset, *, call: str) -> None:
     """Raise a ValueError for rows that a reward cannot read, or whose prompts are too long for the policy."""
     check_reward_columns(grower.scorer.rewards, dataset, call=call)
-    check_windows(
-        dataset["prompt"][:],
+    check_all_windows(
+        dataset,
         grower.policy.tokenizer,
         grower.policy.model.config,
         max_completion_length=grower.args.max_completion_length,
@@ -141,7 +141,7 @@ def check_rows(grower: Grower, dataset: Dataset, *, call: str) -> None:
 def _check_mixed(dataset: Dataset, trainer: str) -> None:
     """Raise a ValueError for a data set without an answer to mix in."""
     there = "completion" in dataset.column_names
-    if not there or all(answer is None for answer in dataset["completion"][:]):
+    if not there or not completions_given(dataset, call=f"{trainer}(train_dataset=…)"):
         what = "its column `completion` is None in all rows" if there else "it has no column `completion` to mix in"
         raise ValueError(
             f"{trainer}(train_dataset=…) with mix_dataset=True: {what}. Add {'answers' if there else 'one'}, or leave mix_dataset "

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from trl_ext.sequences.prompt_facts import reading_of
 from trl_ext.sequences.samples import as_completion
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, prompt_and_completion_ids
 from trl_ext.sequences.training_rows import TrainingRow, training_row
-from trl_ext.sequences.vocabulary import check_ids, unread_tokens
+from trl_ext.sequences.vocabulary import check_ids, embedding_rows, unread_tokens
 from trl_ext.sequences.windows import model_window
+from trl_ext.trainer_kit.kept_facts import kept
 
 
 def answer_rows(
@@ -66,6 +68,14 @@ def check_answers(
     """Raise a ValueError for the first of a data set's completions, if it has any, with a token without an embedding."""
     if dataset is None or "completion" not in dataset.column_names or not unread_tokens(tokenizer, config):
         return
-    told = zip(dataset["prompt"][:], dataset["completion"][:], strict=True)
-    read = (prompt_and_completion_ids(*pair, tokenizer, template_kwargs)[1] for pair in told if pair[1] is not None)
-    check_ids(read, tokenizer, config, call=call)
+
+    def look() -> None:
+        told = zip(dataset["prompt"], dataset["completion"], strict=True)
+        read = (
+            prompt_and_completion_ids(*pair, tokenizer, template_kwargs)[1] for pair in told if pair[1] is not None
+        )
+        check_ids(read, tokenizer, config, call=call)
+
+    reading = reading_of(tokenizer, template_kwargs)
+    by = None if reading is None else [*reading, embedding_rows(config)]
+    kept(dataset, "answers", look, columns=["prompt", "completion"], by=by)

@@ -6,15 +6,18 @@ A column is read once and each value looked at once: of 100 000 rows, text takes
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from itertools import count
+from dataclasses import asdict
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
 
+from trl_ext.sequences.prompt_facts import PromptFacts, column_values
 from trl_ext.sequences.text_shapes import EXPECTED, Fault, fault_of, shown, with_text
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.unread_columns import WHOLE
+from trl_ext.trainer_kit.kept_facts import batches, kept
 
 
 def read_dataset(
@@ -43,8 +46,7 @@ def read_dataset(
         raise ValueError(f"{call} has a column {images.pop()!r}: images are not supported. Drop it.")
     dataset = read_prompts(dataset, call=call)
     if completions and "completion" in dataset.column_names:
-        may_be_missing = name == "train_dataset"
-        check_completions(dataset["prompt"][:], dataset["completion"][:], call=call, may_be_missing=may_be_missing)
+        completions_given(dataset, call=call, may_be_missing=name == "train_dataset")
     return dataset
 
 
@@ -61,12 +63,43 @@ def read_prompts(dataset: Dataset, *, call: str, column: str = "prompt") -> Data
     Raises:
         ValueError: For the first row that is neither text nor messages, or says nothing, or is not like the first one.
     """
-    prompts = dataset.with_format(None)[column][:]
-    check_prompts(prompts, call=call, column=column)
-    _warn_of_answers(prompts, call=call, column=column)
-    if all(with_text(prompt) is prompt for prompt in prompts):
+    facts = prompt_facts(dataset, call=call, column=column)
+    _warn_of_answers(facts, len(dataset), call=call, column=column)
+    if not facts.in_parts:
         return dataset
     return dataset.map(lambda prompt: {column: with_text(prompt)}, input_columns=[column], desc="Reading messages")
+
+
+def prompt_facts(dataset: Dataset, *, call: str, column: str = "prompt") -> PromptFacts:
+    """What its prompts are, in one pass over them, of which the result is kept; a ValueError as `read_prompts` raises it."""
+
+    def find() -> dict[str, Any]:
+        facts = PromptFacts()
+        check_prompts(facts.noted(column_values(dataset, column)), call=call, column=column)
+        return asdict(facts)
+
+    return PromptFacts(**kept(dataset, "prompts", find, columns=[column]))
+
+
+def completions_given(dataset: Dataset, *, call: str, may_be_missing: bool = True) -> int:
+    """How many rows have a completion, each in the form of its prompt; a ValueError for the first that is not.
+
+    Args:
+        dataset: With prompts that are known to be prompts.
+        call, may_be_missing: As for `check_completions`.
+    """
+
+    def find() -> int:
+        rows, given = count(), 0
+        for batch in batches(dataset, columns):
+            told = [batch[name] for name in columns]
+            numbers = islice(rows, len(told[0]))
+            check_completions(*told, call=call, rows=numbers, may_be_missing=may_be_missing)
+            given += sum(completion is not None for completion in told[1])
+        return given
+
+    columns = ("prompt", "completion")
+    return kept(dataset, "completions", find, columns=columns, by=[may_be_missing])
 
 
 def lacks_prompts(columns: Sequence[str], *, call: str) -> ValueError:
@@ -175,19 +208,14 @@ def check_completions(
             raise ValueError(_told(completion, fault, row, call=call, column=column))
 
 
-def _warn_of_answers(prompts: list[Text], *, call: str, column: str) -> None:
-    answered = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str) and _is_answered(prompt)]
-    if answered:
+def _warn_of_answers(facts: PromptFacts, count: int, *, call: str, column: str) -> None:
+    if facts.answered:
         warnings.warn(
-            f"{call}: {len(answered)} of {len(prompts)} prompts, e.g. that of row {answered[0]}, end with what the "
+            f"{call}: {facts.answered} of {count} prompts, e.g. that of row {facts.first_answered}, end with what the "
             "assistant says, so that it is asked to speak again. If that is the answer, leave it out: "
             f"dataset = dataset.map(lambda row: {{{column!r}: row[{column!r}][:-1]}}).",
             stacklevel=4,
         )
-
-
-def _is_answered(prompt: list[dict]) -> bool:
-    return prompt[-1]["role"] == "assistant"
 
 
 def _told(value: Any, fault: Fault, row: int, *, call: str, column: str) -> str:

@@ -5,7 +5,7 @@ never read as text again, to which a tokenizer would add its own.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,9 +15,6 @@ from trl_ext.sequences.text_shapes import with_text
 from trl_ext.sequences.texts import Text
 
 TemplateKwargs = Mapping[str, Any] | None  # for the chat template: what `chat_template_kwargs` hold, and `tools`
-
-
-LOOKED_AT = 32  # of the longest prompts by letters
 
 
 class NoTemplate(ValueError):
@@ -31,12 +28,17 @@ def prompt_ids(prompt: Text, tokenizer: PreTrainedTokenizerBase, template_kwargs
     return _rendered(prompt, tokenizer, template_kwargs, add_generation_prompt=True)
 
 
-def longest_prompt_ids(
-    prompts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None
-) -> int:
-    """Tokens of the longest prompt, looked for among those of the most letters."""
-    longest = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LOOKED_AT:]
-    return max(len(prompt_ids(prompt, tokenizer, template_kwargs)) for prompt in longest)
+def many_prompt_ids(
+    prompts: list[Text], tokenizer: PreTrainedTokenizerBase, template_kwargs: TemplateKwargs = None
+) -> list[list[int]]:
+    """`prompt_ids` of several, which take less time together."""
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return tokenizer(prompts, verbose=False)["input_ids"]
+    how = {"tokenize": True, "return_dict": True, "add_generation_prompt": True} | dict(template_kwargs or {})
+    try:
+        return tokenizer.apply_chat_template(list(map(with_text, prompts)), **how)["input_ids"]
+    except Exception:  # of one of them, which says it by itself
+        return [prompt_ids(prompt, tokenizer, template_kwargs) for prompt in prompts]
 
 
 def prompt_text(

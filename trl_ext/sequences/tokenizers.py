@@ -37,6 +37,16 @@ def tokenizer_at(*places: str | os.PathLike | None) -> PreTrainedTokenizerBase |
         return None
 
 
+def reading_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Tells tokenizers apart by all that decides what they make of a prompt; None where that is more than can be read off."""
+    if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    tokenizer("", verbose=False)  # another call's padding or truncation is written down, too
+    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    parts += [type(tokenizer).__name__, tokenizer.split_special_tokens]
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Tells tokenizers apart by what their ids mean: equal vocabularies have equal fingerprints."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterable
 
+from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from trl_ext.sequences.prompt_facts import token_facts
+from trl_ext.sequences.prompt_rows import prompt_facts
 from trl_ext.sequences.template_check import check_has_template, check_template
 from trl_ext.sequences.texts import Text
 from trl_ext.sequences.token_ids import TemplateKwargs, prompt_ids
-from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, unread_tokens
+from trl_ext.sequences.vocabulary import check_ids, check_vocabulary, embedding_rows, unread_tokens
 
 
 def model_window(config: PretrainedConfig) -> int | None:
@@ -62,6 +65,52 @@ def check_windows(
     check_template(prompts, tokenizer, call=call, template_kwargs=template_kwargs, rows=rows)
 
 
+def check_all_windows(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    *,
+    max_completion_length: int,
+    call: str,
+    template_kwargs: TemplateKwargs = None,
+) -> None:
+    """`check_windows` of all prompts of a data set, of which no more is read than says that they fit, and that once."""
+    options = {"max_completion_length": max_completion_length, "call": call, "template_kwargs": template_kwargs}
+    facts, window = prompt_facts(dataset, call=call), model_window(config)
+    room = math.inf if window is None else window - max_completion_length
+    check_has_template([dataset[0]["prompt"]], tokenizer, call=call)
+    rows = embedding_rows(config) if unread_tokens(tokenizer, config) else None
+    if rows is not None:
+        check_vocabulary(tokenizer, config, call=call)
+    is_read = facts.asks or rows is not None or not _surely_fit(facts.longest, tokenizer, room)
+    if is_read and not _fit(dataset, tokenizer, template_kwargs, room=room, rows=rows):
+        check_windows(dataset["prompt"], tokenizer, config, **options)  # says which does not
+    asking = sorted(facts.asks.values())
+    prompts = [dataset[row]["prompt"] for row in asking]
+    check_template(prompts, tokenizer, call=call, template_kwargs=template_kwargs, rows=asking)
+
+
+def _fit(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: TemplateKwargs,
+    *,
+    room: float,
+    rows: int | None,
+) -> bool:
+    """Whether all prompts become tokens, as few as there is room for, and with ids below so many rows."""
+    try:
+        found = token_facts(dataset, tokenizer, template_kwargs)
+    except ValueError:
+        return False
+    return found["longest"] <= room and (rows is None or found["highest"] < rows)
+
+
 def _surely_fits(text: str, tokenizer: PreTrainedTokenizerBase, room: float) -> bool:
     """Whether it need not be read: a token is at least a byte, and a tokenizer may put a space before all."""
-    return len(text.encode()) + 1 + tokenizer.num_special_tokens_to_add() <= room
+    return _surely_fit(len(text.encode()), tokenizer, room)
+
+
+def _surely_fit(longest: int, tokenizer: PreTrainedTokenizerBase, room: float) -> bool:
+    """The same of texts of so many bytes at most."""
+    return longest + 1 + tokenizer.num_special_tokens_to_add() <= room

@@ -10,6 +10,8 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 
+from trl_ext.trainer_kit.kept_facts import kept
+
 HEAD = "score"  # of a reward or value model: random where it is new, and trained from there
 REFERENCE = "ref"  # TRL's name of the frozen copy of an adapter, from which KL is measured
 
@@ -62,7 +64,7 @@ def data_fingerprint(dataset: Dataset | IterableDataset | None) -> str | None:
     if dataset is None:
         return None
     if isinstance(dataset, Dataset):
-        return rows_fingerprint(dataset.column_names, dataset)
+        return kept(dataset, "fingerprint", lambda: rows_fingerprint(dataset.column_names, dataset))
     return stream_fingerprint(next(iter(dataset), {}))
 
 
