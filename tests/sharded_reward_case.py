@@ -175,6 +175,11 @@ def bad_input_of_fsdp2(folder: Path) -> dict[str, Tensor]:
     under("FSDP2")
     with pytest.raises(ValueError, match="the vocabulary head is the embedding, which FSDP and ZeRO-3 cut"):
         reward_trainer(folder, tied=True)
+    with pytest.raises(
+        ValueError, match=r"with SGD without momentum and save_strategy='steps': torch loads no optimizer"
+    ):
+        reward_trainer(folder, optim="sgd")
+    assert reward_trainer(folder, optim="sgd", optim_args="momentum=0.9").args.optim == "sgd"
     evaluates_no_sooner(folder, "FSDP2")
     margins_in_32_bits(folder / "halves")
     return {}

@@ -87,6 +87,7 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         get_batch_samples                  count the tokens of an accumulation window
         compute_loss                       add the terms of soft labels and lists, and the imitation term, from the states
                                            that the `score` head reads
+        evaluate                           refuse to before an engine is there that needs an optimizer beside the model
         log                                report it apart: `ranking_loss`, `imitation_loss`, `chosen_perplexity`
 
     Args:

@@ -21,6 +21,7 @@ from trl_ext.trainer_kit.loading import quiet_loading
 from trl_ext.trainer_kit.passes import under_adapter
 
 _TRAINER = "ImitationRewardTrainer"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _REMEDY = "Pass imitation_head=<the pretrained checkpoint, or its head as a module>, or set imitation_coef=0."
 
 
@@ -172,7 +173,7 @@ def _load(checkpoint: str, revision: str | None) -> tuple[Tensor, Tensor | None]
 
 
 def _check_weight(weight: Tensor, width: int, given: nn.Module | str | None) -> None:
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or weight.shape[1:] != (width,):
+    if weight.dtype not in DTYPES or weight.shape[1:] != (width,):
         raise ValueError(
             f"{_TRAINER}(imitation_head={given if isinstance(given, str) else type(given).__name__}): expected a "
             f"floating point weight of shape (vocabulary, {width}), got {weight.dtype} {tuple(weight.shape)}. Take "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule, StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.optim import SGD
 from transformers import PreTrainedModel
 
 from trl_ext.trainer_kit.cut_checks import check_may_be_cut
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def of_model(trainer: "Trainer") -> list[Refusal]:
-    """What a model that an engine is to cut may not be; a ValueError of its own of one whose maker knows why."""
+    """What a model that an engine is to cut, and what steps it, may not be; a ValueError of its own of one whose maker knows why."""
     check_may_be_cut(trainer.model)
     return [
+        *([_of_resuming(trainer)] if trainer.is_fsdp_enabled else []),
         (bool(trainer.args.torch_compile), "torch_compile=True", UNTRIED, "Leave it out"),
         (
             trainer.model.config.to_dict().get("quantization_config") is not None,
@@ -29,6 +31,19 @@ def of_model(trainer: "Trainer") -> list[Refusal]:
             DDP,
         ),
     ]
+
+
+def _of_resuming(trainer: "Trainer") -> Refusal:
+    """What saves checkpoints that FSDP2 cannot load."""
+    args, given = trainer.args, trainer.optimizer_cls_and_kwargs
+    kind, settings = given or (trainer.get_optimizer_cls_and_kwargs(args) if args.optim == "sgd" else (None, {}))
+    saves = args.save_strategy != "no" and not args.save_only_model
+    return (
+        saves and kind is SGD and not settings.get("momentum"),
+        f"SGD without momentum and save_strategy={args.save_strategy.value!r}",
+        "torch loads no optimizer that keeps nothing of its steps, so that no run could go on from a checkpoint",
+        "Set optim_args='momentum=0.9', another optim, or save_strategy='no'",
+    )
 
 
 def keep_outputs(plugin: "FullyShardedDataParallelPlugin") -> None:
