@@ -190,23 +190,15 @@ ADAMW = {
     "params": {**dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto"), "torch_adam": True},
 }
 ZERO_2, UNCLIPPED = {"zero_optimization": {"stage": 2}}, {k: v for k, v in CUT.items() if k != "gradient_clipping"}
+UNLIKE = (
+    "an `optimizer` in its config: it would be obeyed in the place of optim='adamw.*Leave it out: ImitationRewardConf"
+)
 ZERO = [
-    (
-        ZERO_2 | {"optimizer": {"type": "SGD", "params": {"lr": "auto"}}},
-        {},
-        "an `optimizer` in .* place of optim='adamw",
-    ),
-    (
-        ZERO_2 | {"optimizer": ADAMW},
-        {"weight_decay": 0.1},
-        "an `optimizer` in .* weight_decay=0.1. Leave it out: Imitation",
-    ),
+    (ZERO_2 | {"optimizer": ADAMW | {"type": "Lamb"}}, {}, UNLIKE),
+    (ZERO_2 | {"optimizer": ADAMW | {"params": {"lr": "auto"}}}, {}, UNLIKE),  # with DeepSpeed's own numbers
+    (ZERO_2 | {"optimizer": ADAMW}, {"weight_decay": 0.1}, UNLIKE),
     (ZERO_2 | {"scheduler": {"type": "WarmupLR", "params": {}}}, {}, "a `scheduler` in .* lr_scheduler_type='linear'"),
-    (
-        ZERO_2 | {"gradient_clipping": 1.0},
-        {},
-        r"=1.0 in its config, .*max_grad_norm=0.5\): the former would be obeyed",
-    ),
+    (ZERO_2 | {"gradient_clipping": 1.0}, {}, r"=1.0 in its config, .*grad_norm=0.5\): the former would be obeyed"),
     ({"zero_optimization": {"stage": 3}}, {}, "zero3_save_16bit_model=false: save_model would write no weights"),
 ]  # of DeepSpeed's config, of the trainer's, and what it says
 UNTRIED = [
@@ -224,6 +216,8 @@ def bad_input_of_zero(folder: Path) -> dict[str, Tensor]:
     for changes, options, message in ZERO:
         told_by_file(**CUT | changes)
         refused(message, folder, **options)
+    told_by_file(**CUT | ZERO_2 | {"optimizer": ADAMW})
+    reward_trainer(folder)
     told_by_file(**UNCLIPPED | ZERO_2)
     refused("no gradient_clipping in its config.*Set gradient_clipping to auto", folder)
     for changes in UNTRIED:

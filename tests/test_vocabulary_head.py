@@ -118,8 +118,15 @@ def test_an_embedding_that_is_cut_into_pieces(tokenizer):
     model = tiny_reward_model(tokenizer, tie_word_embeddings=True)
     own = nn.Linear(16, len(tokenizer), bias=False)
     assert imitation_head_of(model, own, tokenizer, revision=None, is_cut=True).size == len(tokenizer)
-    with pytest.raises(ValueError, match=r"cut into pieces. Pass imitation_head="):
-        imitation_head_of(model, None, tokenizer, revision=None, is_cut=True)
+    for origin, copied in (("", r"copy\.deepcopy\(model\.get_input_embeddings\(\)\)"), ("here", "'here'")):
+        model.config._name_or_path = origin
+        with pytest.raises(ValueError, match=f"cut into pieces. Pass imitation_head={copied} to read"):
+            imitation_head_of(model, None, tokenizer, revision=None, is_cut=True)
+
+
+def test_a_head_in_64_bits(tokenizer):
+    model = tiny_reward_model(tokenizer, tie_word_embeddings=True).double()
+    assert vocabulary_head(model).weight.dtype == torch.float64
 
 
 def test_untied_head_comes_from_the_checkpoint_in_its_dtype(tokenizer, tmp_path):

@@ -99,10 +99,11 @@ def _of_steps(trainer: "Trainer", told: dict[str, Any], own_optimizer: str | Non
 
 
 def _is_own(optimizer: dict[str, Any], trainer: "Trainer") -> bool:
-    """Whether DeepSpeed's optimizer does what the trainer's would; transformers compares its numbers, or fills them in.
+    """Whether DeepSpeed's optimizer does what the trainer's would.
 
-    It decays all weights, norms and biases, too, which the trainer's spares.
+    Numbers that it is told transformers compares, or fills in for "auto"; others are DeepSpeed's own. It decays all weights,
+    norms and biases, too, which the trainer's spares.
     """
-    args = trainer.args
+    args, told = trainer.args, optimizer.get("params", {}).keys()
     plain = args.optim in ADAMW and not args.weight_decay and trainer.optimizer_cls_and_kwargs is None
-    return plain and optimizer.get("type", "").lower() == "adamw"
+    return plain and optimizer.get("type", "").lower() == "adamw" and {"lr", "betas", "eps", "weight_decay"} <= told
