@@ -52,13 +52,14 @@ def made(
     whole: list[str] | None = None,
     tied: bool = False,
     streamed: bool = False,
+    held_out: int = 8,
     method: str = "RAFT",
     **options,
 ) -> RAFTTrainer:
-    """Two stages over eight prompts, which the policy itself completes; three held-out ones."""
+    """Two stages over eight prompts, which the policy itself completes; and held-out ones."""
     tokenizer, cls = byte_tokenizer(), getattr(trl_ext, f"{method}Trainer")
     policy = tiny_llama(tokenizer, tie_word_embeddings=tied)
-    settings = {"eval_dataset": HELD_OUT, "improve_steps": 3, "optim": "adamw_torch"}
+    settings = {"eval_dataset": HELD_OUT.select(range(held_out)), "improve_steps": 3, "optim": "adamw_torch"}
     if method == "ReST":
         settings["columns"] = COMPLETIONS
     if streamed:
@@ -277,9 +278,17 @@ def refused_by_zero(folder: Path, *, method: str) -> dict[str, Tensor]:
     return {}
 
 
+def come_apart() -> None:
+    """Each process on a machine of its own, with the others' disk; each counts its processes from 1, as a container does."""
+    os.environ.update({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
+    os.getpid = lambda: 1
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target, what, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    if options.pop("apart", False):
+        come_apart()
     if sys.argv[4] != "DDP":
         shard_on_cpu(engine=sys.argv[4], patience=options.pop("patience", 240))
     results = globals()[what](target, **options)

@@ -49,7 +49,12 @@ CASES = {
     },
     "RAFT, adapter, a stream, ranked by KL": {"streamed": True, "stage_batch_size": 5, "beta": 0.1},
     "RAFT, full, evaluated first, seven prompts": {"full": True, "eval_on_start": True, "prompts": PROMPTS[1:]},
-    "RAFT, adapter, one prompt": {"prompts": PROMPTS[:1]},
+    "RAFT, adapter, one prompt, one held out": {
+        "prompts": PROMPTS[:1],
+        "held_out": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+    },
     "ReST, full, back to the best": REST | {"full": True, "improve_steps": 4, "improve_patience": 1},
     "ReST, adapter, recomputed": REST | {"gradient_checkpointing": True},
 }
@@ -58,7 +63,7 @@ CASES = {
 BY_DDP = (
     "RAFT++, adapter, accumulated",
     "RAFT, full, evaluated first, seven prompts",
-    "RAFT, adapter, one prompt",
+    "RAFT, adapter, one prompt, one held out",
     "ReST, full, back to the best",
 )
 
@@ -101,7 +106,8 @@ def test_saved_evaluated_and_resumed(tmp_path, options):
     full, options = "full" in options, options | {"save_strategy": "steps", "save_steps": 2}
     one = run(tmp_path / "one", after=saved_and_evaluated, **sizes(8, **options))
     two = tmp_path / "two"
-    both = in_two(two, "used", case="sharded_raft_case", **sizes(4, **options))
+    apart = {"apart": True} if full else {}  # on two machines, with one disk
+    both = in_two(two, "used", case="sharded_raft_case", **sizes(4, **options, **apart))
     torch.testing.assert_close(both, one, **CLOSE)
     name = "model.safetensors" if full else "adapter_model.safetensors"
     saved, expected = (load_file(folder / "saved" / name) for folder in (two, tmp_path / "one"))
