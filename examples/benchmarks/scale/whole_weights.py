@@ -22,14 +22,13 @@ from transformers import AutoModelForCausalLM
 from examples.benchmarks.common.made_models import SHAPES, config_of, word_tokenizer
 from examples.benchmarks.common.quiet_runs import quiet
 from examples.benchmarks.scale.cpu_processes import ROOT, launch_command, leave, take_for_cards
-from examples.benchmarks.scale.rows import memory
+from examples.benchmarks.scale.rows import GIVEN_BACK, memory
 from examples.benchmarks.scale.table_stages import even_words
 from trl_ext import RAFTConfig, RAFTTrainer
 from trl_ext.trainer_kit.whole_copies import WholeCopy
 
 MIB = 2**20
 PATIENCE = 900  # seconds that the launch may take
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed is no longer resident
 FIELDS = ("weights", "before", "while whole", "behind", "gathered in, s")
 
 
