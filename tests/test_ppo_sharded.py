@@ -5,22 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from cpu_sharding import FSDP2
 from sharded_case import CLOSE, Server, goes_on_alike, in_two, learned, synced
 from table_case import TABLE, run
 from tiny import byte_tokenizer, tiny_llama
 from trl.generation import vllm_generation
 from two_processes import run_in_two
-
-
-def test_the_example_says_what_is_tested_here():
-    """By the names that `accelerate launch` gives a file's settings in its processes' environment."""
-    settings = yaml.safe_load(Path(__file__).parents[1].joinpath("examples/accelerate/fsdp2.yaml").read_text())
-    said = {name.upper(): str(value).lower() for name, value in settings["fsdp_config"].items()}
-    assert settings["distributed_type"] == "FSDP"
-    assert said == {name: value.lower() for name, value in FSDP2.items() if name.startswith("FSDP_")}
-
 
 CASES = {
     "head, full": {"kind": "head", "full": True},
