@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from trl_ext.trainer_kit.engine_words import SELF_TRAINING, engine_refusal
+from trl_ext.trainer_kit.engine_words import CUT_BASE, SELF_TRAINING, engine_refusal
 
 ENGINES = {"fsdp2": "FSDP2", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}
 TRAINERS = {"raft": "RAFTTrainer", "rest": "ReSTTrainer"}  # of those that an engine is refused to
@@ -70,8 +70,7 @@ def _of_cutting(s: Any) -> Iterator[tuple[bool, str, str]]:
     yield (
         s.shards and bool(s.shared) and s.lora is not None and roles > 1,
         f"{call}, shared=True",
-        f"{roles} roles on one SharedBase are refused: the base is cut as the part of one, and the others' passes would find "
-        "pieces. Give shared=False.",
+        f"{roles} roles on one SharedBase are refused: the base is cut {CUT_BASE}. Give shared=False.",
     )
     yield (
         s.shards and s.on_policy and s.generator != "transformers",

@@ -20,12 +20,13 @@ from trl_ext.shared_base.merge import Merged, merge_adapter
 from trl_ext.shared_base.shared_tree import make_shareable, scorer_over, storage_bytes, tree_over
 from trl_ext.trainer_kit.cut_checks import ask_before_cutting
 from trl_ext.trainer_kit.device import checked_device, checked_dtype, default_device
+from trl_ext.trainer_kit.engine_words import CUT_BASE
 from trl_ext.trainer_kit.loading import loading, whole_loading
 from trl_ext.trainer_kit.offloading import Slot, replace_storages, tensor_slots
 from trl_ext.trainer_kit.seeds import check_seed
 from trl_ext.trainer_kit.sharding import engine_asked, refuse_engine
 
-CUT = "it cuts the base as the part of one role: the others would find pieces or rounded weights, or keep all of it"
+CUT = f"it cuts the base {CUT_BASE}"
 Bits = Literal[8, 4] | None
 Adapter = str | os.PathLike | LoraConfig | None
 

@@ -10,6 +10,9 @@ SELF_TRAINING = {
     "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}; one that "
     "is served already may be sampled there (EndpointGenerator)",
 }
+CUT_BASE = (
+    "as the part of one role: the others would find pieces or rounded weights, or keep all of it"  # of a SharedBase
+)
 CUT_HEAD = "FSDP and ZeRO-3 cut into pieces"  # the embedding, that a reward model's imitation term reads
 
 
