@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, load_dataset
+from filelock import FileLock
 from ppo_case import even_letters, ppo_trainer
 from self_training_case import trainer
 from tiny import ON_CPU, byte_tokenizer, tiny_config, tiny_reward_model
@@ -200,6 +201,13 @@ def test_a_function_of_ones_own_that_makes_others_of_the_rows(folder):
     loud, soft = (rows.with_transform(partial(ending_in, mark)) for mark in "!?")
     found = [kept(each, "first", lambda each=each: each[0]["prompt"]) for each in (rows, loud, soft) * 2]
     assert found == ["say 0", "say 0!", "say 0?"] * 2
+
+
+def test_a_process_that_reads_for_too_long_is_not_waited_for(folder, monkeypatch):
+    monkeypatch.setattr(kept_facts, "PATIENCE", 0.1)
+    rows = Dataset.from_dict({"prompt": TEXTS})
+    with FileLock(f"{kept_facts._place(rows, 'n', None, ())}.lock"):
+        assert kept(rows, "n", lambda: 1) == 1
 
 
 def ending_in(mark: str, batch: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from trl_ext.trainer_kit.whole_files import written_whole
 
 VERSION = 1  # of what is found: raised where a check reads otherwise
 KEPT_FROM = 10_000  # rows; fewer are read again sooner than it is worth a file
+PATIENCE = 600.0  # seconds that a process waits for what another one reads, before it reads for itself
 AT_ONCE = 1000  # rows that are in memory together
 _contents: WeakKeyDictionary[Dataset, dict[tuple, str]] = WeakKeyDictionary()
 
@@ -107,11 +108,11 @@ def _content(dataset: Dataset, columns: tuple[str, ...]) -> str:
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """One process of a machine at a time, where a lock can be written."""
+    """One process of a machine at a time, where a lock can be written, and is had in time."""
     lock = FileLock(f"{path}.lock")
     with suppress(OSError, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(timeout=PATIENCE)
     try:
         yield
     finally:
