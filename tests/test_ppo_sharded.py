@@ -1,6 +1,5 @@
 """Two processes between which FSDP2 shards policy and critic must take PPO's steps as one process does."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from sharded_case import CLOSE, Server, goes_on_alike, in_two, learned, synced
 from table_case import TABLE, run
 from tiny import byte_tokenizer, tiny_llama
 from trl.generation import vllm_generation
-from two_processes import run_in_two
 
 CASES = {
     "head, full": {"kind": "head", "full": True},
@@ -82,14 +80,3 @@ def test_what_holds_while_it_is_sharded(tmp_path, what):
 
 def test_what_is_refused_before_it_is_sharded(tmp_path):
     in_two(tmp_path / "two", "refused_to_begin")
-
-
-def test_a_checkpoint_of_another_engine(tmp_path):
-    options = {"per_device_train_batch_size": 4, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    folder = tmp_path / "ddp"
-    done = run_in_two(Path(__file__).parent / "table_case.py", folder, json.dumps(options))
-    assert done.returncode == 0, done.stderr[-3000:]
-    resume = json.dumps(options | {"resume": str(folder / "checkpoint-1")})
-    refused = run_in_two(Path(__file__).parent / "sharded_case.py", tmp_path / "fsdp2", "trained", resume, "FSDP2")
-    said = "it was written under one device or data parallelism, and now runs under FSDP2"
-    assert refused.returncode and said in refused.stderr, refused.stderr[-3000:]

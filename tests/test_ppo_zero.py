@@ -67,7 +67,7 @@ def test_values_are_in_float32_where_weights_are_in_bfloat16(tmp_path, kind, eng
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("what", ["from_paths", "stopped", "refused_by_zero", "own_disks"])
+@pytest.mark.parametrize("what", ["from_paths", "stopped", "values_first", "refused_by_zero", "own_disks"])
 def test_what_else_must_not_go_wrong_in_silence(tmp_path, what, engine):
     in_two(tmp_path / "two", what, engine=engine, per_device_train_batch_size=4)
 

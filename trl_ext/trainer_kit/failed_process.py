@@ -8,7 +8,7 @@ from functools import partial
 from types import TracebackType
 
 OF_ANOTHER = re.compile(r"process \d+ of \d+ failed: ")  # as `processes.together` raises it in all others
-HEAD_START = 3.0  # seconds in which the process that failed says why, and ends, before the others do
+HEAD_START = 5.0  # seconds in which the process that failed says why, and ends, before the others do
 
 
 def is_of_another(error: BaseException) -> bool:
