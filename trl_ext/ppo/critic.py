@@ -43,7 +43,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden_states: Tensor, **_) -> Tensor:
         """`(B, L, H)` hidden states to `(B, L)` values."""
         with torch.autocast(hidden_states.device.type, enabled=False):  # 16 bits are too coarse for a return
-            return self.linear(hidden_states).squeeze(-1)
+            return self.linear(hidden_states).squeeze(-1).clone()  # FSDP2 warns of what is only a view
 
 
 class ValueModel(nn.Module):
@@ -62,7 +62,7 @@ class ValueModel(nn.Module):
         """`(B, L)` token ids to `(B, L)` values."""
         with seen_in(self._score_head, lambda args, output: output) as scores:
             self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return scores[0].squeeze(-1).float()
+        return scores[0].squeeze(-1).float().clone()
 
     @property
     def _score_head(self) -> nn.Module | None:
