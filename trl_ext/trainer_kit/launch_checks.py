@@ -30,6 +30,7 @@ def _of_launch(trainer: Trainer) -> list[Refusal]:
     own = "fp16" if args.fp16 else "bf16" if args.bf16 else "no"
     precisions = (os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), accelerator.mixed_precision)
     other = next((precision for precision in precisions if precision not in ("no", own)), None)
+    instead = f", or the config's to {other!r}" if other in ("bf16", "fp16") else ""
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     compiler = accelerator.state.dynamo_plugin.backend.value.lower()
     return [
@@ -37,7 +38,7 @@ def _of_launch(trainer: Trainer) -> list[Refusal]:
             other is not None,
             f"accelerate's mixed_precision={other!r} beside bf16={args.bf16}, fp16={args.fp16}",
             "one of the two would be passed over",
-            f"Set accelerate's to 'no', or the config's to {other!r}",
+            f"Set accelerate's to 'no'{instead}",
         ),
         (
             steps.isdecimal() and int(steps) not in (1, args.gradient_accumulation_steps),
