@@ -42,16 +42,16 @@ def test_saved_evaluated_and_resumed(tmp_path, kind, full):
 
 
 @pytest.mark.parametrize(
-    ("engine", "kind", "full"),
+    ("engine", "kind", "options"),
     [
-        ("FSDP2, whole between passes", "model", False),
-        ("FSDP2, whole between passes", "head", True),
-        ("FSDP2, by a layer's name", "model", True),
+        ("FSDP2, whole between passes", "model", {"full": False, "whole": ["lm_head"]}),
+        ("FSDP2, whole between passes", "head", {"full": True}),
+        ("FSDP2, by a layer's name", "model", {"full": True}),
     ],
 )
-def test_other_settings(tmp_path, engine, kind, full):
+def test_other_settings(tmp_path, engine, kind, options):
     """What examples/accelerate/fsdp2.yaml may say besides; an adapter rests in the reference's pass, and learns again."""
-    goes_on_alike(tmp_path, engine=engine, kind=kind, full=full)
+    goes_on_alike(tmp_path, engine=engine, kind=kind, **options)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "adapter"])
