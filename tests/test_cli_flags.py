@@ -181,7 +181,7 @@ def test_transformers_option_of_the_same_name(here, capsys, monkeypatch):
 def test_it_reaches_transformers(given, here, monkeypatch):
     (here / "d.yaml").write_text("debug: underflow_overflow\n")
     taken = []
-    monkeypatch.setattr("trl_ext.cli.training_command.train_rows", lambda data: None)
+    monkeypatch.setattr("trl_ext.cli.training_command.train_rows", lambda data, streamed: None)
     monkeypatch.setattr("trl_ext.cli.training_command.eval_rows", lambda data, asked: None)
     monkeypatch.setattr(
         "trl_ext.cli.training_command.gathered", lambda asked, *rows: taken.append(asked.args) or 1 / 0

@@ -1,7 +1,5 @@
 """Two processes between which FSDP2 shards policy and critic must take PPO's steps as one process does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from sharded_case import CLOSE, Server, goes_on_alike, in_two, learned, synced
