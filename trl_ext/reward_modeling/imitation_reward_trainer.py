@@ -253,14 +253,16 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         pairs = pairs_of(beside, self.accelerator)
         read = seen_in(self._score_head(), lambda args, output: args[0]) if _imitates(self.args) else nullcontext([])
         with read as states:
-            reads = pairs.read_by(scores_in_float32(model) if _imitates(self.args) else model)
-            loss, outputs = super().compute_loss(reads, inputs, True, num_items_in_batch)
+            loss, outputs = super().compute_loss(pairs.read_by(self._scorer(model)), inputs, True, num_items_in_batch)
         self._keep_last(inputs | beside, pairs, outputs)
         own = self._counted_rows(pairs, outputs.logits)
         loss = self._with_labels(loss, pairs, outputs.logits.squeeze(-1), inputs.get("margin", 0.0), own)
         if _imitates(self.args):
             loss = self._with_imitation(loss, inputs | beside, states[0], num_items_in_batch, own)
         return (loss, outputs) if return_outputs else loss
+
+    def _scorer(self, model: Callable) -> Callable:
+        return scores_in_float32(model) if _imitates(self.args) else model
 
     def _counted_rows(self, pairs: PlainPairs, rewards: Tensor) -> int | None:
         """How many rows of this process's batch metrics are of: in an evaluation by several none is counted twice."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")  # of transformers, which DeepSpeed's AdamW is, too
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def of_deepspeed(trainer: "Trainer", *, own_optimizer: str | None = None) -> list[Refusal]:
@@ -44,7 +45,7 @@ def of_deepspeed(trainer: "Trainer", *, own_optimizer: str | None = None) -> lis
 def of_one_dtype(
     trainer: "Trainer", *, beside: Set[torch.dtype] = frozenset(), why: str = "it takes one dtype"
 ) -> Refusal:
-    """What it cannot train together, unless it casts all to bfloat16.
+    """What it cannot train together with tensors in 16 bits, unless it casts all to bfloat16.
 
     Args:
         trainer: With its model.
@@ -53,7 +54,7 @@ def of_one_dtype(
     """
     trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
     return (
-        len(trained | beside) > 1 and not trainer.args.bf16,
+        len(trained | beside) > 1 and not trained.isdisjoint(HALVES) and not trainer.args.bf16,
         f"bf16=False and trained tensors in {', '.join(sorted(map(str, trained)))}",
         why,
         "Set bf16=True, or load the model in float32",
