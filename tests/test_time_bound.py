@@ -149,7 +149,7 @@ def test_the_table_is_of_dense_products():
         (["--hours"], "there is no card here. Name one"),
         (["--gpu", "A100", "--hours"], "'A100': expected one card. Give 'A100 40GB' or 'A100 80GB'"),
         (["--gpu", "RTX 4091"], "Did you mean 'RTX 4090'?"),
-        (["--gpu", "H100", "--hours", "--prompts", "0"], "prompts=0): expected a whole number"),
+        (["--gpu", "H100", "--hours", "--prompts", "0"], "--prompts 0: expected a whole number from 1 on"),
         (["--gpu", "H100", "--hours", "--prompts", "9", "--max-steps", "9"], "expected one of them"),
         (["--gpu", "H100", "--prompts", "9"], "--prompts: it says how long a run is. Give --hours too"),
     ],

@@ -55,7 +55,7 @@ def kept(
         if found is None:
             found = {"found": _as_json(find())}
             with suppress(OSError), written_whole(path) as partial:
-                partial.write_text(json.dumps(found))
+                partial.write_text(json.dumps(found), encoding="utf-8")
     return found["found"]
 
 
@@ -121,7 +121,7 @@ def _turn(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # it is not there, or damaged
         return None
     return found if isinstance(found, dict) and "found" in found else None
