@@ -10,6 +10,7 @@ from trl_ext.trainer_kit.refusals import UNTRIED, Refusal
 if TYPE_CHECKING:
     from transformers import Trainer
 
+TOLD = {"lr", "betas", "eps", "weight_decay"}  # of the trainer's config, to DeepSpeed's AdamW
 ADAMW = ("adamw_torch", "adamw_torch_fused")  # of transformers, which DeepSpeed's AdamW is, too
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -102,9 +103,9 @@ def _of_steps(trainer: "Trainer", told: dict[str, Any], own_optimizer: str | Non
 def _is_own(optimizer: dict[str, Any], trainer: "Trainer") -> bool:
     """Whether DeepSpeed's optimizer does what the trainer's would.
 
-    Numbers that it is told transformers compares, or fills in for "auto"; others are DeepSpeed's own. It decays all weights,
-    norms and biases, too, which the trainer's spares.
+    Numbers that it is told transformers compares, or fills in for "auto"; where it is told less they are DeepSpeed's own, and
+    more makes another optimizer of it (`amsgrad`). It decays all weights, norms and biases, too, which the trainer's spares.
     """
     args, told = trainer.args, optimizer.get("params", {}).keys()
     plain = args.optim in ADAMW and not args.weight_decay and trainer.optimizer_cls_and_kwargs is None
-    return plain and optimizer.get("type", "").lower() == "adamw" and {"lr", "betas", "eps", "weight_decay"} <= told
+    return plain and optimizer.get("type", "").lower() == "adamw" and told - {"torch_adam"} == TOLD
