@@ -166,6 +166,15 @@ def evaluates_no_sooner(folder: Path, engine: str) -> None:
         reward_trainer(folder).evaluate()
 
 
+def trains_once(folder: Path) -> None:
+    """An evaluation leaves some weights whole, which accelerate would not find again in the optimizer."""
+    trainer = reward_trainer(folder, **BEGINS)
+    trainer.train()
+    trainer.evaluate()
+    with pytest.raises(ValueError, match=r"train\(.* under FSDP2, after it has trained .*Make another trainer"):
+        trainer.train()
+
+
 def bad_input_of_fsdp2(folder: Path) -> dict[str, Tensor]:
     under("FSDP2", FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT")
     refused("under FSDP2 with .*save_model would write no weights. Set it to FULL_STATE_DICT", folder)
@@ -181,6 +190,7 @@ def bad_input_of_fsdp2(folder: Path) -> dict[str, Tensor]:
         reward_trainer(folder, optim="sgd")
     assert reward_trainer(folder, optim="sgd", optim_args="momentum=0.9").args.optim == "sgd"
     evaluates_no_sooner(folder, "FSDP2")
+    trains_once(folder / "once")
     margins_in_32_bits(folder / "halves")
     return {}
 
@@ -196,6 +206,7 @@ UNLIKE = (
 ZERO = [
     (ZERO_2 | {"optimizer": ADAMW | {"type": "Lamb"}}, {}, UNLIKE),
     (ZERO_2 | {"optimizer": ADAMW | {"params": {"lr": "auto"}}}, {}, UNLIKE),  # with DeepSpeed's own numbers
+    (ZERO_2 | {"optimizer": ADAMW | {"params": ADAMW["params"] | {"amsgrad": True}}}, {}, UNLIKE),
     (ZERO_2 | {"optimizer": ADAMW}, {"weight_decay": 0.1}, UNLIKE),
     (ZERO_2 | {"scheduler": {"type": "WarmupLR", "params": {}}}, {}, "a `scheduler` in .* lr_scheduler_type='linear'"),
     (ZERO_2 | {"gradient_clipping": 1.0}, {}, r"=1.0 in its config, .*grad_norm=0.5\): the former would be obeyed"),

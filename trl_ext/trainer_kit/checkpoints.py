@@ -31,7 +31,7 @@ from trl_ext.trainer_kit.output_dirs import OutputDirWatch
 from trl_ext.trainer_kit.overrides import replaced
 from trl_ext.trainer_kit.processes import from_main, has_lost_another, together
 from trl_ext.trainer_kit.rates import RATES, own_rates
-from trl_ext.trainer_kit.sharding import engine_of
+from trl_ext.trainer_kit.sharding import check_untrained, engine_of
 from trl_ext.trainer_kit.streams import check_first_pass
 from trl_ext.trainer_kit.trl_versions import saved_by_all
 from trl_ext.trainer_kit.watched_runs import WatchedTrainer
@@ -85,11 +85,7 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
         call = f"{type(self).__name__}.train(resume_from_checkpoint={shown!r})"
         if not isinstance(resume, str | PathLike | bool | None):
             raise ValueError(f"{call}: expected True, None or the path of a checkpoint, got {type(resume).__name__}.")
-        if self.is_deepspeed_enabled and self.deepspeed is not None:
-            raise ValueError(
-                f"{call} under DeepSpeed, after it has trained or evaluated: its engine takes no second optimizer. Make another "
-                "trainer, from the saved weights or to go on from a checkpoint."
-            )
+        check_untrained(self, call=call)
         self._check_disk()
         self._check_processes(resume, call)
         saves = self.args.should_save

@@ -117,6 +117,19 @@ def check_prepared(trainer: Trainer, is_prepared: bool) -> None:
         )
 
 
+def check_untrained(trainer: Trainer, *, call: str) -> None:
+    """Raise a ValueError for a training of what an engine has prepared before: it takes no second optimizer.
+
+    accelerate looks for those that FSDP2 has cut by their addresses, of which some are whole by then, and some are 0.
+    """
+    is_cut = isinstance(trainer.model, FSDPModule)
+    if is_cut or (trainer.is_deepspeed_enabled and trainer.deepspeed is not None):
+        raise ValueError(
+            f"{call} under {'FSDP2' if is_cut else 'DeepSpeed'}, after it has trained or evaluated: its engine takes no second "
+            "optimizer. Make another trainer, from the saved weights or to go on from a checkpoint."
+        )
+
+
 def as_cut(model: nn.Module) -> nn.Module:
     """A model, each of whose parameters is the piece that is trained where FSDP2 cuts it.
 
