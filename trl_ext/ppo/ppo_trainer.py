@@ -211,7 +211,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
         self.text = text_mix(ptx_dataset, self._tokenizer, self.model.config, args)
         self.add_callback(CriticCallback(self.critic, self.rollouts.policy_rests))
         self.add_callback(self.memory)
-        self._note_beginning(value_model=self.critic.own_model)
+        with taken_out(self.model):  # the policy is the same wherever its critic is
+            self._note_beginning(value_model=self.critic.own_model)
 
     def _take_policy(self, adapters: dict[str, Tensor], datasets: dict[str, Rows | None]) -> None:
         """Check the policy, and what it is to read; make it ready to be trained.
