@@ -20,9 +20,10 @@ def of_zero(trainer: "GRPOTrainer") -> list[Refusal]:
 
 def _of_steps(trainer: "GRPOTrainer") -> list[Refusal]:
     args, stage = trainer.args, trainer.accelerator.state.deepspeed_plugin.zero_stage
-    why = "it takes one dtype, and the critic is in float32"
+    own = torch.get_default_dtype()  # a new head's
+    why = f"it takes one dtype, and the critic is in {str(own).removeprefix('torch.')}"
     return [
-        *([of_one_dtype(trainer, beside={torch.float32}, why=why)] if stage == 3 else []),
+        *([of_one_dtype(trainer, beside={own}, why=why)] if stage == 3 else []),
         (
             args.critic_warmup_rollouts > 0,
             f"critic_warmup_rollouts={args.critic_warmup_rollouts}",
