@@ -6,9 +6,10 @@ from transformers import Trainer
 
 from trl_ext.ppo.zero_checks import of_zero, say_how_it_clips
 from trl_ext.rewards.reward_columns import holders_in
+from trl_ext.trainer_kit.engine_words import FSDP2_OR_DDP
 from trl_ext.trainer_kit.fsdp_settings import gather_head, keep_outputs, of_model, of_plugin
 from trl_ext.trainer_kit.refusals import UNTRIED, Refusal, refuse_settings
-from trl_ext.trainer_kit.sharding import DDP, SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
+from trl_ext.trainer_kit.sharding import SHARDING, but_for, check_uncut, engine_asked, engine_of, refuse_engine
 
 if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
@@ -18,7 +19,7 @@ REFUSAL = {
     "trainer": "PPOTrainer",
     "runs": "on one device, with data parallelism, under FSDP2 or under DeepSpeed ZeRO-1 to ZeRO-3",
     "why": "its critic is inside the model that those shard, and outside for the other engines",
-    "instead": f"Launch it with `accelerate launch --config_file examples/accelerate/fsdp2.yaml`, or without. {DDP}",
+    "instead": FSDP2_OR_DDP,
 }
 
 SETTINGS = {
