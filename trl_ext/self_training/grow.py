@@ -198,6 +198,8 @@ class Grower:
         return {"log_probs": now, "initial_log_probs": then, "kl": kl}
 
     def _select(self, files: GrowFiles, parts: int, stage: int) -> None:
+        for part in range(parts):
+            seen(files.scored(part))
         samples = files.selection_columns(parts)
         if not len(samples.scores):
             raise ValueError(

@@ -17,6 +17,7 @@ from trl_ext.self_training.prompt_stream import Position, PromptStream, Row
 from trl_ext.self_training.schedule import Schedule
 from trl_ext.sequences.prompt_rows import read_dataset
 from trl_ext.trainer_kit.fingerprints import data_fingerprint, stream_fingerprint
+from trl_ext.trainer_kit.machines import seen
 from trl_ext.trainer_kit.row_files import MixedColumn, mixtures_named
 
 PROMPTS_NAME = re.compile(r"prompts-\d{3,}\.parquet")
@@ -99,7 +100,7 @@ class StreamPrompts:
         write_table(path, table.replace_schema_metadata(dataset.features.arrow_schema.metadata | said))
 
     def of(self, stage: int, folder: Path, schedule: Schedule) -> StageRows:
-        dataset = Dataset(read_table(prompts_file(folder, stage)))
+        dataset = Dataset(read_table(seen(prompts_file(folder, stage))))
         return StageRows(dataset, np.arange(len(dataset)))
 
     def _as_dataset(self, rows: list[Row]) -> Dataset:
