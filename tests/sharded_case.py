@@ -128,8 +128,9 @@ def in_16_bits(folder: Path, **options) -> dict[str, Tensor]:
 def refused(folder: Path, **options) -> dict[str, Tensor]:
     """What a trainer says that cannot do it while it is sharded."""
     trainer = table_trainer(folder, **options)
-    with pytest.raises(ValueError, match=r"evaluate\(\) under FSDP2, before train"):
-        trainer.evaluate(trainer.train_dataset)
+    for ask in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=r"evaluate\(\) or predict\(\) under FSDP2, before train"):
+            ask(trainer.train_dataset)
     with pytest.raises(ValueError, match=r"save_value_model\('x'\) under FSDP2: the trunk is in pieces"):
         trainer.save_value_model("x")
     return {}
@@ -314,7 +315,7 @@ def refused_by_zero(folder: Path, **options) -> dict[str, Tensor]:
     policy = tiny_llama(byte_tokenizer()).bfloat16()
     with nullcontext() if int(os.environ["RANK"]) else said:
         trainer = table_trainer(folder / "a", save_strategy="steps", save_steps=1, max_steps=2, **options)
-    with pytest.raises(ValueError, match=r"evaluate\(\) under DeepSpeed ZeRO-.*, before train"):
+    with pytest.raises(ValueError, match=r"evaluate\(\) or predict\(\) under DeepSpeed ZeRO-.*, before train"):
         trainer.evaluate(trainer.train_dataset)
     trainer.train()
     with pytest.raises(ValueError, match=r"train\(.*under DeepSpeed, after it has trained.*Make another trainer"):

@@ -8,6 +8,7 @@ WHAT is a function below. What it returns is written to FOLDER, one file per pro
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,8 +163,12 @@ def refused(message: str, folder: Path, **options) -> None:
 
 
 def evaluates_no_sooner(folder: Path, engine: str) -> None:
-    with pytest.raises(ValueError, match=rf"ImitationRewardTrainer.evaluate\(\) under {engine}, before train"):
-        reward_trainer(folder).evaluate()
+    trainer = reward_trainer(folder)
+    for ask in (trainer.evaluate, partial(trainer.predict, trainer.train_dataset)):
+        with pytest.raises(
+            ValueError, match=rf"ImitationRewardTrainer.evaluate\(\) or predict\(\) under {engine}, before train"
+        ):
+            ask()
 
 
 def trains_once(folder: Path) -> None:

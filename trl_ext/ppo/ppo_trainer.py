@@ -270,9 +270,8 @@ class PPOTrainer(OlderCalls, LikeLengths, FiniteSteps, ResumableTrainer, GRPOTra
             sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
 
-    def evaluate(self, *args, **kwargs):
+    def _check_evaluates(self) -> None:
         check_prepared(self, not self.critic.is_inside or self.optimizer is not None)
-        return super().evaluate(*args, **kwargs)
 
     def prediction_step(self, *args, **kwargs):
         loss, *others = super().prediction_step(*args, **kwargs)

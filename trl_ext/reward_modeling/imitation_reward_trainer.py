@@ -87,7 +87,6 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
         get_batch_samples                  count the tokens of an accumulation window
         compute_loss                       add the terms of soft labels and lists, and the imitation term, from the states
                                            that the `score` head reads
-        evaluate                           refuse to before an engine is there that needs an optimizer beside the model
         log                                report it apart: `ranking_loss`, `imitation_loss`, `chosen_perplexity`
 
     Args:
@@ -277,9 +276,8 @@ class ImitationRewardTrainer(CountedOnce, FiniteSteps, ResumableTrainer, RewardT
     def _first_rows(self, inputs, count):
         return first_rows(inputs, count)
 
-    def evaluate(self, *args, **kwargs):
+    def _check_evaluates(self) -> None:
         check_evaluates(self)
-        return super().evaluate(*args, **kwargs)
 
     def _with_labels(
         self, loss: Tensor, pairs: PlainPairs, rewards: Tensor, margin: Tensor | float, own: int | None

@@ -365,8 +365,10 @@ class SelfTrainingTrainer(CountedOnce, FiniteSteps, ResumableTrainer, SFTTrainer
 
     # Held-out prompts
 
-    def evaluate(self, eval_dataset=None, *args, **kwargs):
+    def _check_evaluates(self) -> None:
         check_evaluates(self)
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
         eval_dataset = read_eval_dataset(eval_dataset, self.args, trainer=type(self).__name__)

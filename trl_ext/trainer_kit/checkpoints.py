@@ -79,6 +79,13 @@ class ResumableTrainer(WatchedTrainer, OutputDirWatch):
                 raise RuntimeError(self._without_another(error)) from error
             raise
 
+    def evaluation_loop(self, *args, **kwargs):
+        self._check_evaluates()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _check_evaluates(self) -> None:
+        """What a trainer checks before it evaluates or predicts."""
+
     def _open(self, resume: str | PathLike | bool | None) -> str | None:
         """Check all that can be checked, then make the output_dir this run's; the checkpoint to go on from."""
         shown = str(resume) if isinstance(resume, PathLike) else resume

@@ -112,7 +112,7 @@ def check_prepared(trainer: Trainer, is_prepared: bool) -> None:
     """Raise a ValueError for an evaluation of what an engine is to cut, and has not yet."""
     if not is_prepared:
         raise ValueError(
-            f"{type(trainer).__name__}.evaluate() under {engine_of(trainer)}, before train(): accelerate shards a model with its "
+            f"{type(trainer).__name__}.evaluate() or predict() under {engine_of(trainer)}, before train(): accelerate shards a model with its "
             "optimizer only. Set eval_on_start=True, or evaluate what is saved in one process."
         )
 
