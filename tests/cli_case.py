@@ -7,6 +7,14 @@ import pytest
 
 from trl_ext.cli import main
 
+# Of the commands that train.
+PROMPTS = [{"question": f"say {word}", "wanted": 3} for word in ("it", "that", "so", "more")] * 4
+PAIRS = [{"prompt": f"say {i}", "chosen": " yes, and so", "rejected": " no"} for i in range(8)]
+REWARDS = """
+def nearness(completions, wanted, **columns):
+    return [-float(abs(len(text) - want)) for text, want in zip(completions, wanted, strict=True)]
+"""
+
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_case import folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
+from cli_case import PAIRS, PROMPTS, REWARDS, folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
 from datasets import IterableDataset
 from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
@@ -16,12 +16,6 @@ from trl_ext.cli import main
 from trl_ext.cli.command_arguments import DataArguments
 from trl_ext.cli.data_rows import train_rows
 
-PROMPTS = [{"question": f"say {word}", "wanted": 3} for word in ("it", "that", "so", "more")] * 4
-PAIRS = [{"prompt": f"say {i}", "chosen": " yes, and so", "rejected": " no"} for i in range(8)]
-REWARDS = """
-def nearness(completions, wanted, **columns):
-    return [-float(abs(len(text) - want)) for text, want in zip(completions, wanted, strict=True)]
-"""
 SHORT = """
 model_name_or_path: model
 columns: [prompt=question]

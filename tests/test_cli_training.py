@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_case import folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
+from cli_case import PAIRS, PROMPTS, REWARDS, folder_here, refused, write_rows  # noqa: F401 - the fixture `here`
 from datasets import Dataset
 from peft import PeftConfig
 from safetensors.torch import load_file
@@ -21,13 +21,7 @@ from trl_ext.cli.dry_run import shortened
 
 TRAINING = ("reward", "ppo", "raft", "rest")
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
-PROMPTS = [{"question": f"say {word}", "wanted": 3} for word in ("it", "that", "so", "more")] * 4
 FITS = ["--max_length", "64"]  # of the models below, which have a window of 256
-PAIRS = [{"prompt": f"say {i}", "chosen": " yes, and so", "rejected": " no"} for i in range(8)]
-REWARDS = """
-def nearness(completions, wanted, **columns):
-    return [-float(abs(len(text) - want)) for text, want in zip(completions, wanted, strict=True)]
-"""
 SHORT = """
 model_name_or_path: model
 dataset_name: prompts.jsonl

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ppo_engines_case import evaluated_first, greedy, wrote
 from sharded_case import CLOSE, in_two
+from torch import Tensor
 from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[1]
@@ -30,25 +32,28 @@ def unclipped(engine: str) -> dict:
     return {"max_grad_norm": 0.0} if engine.startswith("ZeRO") else {}
 
 
+def as_one(case: Callable, folder: Path, engine: str, **options) -> dict[str, Tensor]:
+    """What a case tells of one process, and two that an engine has started tell alike."""
+    options |= unclipped(engine)
+    one = case(folder / "one", per_device_train_batch_size=8, **options)
+    both = in_two(folder / "two", case.__name__, case=CASE.stem, engine=engine, **HALF, **options)
+    torch.testing.assert_close(both, one, **CLOSE)
+    return one
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("kind", "full"), [("head", True), ("model", False)])
 def test_an_evaluation_may_come_first(tmp_path, engine, kind, full):
     """What it says, the rollouts and the weights after it: as one process."""
-    options = {"kind": kind, "full": full} | unclipped(engine)
-    one = evaluated_first(tmp_path / "one", per_device_train_batch_size=8, **options)
-    both = in_two(tmp_path / "two", "evaluated_first", case=CASE.stem, engine=engine, **HALF, **options)
-    torch.testing.assert_close(both, one, **CLOSE)
+    as_one(evaluated_first, tmp_path, engine, kind=kind, full=full)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("kind", "full"), [("head", False), ("model", True)])
 def test_the_tokens_are_those_of_one_process(tmp_path, engine, kind, full):
     """Each completion's that TRL samples, in both rollouts, and what is learned from them."""
-    options = {"kind": kind, "full": full} | unclipped(engine)
-    one = greedy(tmp_path / "one", per_device_train_batch_size=8, **options)
-    both = in_two(tmp_path / "two", "greedy", case=CASE.stem, engine=engine, **HALF, **options)
+    one = as_one(greedy, tmp_path, engine, kind=kind, full=full)
     assert len([name for name in one if name.endswith(".tokens")]) == 16
-    torch.testing.assert_close(both, one, **CLOSE)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -13,6 +13,7 @@ from trl_ext.cli.training_command import main as run
 from trl_ext.generation import FileGenerator, VLLMGenerator
 from trl_ext.generation.protocol import Generator
 from trl_ext.self_training import RAFTConfig, RAFTTrainer
+from trl_ext.self_training.grow import needs_log_probs
 from trl_ext.self_training.self_training_input import checked_args, read_eval_dataset
 from trl_ext.self_training.self_training_trainer import SelfTrainingTrainer
 from trl_ext.self_training.stage_prompts import stage_prompts
@@ -78,7 +79,7 @@ class RAFTCommand(PolicyCommand):
         batch = {"batch": self.args.generation_batch_size} if self.args.generation_batch_size else {}
         if self.sampler.generator in ("transformers", "vllm"):
             return batch | {"generator": self.sampler.generator}
-        passed = bool(self.args.beta) or self.args.importance_clip is not None or self.args.eval_strategy != "no"
+        passed = needs_log_probs(self.args) or self.args.eval_strategy != "no"
         return batch | {"generator": "file", "policy_passes": passed}
 
 

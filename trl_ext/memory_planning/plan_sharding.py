@@ -12,7 +12,7 @@ all gradients                                          between the micro-batches
 from trl_ext.memory_planning.layer_kinds import ModelShape
 from trl_ext.memory_planning.memory_terms import adapter_params
 from trl_ext.memory_planning.plan_settings import PlanSettings
-from trl_ext.memory_planning.plan_zero import COPY, FP32, GATHERED, UNCUT, gathered_by_zero
+from trl_ext.memory_planning.plan_zero import COPY, FP32, GATHERED, UNCUT, gathered_by_zero, part
 
 REFERENCE = "reference, gathered"
 UNIT = "one unit, being cut"
@@ -25,12 +25,12 @@ def share(size: int, settings: PlanSettings) -> int:
     >>> share(10, PlanSettings(shard="fsdp2", num_gpus=4))
     3
     """
-    return -(-size // settings.num_gpus) if settings.cuts_weights else size
+    return part(size, settings) if settings.cuts_weights else size
 
 
 def state_share(size: int, settings: PlanSettings) -> int:
     """The same of gradients and of the optimizer's states, which ZeRO-2 cuts too."""
-    return -(-size // settings.num_gpus) if settings.shards else size
+    return part(size, settings) if settings.shards else size
 
 
 def held_whole(shape: ModelShape, settings: PlanSettings, phase: str) -> dict[str, int]:
@@ -40,10 +40,8 @@ def held_whole(shape: ModelShape, settings: PlanSettings, phase: str) -> dict[st
     if settings.is_zero:
         return gathered_by_zero(shape, settings, phase)
     if phase != "train" and not settings.on_policy:
-        there = settings.samples_policy or (
-            settings.generator == "vllm" and phase == "score"
-        )  # it waits while vLLM samples
-        return {COPY: copied(shape, settings)} if there else {}
+        waited = settings.generator == "vllm" and phase == "score"  # while vLLM sampled
+        return {COPY: copied(shape, settings)} if settings.samples_policy or waited else {}
     beside = settings.has_critic and phase != "generate"  # the critic's own embedding, while it runs
     ends = shape.embedding_params * (1 + beside)
     return {GATHERED: settings.compute_width * (AT_ONCE * layer_params(shape, settings) + ends)}

@@ -51,7 +51,7 @@ def beside_training(count: int, settings: PlanSettings, *, width: int) -> dict[s
     if settings.shard == "ddp":
         return {DDP: width * count}
     if settings.shard == "zero3":
-        return {BUFFERS: _part(width * count, settings) + width * settings.reduce_bucket_size}
+        return {BUFFERS: part(width * count, settings) + width * settings.reduce_bucket_size}
     return {}
 
 
@@ -68,7 +68,7 @@ def backward_by_zero(count: int, largest: int, settings: PlanSettings) -> dict[s
     if settings.shard == "zero3":
         return made | {REDUCED: width * bucket if count > bucket else 0}
     waiting = 1 + settings.accumulates
-    return made | {BUFFERS: waiting * _part(width * count, settings) + width * bucket}
+    return made | {BUFFERS: waiting * part(width * count, settings) + width * bucket}
 
 
 def step_by_zero(count: int, settings: PlanSettings) -> list[dict[str, int]]:
@@ -76,10 +76,11 @@ def step_by_zero(count: int, settings: PlanSettings) -> list[dict[str, int]]:
     width = settings.compute_width
     at_once = FP32 + (width if width < FP32 else 0)
     if settings.shard == "zero2":
-        return [{STEPPED: _part((width + at_once) * count, settings)}]
+        return [{STEPPED: part((width + at_once) * count, settings)}]
     exchanged = width * min(count, settings.reduce_bucket_size)
-    return [{REDUCED: exchanged}, {STEPPED: _part(at_once * min(count, SUB_GROUP), settings)}]
+    return [{REDUCED: exchanged}, {STEPPED: part(at_once * min(count, SUB_GROUP), settings)}]
 
 
-def _part(size: int, settings: PlanSettings) -> int:
+def part(size: int, settings: PlanSettings) -> int:
+    """A card's part of so many bytes: ⌈size / N⌉."""
     return -(-size // settings.num_gpus)

@@ -182,7 +182,7 @@ class Grower:
     @property
     def needs_log_probs(self) -> bool:
         """Whether its rows have the policy's log-probabilities."""
-        return bool(self.args.beta) or self.args.importance_clip is not None
+        return needs_log_probs(self.args)
 
     def _log_probs(self, samples: list[Sample]) -> dict[str, list]:
         """log π of each token of a completion; for λ also log π_0, at the run's beginning, and kl = Σ_t log π − log π_0."""
@@ -210,6 +210,11 @@ class Grower:
         bounds = score_bounds(samples.scores, earlier, self.args, stage=stage)
         seed = stable_seed(self.args.seed, "random", stage)
         files.finish_selected(parts, select(samples, self.args, bounds=bounds, seed=seed))
+
+
+def needs_log_probs(args: SelfTrainingConfig) -> bool:
+    """Whether a run's rows have the policy's log-probabilities."""
+    return bool(args.beta) or args.importance_clip is not None
 
 
 def schedule_of(args: SelfTrainingConfig, prompts: int) -> Schedule:

@@ -233,11 +233,11 @@ class SharedBase:
             coming: How many more roles there will be.
         """
         engine = engine_asked()
-        if engine is not None and len(self._roles) + coming > 1:
-            gc.collect()  # a role that nobody holds may wait for it
-            refuse_engine(
-                engine if len(self._roles) + coming > 1 else None, trainer="SharedBase with several roles", why=CUT
-            )
+        if engine is None or len(self._roles) + coming < 2:
+            return
+        gc.collect()  # a role that nobody holds may wait for it
+        if len(self._roles) + coming > 1:
+            refuse_engine(engine, trainer="SharedBase with several roles", why=CUT)
 
     def roles(self) -> dict[str, PeftModel]:
         """The roles in use, by kind and name."""

@@ -8,10 +8,10 @@ SELF_TRAINING = {
     "why": "engines shard the model that is sampled from, and under FSDP2 alone its weights are put together for that",
     "instead": f"{FSDP2_OR_DDP}; one that is served already may be sampled there (EndpointGenerator)",
 }
-CUT_BASE = (
-    "as the part of one role: the others would find pieces or rounded weights, or keep all of it"  # of a SharedBase
-)
-CUT_HEAD = "FSDP and ZeRO-3 cut into pieces"  # the embedding, that a reward model's imitation term reads
+# Of the base under a SharedBase's roles.
+CUT_BASE = "as the part of one role: the others would find pieces or rounded weights, or keep all of it"
+# Of the embedding that a reward model's imitation term reads.
+CUT_HEAD = "FSDP and ZeRO-3 cut into pieces"
 
 
 def engine_refusal(engine: str, *, trainer: str, why: str, runs: str, instead: str) -> str:

@@ -73,9 +73,7 @@ def engine_of(trainer: Trainer) -> str | None:
 def _engine_in(state: dict[str, Any]) -> str | None:
     fsdp, deepspeed = state.get("fsdp_plugin"), state.get("deepspeed_plugins")
     parallel = state.get("parallelism_config")
-    kinds = (
-        ("tp", "cp", "sp") if fsdp is None else ("tp", "cp", "sp", "dp_replicate")
-    )  # the last alone is data parallel
+    kinds = ["tp", "cp", "sp"] + (["dp_replicate"] if fsdp is not None else [])  # which alone is data parallel
     split = [kind for kind in kinds if parallel is not None and getattr(parallel, f"{kind}_enabled", False)]
     if split:  # also beside FSDP2 or DeepSpeed, which those need
         return f"accelerate's parallelism_config ({', '.join(split)})"
